@@ -1,0 +1,95 @@
+"""Views of the training images: crop, flip and mixup, as pure functions of pixels and keys.
+
+A view is made once and shown to every network. Randomness is keyed by the example's position in
+the global batch, never by the device that holds it, so any number of devices sees the same views.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.batches import Array
+
+# Streams of randomness of one step. New ones are added at the end: the numbers are part of what
+# makes a run reproducible.
+STREAM_CROP_FLIP, STREAM_LAMBDA, STREAM_DROPOUT = range(3)
+
+
+def stream_key(seed: jax.Array, step: jax.Array, stream: int) -> jax.Array:
+    """Return the key of one stream of randomness at one step: a pure function of the three."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), stream)
+
+
+def position_keys(key: jax.Array, positions: Array) -> jax.Array:
+    """Return one key per example, from its position in the global batch.
+
+    Args:
+      key: a stream's key.
+      positions: int32 `[n]`, positions in the global batch.
+
+    Returns:
+      keys `[n]`.
+    """
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+
+
+def crop_and_flip(
+    images: jax.Array,
+    indices: Array,
+    keys: jax.Array,
+    *,
+    crop_pad_px: int,
+    flip: bool,
+) -> jax.Array:
+    """Gather examples, each cropped from its zero-padded image and perhaps mirrored.
+
+    Gathering, cropping and flipping are one gather of rows and columns: no padded copy is made.
+
+    Args:
+      images: uint8 `[N, H, W, C]`, the whole set.
+      indices: int32 `[n]` into `images`.
+      keys: keys `[n]`.
+      crop_pad_px: the crop's origin is uniform over `[-crop_pad_px, crop_pad_px]` in both
+        directions; pixels outside the image are black. 0 turns it off.
+      flip: mirror left to right with probability one half.
+
+    Returns:
+      uint8 `[n, H, W, C]`.
+    """
+    if crop_pad_px == 0 and not flip:
+        return images[indices]
+    height, width = images.shape[1:3]
+
+    def origin_and_mirror(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key_crop, key_flip = jax.random.split(key)
+        origin = jax.random.randint(key_crop, (2,), -crop_pad_px, crop_pad_px + 1)
+        return origin, jax.random.bernoulli(key_flip) & flip
+
+    origin, mirror = jax.vmap(origin_and_mirror)(keys)
+    rows = origin[:, :1] + jnp.arange(height)
+    columns = origin[:, 1:] + jnp.arange(width)
+    columns = jnp.where(mirror[:, None], columns[:, ::-1], columns)
+    row_inside = (rows >= 0) & (rows < height)
+    column_inside = (columns >= 0) & (columns < width)
+    pixels = images[
+        indices[:, None, None],
+        jnp.clip(rows, 0, height - 1)[:, :, None],
+        jnp.clip(columns, 0, width - 1)[:, None, :],
+    ]
+    inside = row_inside[:, :, None] & column_inside[:, None, :]
+    return jnp.where(inside[..., None], pixels, 0)
+
+
+def to_pixels(images: jax.Array) -> jax.Array:
+    """Return uint8 images as float32 pixels in [0, 1]."""
+    return images.astype(jnp.float32) / 255.0
+
+
+def mix(first: jax.Array, second: jax.Array, lam: jax.Array) -> jax.Array:
+    """Return `lam * first + (1 - lam) * second`; `lam` is a scalar or one value an example.
+
+    Source: Zhang et al. 2018 (mixup), applied to the inputs alone: labels are not mixed here.
+    """
+    lam = lam.reshape(lam.shape + (1,) * (first.ndim - lam.ndim)) if lam.ndim else lam
+    return lam * first + (1.0 - lam) * second

@@ -1,0 +1,74 @@
+"""Which examples make up which step: a pure function of the step, so resuming is exact.
+
+The training set is walked through in one endless line: one permutation an epoch, laid end to end
+and cut into batches. So every example is seen exactly once an epoch, whatever the batch size, and
+no remainder is dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+Array = np.ndarray | jax.Array  # NumPy on the host, JAX inside a step
+
+
+class Batch(NamedTuple):
+    """What one step needs to make its own views; every field is int32 `[batch]`.
+
+    Attributes:
+      example: index in the training set.
+      position: in the global batch; it keys the example's augmentation.
+      partner, partner_position: the same of the example it is mixed with.
+    """
+
+    example: Array
+    position: Array
+    partner: Array
+    partner_position: Array
+
+
+@functools.lru_cache(maxsize=2)  # a batch spans two epochs at most times
+def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    rng = np.random.default_rng([seed, epoch])
+    return rng.permutation(num_examples).astype(np.int32)
+
+
+def examples_at(step: int, batch_size: int, num_examples: int, seed: int) -> np.ndarray:
+    """Return the indices of the examples of one step, int32 `[batch_size]`.
+
+    Args:
+      step: counted from 0.
+      batch_size: of the whole step, over all devices.
+      num_examples: in the training set.
+      seed: of the order.
+    """
+    first = step * batch_size
+    parts = []
+    while (left := (step + 1) * batch_size - first) > 0:
+        epoch, offset = divmod(first, num_examples)
+        part = _permutation(num_examples, seed, epoch)[offset : offset + left]
+        parts.append(part)
+        first += len(part)
+    return np.concatenate(parts)
+
+
+def batch_at(step: int, batch_size: int, num_examples: int, seed: int) -> Batch:
+    """Return the global batch of one step; each example's mixup partner is its neighbour.
+
+    The partner is the next position of the global batch (a roll by one, as big_vision does), so
+    it does not depend on which device holds what, and no pair repeats.
+    """
+    example = examples_at(step, batch_size, num_examples, seed)
+    position = np.arange(batch_size, dtype=np.int32)
+    return Batch(example, position, np.roll(example, -1), np.roll(position, -1))
+
+
+def steps_in(epochs: float, batch_size: int, num_examples: int) -> int:
+    """Return the number of steps after which so many epochs have been seen in full."""
+    # The tolerance keeps e.g. 0.1 * 30 epochs from gaining a step to rounding.
+    return max(1, math.ceil(epochs * num_examples / batch_size - 1e-6))

@@ -1,0 +1,66 @@
+"""The one kind of error that is meant for people, and how commands report it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from kd_jax import console
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """A wrong input, told in one sentence: the value, what was expected, what to do.
+
+    Commands print it without a traceback and exit with code 2. Any other exception is a bug of
+    ours and keeps its traceback.
+    """
+
+
+def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+    """Run a command's `main`, turning `UserError` into one line on stderr and exit code 2.
+
+    Args:
+      main: takes the arguments after absl has removed the flags that it knows.
+      argv: program name and arguments; `sys.argv` by default.
+    """
+    from absl import flags
+
+    console.set_up()
+    try:
+        rest = flags.FLAGS(list(sys.argv if argv is None else argv))
+    except flags.Error as error:
+        fail(str(error))
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # ml_collections raises these for an unknown field or a value of the wrong type.
+        fail(_first_line(error))
+    try:
+        if len(rest) > 1:
+            raise UserError(
+                f"unexpected argument {rest[1]!r}: every option is written --name=value, and a "
+                "config field --config.field=value"
+            )
+        main(rest)
+    except UserError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(message: str) -> None:
+    """Print `error: message` as one line on stderr and exit with code 2."""
+    sys.stdout.flush()
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.args[0]) if error.args else str(error)
+    lines = [line for line in text.splitlines() if line.strip()]
+    # ml_collections wraps an error in a config file as "Error whilst parsing ...\n\n<traceback>":
+    # the last line is the one that says what is wrong.
+    if lines and "Error whilst parsing config file" in lines[0]:
+        return f"the config file cannot be read: {lines[-1]}"
+    return lines[0] if lines else repr(error)

@@ -1,0 +1,83 @@
+"""How good a student is, and how like its teacher: NumPy functions of logits.
+
+Every one looks at all examples of a split at once, so nothing is an average of averages.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return float64 log-probabilities `[N, classes]` of `logits / temperature`."""
+    scaled = logits.astype(np.float64) / temperature
+    scaled = scaled - scaled.max(axis=-1, keepdims=True)
+    return scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
+
+
+def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return how many classes stand before the label, int `[N]`; of equals the lower index wins."""
+    own = np.take_along_axis(logits, labels[:, None], axis=-1)
+    before = np.arange(logits.shape[-1]) < labels[:, None]
+    return np.sum((logits > own) | ((logits == own) & before), axis=-1)
+
+
+def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Return the percentage of examples whose label is among the k largest logits."""
+    return 100.0 * float(np.mean(label_ranks(logits, labels) < k))
+
+
+def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of -log p(label), in nats."""
+    return -float(np.mean(np.take_along_axis(log_softmax(logits), labels[:, None], axis=-1)))
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Return the expected calibration error in percent, over equal-width bins of confidence.
+
+    Source: Guo et al. 2017, section 2.
+    """
+    probs = np.exp(log_softmax(logits))
+    confidence = probs.max(axis=-1)
+    correct = probs.argmax(axis=-1) == labels
+    chosen = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(chosen, confidence - correct, minlength=bins)
+    return 100.0 * float(np.abs(gaps).sum()) / len(labels)
+
+
+def agreement(student_logits: np.ndarray, teacher_logits: np.ndarray) -> float:
+    """Return the percentage of examples on which both choose the same class."""
+    return 100.0 * float(np.mean(student_logits.argmax(-1) == teacher_logits.argmax(-1)))
+
+
+def kl_to_teacher(student_logits: np.ndarray, teacher_logits: np.ndarray) -> float:
+    """Return the mean KL(teacher || student) at temperature 1, in nats."""
+    teacher_log_probs, student_log_probs = log_softmax(teacher_logits), log_softmax(student_logits)
+    gaps = np.exp(teacher_log_probs) * (teacher_log_probs - student_log_probs)
+    return float(np.mean(gaps.sum(axis=-1)))
+
+
+def summary(
+    logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray | None = None
+) -> dict[str, float]:
+    """Return every measure of one split, rounded where floats stop meaning anything.
+
+    Args:
+      logits: float `[N, classes]`.
+      labels: int `[N]`.
+      teacher_logits: float `[N, classes]`, of the same examples in the same order.
+
+    Returns:
+      `top1`, `top5`, `ece` (percent), `nll` (nats), and with a teacher `agreement` (percent) and
+      `kl_to_teacher` (nats).
+    """
+    measures = {
+        "top1": top_k(logits, labels, 1),
+        "top5": top_k(logits, labels, 5),
+        "nll": negative_log_likelihood(logits, labels),
+        "ece": calibration_error(logits, labels),
+    }
+    if teacher_logits is not None:
+        measures["agreement"] = agreement(logits, teacher_logits)
+        measures["kl_to_teacher"] = kl_to_teacher(logits, teacher_logits)
+    return {name: round(value, 6) for name, value in measures.items()}

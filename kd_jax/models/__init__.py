@@ -1,0 +1,196 @@
+"""The zoo: names of architectures, and a network as the rest of the project sees it.
+
+A network is a Flax module together with the normalisation of its pixels. Pixels stay pixels, in
+[0, 1], until a network takes them: so teacher and student cannot but see the same view, each under
+its own normalisation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.errors import UserError
+from kd_jax.models import layers
+from kd_jax.models.mobilenetv3 import MobileNetV3
+from kd_jax.models.resnet import ResNet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet8": functools.partial(ResNet, 1),
+    "resnet20": functools.partial(ResNet, 3),
+    "resnet32": functools.partial(ResNet, 5),
+    "resnet44": functools.partial(ResNet, 7),
+    "resnet56": functools.partial(ResNet, 9),
+    "mobilenet_v3_small": functools.partial(MobileNetV3, cifar=False),
+    "mobilenet_v3_small_cifar": functools.partial(MobileNetV3, cifar=True),
+}
+
+Variables = Mapping[str, Any]
+
+_DENSE_STD = 0.01  # of linear layers at first, in the references of VGG and MobileNet
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A module and the normalisation that belongs to it.
+
+    Attributes:
+      arch: its name in `MODELS`.
+      module: `module.apply(variables, normalised_images, train=...)` gives logits.
+      mean, std: of the pixels in [0, 1], one value a channel.
+    """
+
+    arch: str
+    module: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the head."""
+        return self.module.num_classes
+
+    def normalise(self, pixels: jax.Array) -> jax.Array:
+        """Return `(pixels - mean) / std`; `pixels` is `[batch, H, W, C]` in [0, 1]."""
+        return (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+    def init(self, seed: int, image_shape: tuple[int, int, int]) -> Variables:
+        """Return fresh float32 variables in host memory, for images of shape `[H, W, C]`.
+
+        Drawn by NumPy, each leaf from (seed, its path): the same on every platform and under every
+        version of JAX, and without compiling a program of a hundred random generators.
+        """
+        shapes = flat_shapes(self, image_shape)
+        flat = {path: _initial_value(path, shape, seed) for path, shape in shapes.items()}
+        return flax.traverse_util.unflatten_dict(flat)
+
+    def logits(self, variables: Variables, pixels: jax.Array) -> jax.Array:
+        """Return float32 logits `[batch, classes]` in eval mode, under running statistics."""
+        logits = self.module.apply(variables, self.normalise(pixels), train=False)
+        return jnp.asarray(logits, jnp.float32)
+
+    def train_logits(
+        self, variables: Variables, pixels: jax.Array, dropout_keys: jax.Array | None
+    ) -> tuple[jax.Array, Variables]:
+        """Return float32 logits in train mode, and the updated batch statistics.
+
+        Args:
+          variables: `params` and `batch_stats`.
+          pixels: float32 `[batch, H, W, C]` in [0, 1].
+          dropout_keys: keys `[batch]`, or None for no dropout.
+        """
+        logits, updates = self.module.apply(
+            variables,
+            self.normalise(pixels),
+            train=True,
+            dropout_keys=dropout_keys,
+            mutable=["batch_stats"],
+        )
+        return logits.astype(jnp.float32), updates["batch_stats"]
+
+
+def build(
+    arch: str,
+    num_classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    axis_name: str | None = None,
+    dropout_rate: float = 0.0,
+) -> Network:
+    """Return the network `arch` with a head of `num_classes`.
+
+    Args:
+      arch: a name in `MODELS`.
+      num_classes: width of the head.
+      mean, std: normalisation of pixels in [0, 1], one value a channel.
+      axis_name: the pmap axis over which batch norm is synchronised in training.
+      dropout_rate: before the head, in training.
+
+    Raises:
+      UserError: `arch` is not in the zoo.
+    """
+    check_arch(arch)
+    module = MODELS[arch](num_classes=num_classes, axis_name=axis_name, dropout_rate=dropout_rate)
+    return Network(arch, module, tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def _initial_value(path: tuple[str, ...], shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Return a leaf's first value: He over the fan-out for convolutions, as the references do."""
+    if path[-1] in ("scale", "var"):
+        return np.ones(shape, np.float32)
+    if path[-1] in ("bias", "mean"):
+        return np.zeros(shape, np.float32)
+    if path[-1] != "kernel":
+        raise ValueError(f"no initialiser for {'/'.join(path)}")
+    convolution = len(shape) == 4
+    std = np.sqrt(2.0 / (shape[0] * shape[1] * shape[3])) if convolution else _DENSE_STD
+    rng = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])
+    return (std * rng.standard_normal(shape)).astype(np.float32)
+
+
+def check_arch(arch: str) -> None:
+    """Raise `UserError` unless `arch` is in the zoo."""
+    if arch not in MODELS:
+        raise UserError(f"unknown architecture {arch!r}: expected one of {', '.join(MODELS)}")
+
+
+def count_params(network: Network, image_shape: tuple[int, int, int]) -> int:
+    """Return the number of trained parameters; nothing is computed on a device."""
+    variables = _abstract_variables(network, image_shape)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def count_madds(network: Network, image_shape: tuple[int, int, int]) -> int:
+    """Return the multiply-adds of one image's forward pass: convolutions and linear layers.
+
+    Counted from the traced program, so it cannot disagree with the code. Padding counts as if it
+    were pixels, the custom of published tables.
+    """
+    variables = _abstract_variables(network, image_shape)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with layers.lowering("plain"):
+        traced = jax.make_jaxpr(network.logits)(variables, images)
+    return _madds(traced.jaxpr)
+
+
+def flat_shapes(
+    network: Network, image_shape: tuple[int, int, int]
+) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Return the shape of every leaf by its path; nothing is computed on a device."""
+    tree = _abstract_variables(network, image_shape)
+    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree).items()}
+
+
+def _abstract_variables(network: Network, image_shape: tuple[int, int, int]) -> Any:
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(network.module.init, jax.random.key(0), images)
+
+
+def _madds(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval  # HWIO: everything but O is summed over
+            total += equation.outvars[0].aval.size * kernel.size // kernel.shape[-1]
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval
+            depth = 1
+            for axis in contracted:
+                depth *= left.shape[axis]
+            total += equation.outvars[0].aval.size * depth
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += _madds(inner)
+    return total

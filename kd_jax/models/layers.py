@@ -1,0 +1,236 @@
+"""Convolutions, batch norm, dropout and activations that every network is built from.
+
+Parameters and mathematics are those of the ordinary layers. Only the lowering differs: XLA's CPU
+backend is slow on depthwise, 1x1, few-channel and tiny-map convolutions, so on CPU these become
+multiply-adds and matrix products. On GPU and TPU every convolution is the ordinary
+`lax.conv_general_dilated`. The choice is made here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_forced_lowering: str | None = None
+
+
+@contextlib.contextmanager
+def lowering(name: str) -> Iterator[None]:
+    """Trace under a given lowering, `"cpu"` or `"plain"`, whatever the backend (for tests)."""
+    global _forced_lowering
+    before, _forced_lowering = _forced_lowering, name
+    try:
+        yield
+    finally:
+        _forced_lowering = before
+
+
+def _current_lowering() -> str:
+    return _forced_lowering or ("cpu" if jax.default_backend() == "cpu" else "plain")
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) -> jax.Array:
+    """Convolve with the symmetric explicit padding `(k - 1) // 2` of the PyTorch references.
+
+    Args:
+      x: `[batch, height, width, channels_in]`.
+      kernel: `[kh, kw, channels_in / groups, channels_out]`, kh and kw odd.
+      stride: in both directions.
+      groups: 1, or `channels_in` for a depthwise convolution.
+
+    Returns:
+      `[batch, ceil(height / stride), ceil(width / stride), channels_out]`.
+    """
+    if _current_lowering() == "plain":
+        return _conv_plain(x, kernel, stride, _same_padding(kernel), groups)
+    channels_in, channels_out = x.shape[-1], kernel.shape[-1]
+    kernel, padding = _without_idle_taps(x, kernel, stride)
+    kh, kw = kernel.shape[:2]
+    if kh == kw == 1 and groups == 1:
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    if groups == channels_in == channels_out:
+        return _depthwise(x, kernel, stride, padding)
+    if groups == 1 and (channels_in <= 4 or x.shape[1] < kh):
+        patches = jnp.concatenate(_windows(x, (kh, kw), stride, padding), axis=-1)
+        return patches @ kernel.reshape(-1, channels_out)
+    return _conv_plain(x, kernel, stride, padding, groups)
+
+
+def _same_padding(kernel: jax.Array) -> Padding:
+    ph, pw = (kernel.shape[0] - 1) // 2, (kernel.shape[1] - 1) // 2
+    return (ph, ph), (pw, pw)
+
+
+def _conv_plain(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=groups,
+    )
+
+
+def _without_idle_taps(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, Padding]:
+    """Return the part of the kernel that ever meets a pixel, and the padding that it needs.
+
+    On a map smaller than the kernel the outer taps only ever see padding: of a 5x5 kernel on a
+    2x2 map 9 taps count, on a 1x1 map one.
+    """
+    padding = []
+    for axis in (0, 1):
+        size, taps = x.shape[1 + axis], kernel.shape[axis]
+        before = (taps - 1) // 2
+        last = (-(-size // stride) - 1) * stride  # where the last output's window is centred
+        low = max(0, before - last)
+        high = min(taps, before + size)
+        kernel = lax.slice_in_dim(kernel, low, high, axis=axis)
+        padding.append((before - low, max(0, last + high - before - size)))
+    return kernel, (padding[0], padding[1])
+
+
+def _windows(
+    x: jax.Array, kernel_size: tuple[int, int], stride: int, padding: Padding
+) -> list[jax.Array]:
+    """Return, for every tap in kernel order, the strided window of the padded `x` that it sees."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    last_row, last_column = (
+        (size - taps) // stride * stride
+        for size, taps in zip(x.shape[1:3], kernel_size, strict=True)
+    )
+    return [
+        x[:, i : i + last_row + 1 : stride, j : j + last_column + 1 : stride]
+        for i in range(kernel_size[0])
+        for j in range(kernel_size[1])
+    ]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """Depthwise convolution as shifted multiply-adds, which XLA fuses into one loop."""
+    kh, kw, _, channels = kernel.shape
+    windows = _windows(x, (kh, kw), stride, padding)
+    taps = kernel.reshape(-1, channels)
+    return functools.reduce(
+        operator.add, (window * tap for window, tap in zip(windows, taps, strict=True))
+    )
+
+
+def _depthwise_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _depthwise_backward(
+    stride: int, padding: Padding, saved: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    kh, kw = kernel.shape[:2]
+    zero = jnp.zeros((), x.dtype)
+    # All weight gradients in one pass over the maps: one reduction with many operands.
+    products = [window * grad for window in _windows(x, (kh, kw), stride, padding)]
+    sums = lax.reduce(
+        products,
+        [zero] * len(products),
+        lambda left, right: [a + b for a, b in zip(left, right, strict=True)],
+        (0, 1, 2),
+    )
+    kernel_grad = jnp.stack(sums).reshape(kernel.shape)
+    # The input gradient is the same shifted sum with the kernel flipped, over the gradient laid
+    # out on the input's grid.
+    around = []
+    for axis, taps in ((0, kh), (1, kw)):
+        span = (grad.shape[1 + axis] - 1) * stride + 1
+        before = taps - 1 - padding[axis][0]
+        around.append((before, x.shape[1 + axis] + taps - 1 - span - before, stride - 1))
+    grad = lax.pad(grad, zero, [(0, 0, 0), *around, (0, 0, 0)])
+    return _depthwise(grad, kernel[::-1, ::-1], 1, ((0, 0), (0, 0))), kernel_grad
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+class Conv(nn.Module):
+    """2-D convolution with explicit symmetric padding; `kernel` is `[k, k, in / groups, out]`.
+
+    The initialiser given here is a placeholder: first values come from `Network.init`.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        k = self.kernel_size
+        shape = (k, k, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", nn.initializers.zeros, shape)
+        bias = (
+            self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        )
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x = conv2d(x, kernel, self.stride, self.groups)
+        return x if bias is None else x + bias
+
+
+def batch_norm(
+    train: bool, axis_name: str | None, dtype: Any, *, momentum: float = 0.9, epsilon: float = 1e-5
+) -> functools.partial[nn.BatchNorm]:
+    """Return the batch norm of one network, still to be named at each use.
+
+    In training the statistics are those of the whole batch across `axis_name`. They are float32.
+    `momentum` is Flax's: one minus PyTorch's. The running variance is the biased one, where
+    PyTorch keeps the unbiased: they differ by n / (n - 1), n being the global batch's pixels.
+    """
+    return functools.partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        axis_name=axis_name,
+        momentum=momentum,
+        epsilon=epsilon,
+        dtype=dtype,
+    )
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """Drop features with probability `rate`, one key an example; `keys=None` turns it off.
+
+    One key an example, not one a batch: so the mask does not depend on the number of devices.
+
+    Args:
+      x: `[batch, ...]`.
+      rate: in [0, 1).
+      keys: keys `[batch]` or None.
+    """
+    if keys is None or rate == 0.0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def hard_sigmoid(x: jax.Array) -> jax.Array:
+    """Return `relu6(x + 3) / 6`."""
+    return jnp.clip(x + 3.0, 0.0, 6.0) * (1.0 / 6.0)
+
+
+def hard_swish(x: jax.Array) -> jax.Array:
+    """Return `x * hard_sigmoid(x)`."""
+    return x * hard_sigmoid(x)

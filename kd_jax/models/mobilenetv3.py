@@ -1,0 +1,170 @@
+"""MobileNetV3-small, in the two forms that the study mixes up.
+
+`torchvision`: ImageNet strides, so a 32-pixel image ends as one pixel; what the study trained.
+`cifar`: stem and first block keep the resolution (maps 32, 32, 16, 8, 4); what its Table 1 quotes.
+They also differ in squeeze-excite (place, biases, hidden width), in the last 1x1 convolution and
+in the batch norms' constants: each difference is one line below.
+
+Source: Howard et al. 2019, table 2; the forms follow torchvision and ShowLo/MobileNetV3, and the
+submodules carry the names of those PyTorch models, so their weights need no renaming table.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.models import layers
+
+
+class Row(NamedTuple):
+    """One inverted residual: a row of the paper's table."""
+
+    kernel_size: int
+    expanded: int
+    features: int
+    squeeze: bool
+    hard: bool
+    stride: int
+
+
+SMALL = (
+    Row(3, 16, 16, True, False, 2),
+    Row(3, 72, 24, False, False, 2),
+    Row(3, 88, 24, False, False, 1),
+    Row(5, 96, 40, True, True, 2),
+    Row(5, 240, 40, True, True, 1),
+    Row(5, 240, 40, True, True, 1),
+    Row(5, 120, 48, True, True, 1),
+    Row(5, 144, 48, True, True, 1),
+    Row(5, 288, 96, True, True, 2),
+    Row(5, 576, 96, True, True, 1),
+    Row(5, 576, 96, True, True, 1),
+)
+SMALL_LAST_CHANNELS = 1024
+
+
+def round_to_multiple(value: float, divisor: int = 8) -> int:
+    """Return the multiple of `divisor` nearest to `value`, never more than 10 % below it."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def _activation(hard: bool) -> Any:
+    return layers.hard_swish if hard else nn.relu
+
+
+class TorchvisionBlock(nn.Module):
+    """Inverted residual; squeeze-excite after the activation, with biases."""
+
+    row: Row
+    norm: functools.partial[nn.BatchNorm]
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        row, activation = self.row, _activation(self.row.hard)
+        conv = functools.partial(layers.Conv, dtype=self.dtype)
+        part = 0
+        y = x
+        if row.expanded != x.shape[-1]:
+            y = conv(row.expanded, 1, name="block.0.0")(y)
+            y = activation(self.norm(name="block.0.1")(y))
+            part = 1
+        y = conv(
+            row.expanded, row.kernel_size, row.stride, row.expanded, name=f"block.{part}.0"
+        )(y)  # fmt: skip
+        y = activation(self.norm(name=f"block.{part}.1")(y))
+        part += 1
+        if row.squeeze:
+            scale = jnp.mean(y, axis=(1, 2), keepdims=True)
+            hidden = round_to_multiple(row.expanded / 4)
+            scale = conv(hidden, use_bias=True, name=f"block.{part}.fc1")(scale)
+            scale = conv(row.expanded, use_bias=True, name=f"block.{part}.fc2")(nn.relu(scale))
+            y = y * layers.hard_sigmoid(scale)
+            part += 1
+        y = conv(row.features, name=f"block.{part}.0")(y)
+        y = self.norm(name=f"block.{part}.1")(y)
+        return x + y if row.stride == 1 and x.shape[-1] == row.features else y
+
+
+class CifarBlock(nn.Module):
+    """Inverted residual; squeeze-excite before the activation, without biases."""
+
+    row: Row
+    norm: functools.partial[nn.BatchNorm]
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        row, activation = self.row, _activation(self.row.hard)
+        conv = functools.partial(layers.Conv, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
+        residual = row.stride == 1 and x.shape[-1] == row.features
+        last_norm = ".lastBN" if residual else ""
+        y = x
+        # Without an expansion the depthwise half moves into "conv1" and the names shift.
+        depthwise, linear, linear_norm = "conv2", "conv2.4", f"conv2.5{last_norm}"
+        if row.expanded == x.shape[-1]:
+            depthwise, linear, linear_norm = "conv1", "conv2.0", f"conv2.1{last_norm}"
+        else:
+            y = conv(row.expanded, 1, name="conv1.0")(y)
+            y = activation(self.norm(name="conv1.1")(y))
+        y = conv(
+            row.expanded, row.kernel_size, row.stride, row.expanded, name=f"{depthwise}.0"
+        )(y)  # fmt: skip
+        y = self.norm(name=f"{depthwise}.1")(y)
+        if row.squeeze:
+            scale = jnp.mean(y, axis=(1, 2))
+            scale = nn.relu(dense(row.expanded // 4, name=f"{depthwise}.2.fc.0")(scale))
+            scale = dense(row.expanded, name=f"{depthwise}.2.fc.2")(scale)
+            y = y * layers.hard_sigmoid(scale)[:, None, None, :]
+        y = conv(row.features, name=linear)(activation(y))
+        y = self.norm(name=linear_norm)(y)
+        return x + y if residual else y
+
+
+class MobileNetV3(nn.Module):
+    """MobileNetV3 in its torchvision form (`cifar=False`) or its CIFAR form."""
+
+    num_classes: int
+    rows: tuple[Row, ...] = SMALL
+    last_channels: int = SMALL_LAST_CHANNELS
+    cifar: bool = False
+    axis_name: str | None = None
+    dtype: Any = None
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
+        constants = {"momentum": 0.9, "epsilon": 1e-5} if self.cifar else {
+            "momentum": 0.99, "epsilon": 1e-3}  # fmt: skip
+        norm = layers.batch_norm(train, self.axis_name, self.dtype, **constants)
+        conv = functools.partial(layers.Conv, dtype=self.dtype)
+        block = CifarBlock if self.cifar else TorchvisionBlock
+        features = "featureList" if self.cifar else "features"
+
+        x = conv(16, 3, 1 if self.cifar else 2, name=f"{features}.0.0")(x)
+        x = layers.hard_swish(norm(name=f"{features}.0.1")(x))
+        for i, row in enumerate(self.rows, start=1):
+            row = row._replace(stride=1) if self.cifar and i == 1 else row
+            x = block(row, norm, self.dtype, name=f"{features}.{i}")(x)
+        x = conv(6 * self.rows[-1].features, name=f"{features}.{len(self.rows) + 1}.0")(x)
+        x = layers.hard_swish(norm(name=f"{features}.{len(self.rows) + 1}.1")(x))
+        x = jnp.mean(x, axis=(1, 2), keepdims=True)
+
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        if self.cifar:
+            x = conv(self.last_channels, name="last_stage_layers.1")(x)[:, 0, 0]
+            head = "classifier.1"
+        else:
+            x = dense(self.last_channels, name="classifier.0")(x[:, 0, 0])
+            head = "classifier.3"
+        x = layers.dropout(layers.hard_swish(x), self.dropout_rate, dropout_keys)
+        return dense(self.num_classes, name=head)(x)

@@ -1,0 +1,125 @@
+"""Devices: which are used, how arrays are laid over them, and the pmap of a step.
+
+State, teacher and data are replicated once and stay unmapped (`in_axes=None`); only the batch is
+mapped. A replicated array that pmap returned, or that `replicate` placed, is passed on without a
+copy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kd_jax import caches
+from kd_jax.console import logger
+from kd_jax.errors import UserError
+
+AXIS = "batch"
+
+
+def cpu_cores() -> int:
+    """Return the number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def prepare(num_devices: int, batch_size: int) -> None:
+    """Set what JAX must know before it looks for devices: CPU devices and the compilation cache.
+
+    On CPU one device a core is faster than one device with many threads. Nothing is changed where
+    the user has chosen (`XLA_FLAGS`, `JAX_NUM_CPU_DEVICES`) or where JAX has started already.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(caches.directory("xla")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if chosen or os.environ.get("JAX_NUM_CPU_DEVICES"):
+        return
+    cores = cpu_cores()
+    fitting = max(n for n in range(1, cores + 1) if batch_size % n == 0)
+    try:
+        jax.config.update("jax_num_cpu_devices", num_devices or fitting)
+    except RuntimeError:
+        logger.info("JAX runs already: its CPU devices are left as they are")
+
+
+def select(num_devices: int, batch_size: int) -> list[jax.Device]:
+    """Return this process's devices for the run.
+
+    Args:
+      num_devices: over all processes; 0 takes all there are.
+      batch_size: of the whole step.
+
+    Raises:
+      UserError: there are not so many devices, or they do not divide the batch.
+    """
+    processes = jax.process_count()
+    local = jax.local_devices()
+    if num_devices:
+        if num_devices % processes or num_devices // processes > len(local):
+            raise UserError(
+                f"config.num_devices is {num_devices}, but this machine has {len(local)} "
+                f"{local[0].platform} device(s) in each of {processes} process(es): take fewer, "
+                "or 0 for all"
+            )
+        local = local[: num_devices // processes]
+    if batch_size % (len(local) * processes):
+        raise UserError(
+            f"config.batch_size is {batch_size}, which {len(local) * processes} devices do not "
+            "divide: choose a multiple, or fewer with --config.num_devices"
+        )
+    return local
+
+
+def mesh_of(devices: list[jax.Device]) -> Mesh:
+    """Return the one-dimensional mesh of these local devices."""
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def replicate(tree: Any, devices: list[jax.Device]) -> Any:
+    """Place a tree on every device, once."""
+    return jax.device_put(tree, NamedSharding(mesh_of(devices), PartitionSpec()))
+
+
+def pmap(
+    step: Callable[..., Any], devices: list[jax.Device], mapped: tuple[bool, ...], **options: Any
+) -> Callable[..., Any]:
+    """Return `step` over the devices: mapped arguments split, the others and the result replicated.
+
+    Whatever `step` returns must be equal on all devices (reduced over `AXIS`): only the first
+    device's value is kept.
+
+    Args:
+      step: a per-device function.
+      devices: as `select` returns them.
+      mapped: for each argument, whether its leading axis is split over the devices.
+      options: further options of `jax.pmap`.
+    """
+    in_axes = tuple(0 if split else None for split in mapped)
+    everywhere = jax.process_count() > 1
+    return jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=in_axes,
+        out_axes=None,
+        devices=None if everywhere else devices,
+        **options,
+    )
+
+
+def shard(tree: Any, devices: list[jax.Device]) -> Any:
+    """Cut this process's share out of global host arrays: `[batch, ...]` to `[devices, n, ...]`."""
+    processes, process = jax.process_count(), jax.process_index()
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        share = len(array) // processes
+        local = array[process * share : (process + 1) * share]
+        return local.reshape(len(devices), share // len(devices), *array.shape[1:])
+
+    return jax.tree.map(cut, tree)
