@@ -25,7 +25,6 @@ _LEAF_NAMES = {
     ("batch_stats", "var"): "running_var",
 }
 _NOT_WEIGHTS = "num_batches_tracked"
-_MOST_NAMED = 8
 
 
 def torch_key(path: tuple[str, ...]) -> str:
@@ -74,11 +73,9 @@ def from_state_dict(
             want = _to_torch(np.empty(expected[path], np.bool_)).shape
             problems.append(f"{key} has shape {given[key].shape}, expected {want}")
     if problems:
-        named = "; ".join(problems[:_MOST_NAMED])
-        more = f"; and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
         raise UserError(
             f"the weights do not fit {network.arch} with {network.num_classes} classes: "
-            f"{named}{more}; {_suggest(given)}"
+            f"{_suggest(given)}; {'; '.join(problems)}"
         )
     return flax.traverse_util.unflatten_dict(flat)
 

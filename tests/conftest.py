@@ -1,0 +1,32 @@
+"""What all tests share: four CPU devices, one compilation cache, the real data where it is."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("KD_JAX_CACHE_DIR", str(ROOT / ".cache"))  # shared with the subprocesses
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_compilation_cache_dir", str(Path(os.environ["KD_JAX_CACHE_DIR"]) / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session")
+def cifar100_dir() -> Path:
+    """The directory of tfds that holds CIFAR-100."""
+    directory = Path(os.environ.get("TFDS_DATA_DIR", ""))
+    if not os.environ.get("TFDS_DATA_DIR") or not (directory / "cifar100").is_dir():
+        pytest.skip("set TFDS_DATA_DIR to a directory in which tfds has prepared cifar100")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def teacher_dir() -> Path:
+    """The directory of the published teachers' PyTorch files."""
+    directory = Path(os.environ.get("KD_JAX_TEACHERS", ""))
+    if not (directory / "cifar100_resnet44.pth").is_file():
+        pytest.skip("set KD_JAX_TEACHERS to a directory with cifar100_resnet{20,44}.pth")
+    return directory

@@ -1,0 +1,131 @@
+"""Views: what crop, flip and mixup do, and that no device count can change them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import augment, batches, steps
+from kd_jax.config import default_config
+
+IMAGES = np.random.default_rng(0).integers(1, 256, (50, 8, 8, 3), np.uint8)
+
+
+def view(step=0, batch_size=16, **options):
+    config = default_config()
+    config.update_from_flattened_dict(options)
+    batch = batches.batch_at(step, batch_size, len(IMAGES), seed=0)
+    make = jax.jit(lambda b: steps.make_view(jnp.asarray(IMAGES), b, 7, step, config))
+    return make, batch
+
+
+PLAIN = {"mixup.kind": "none", "augment.crop_pad_px": 0, "augment.flip": False}
+
+
+def test_without_augmentation_pixels_are_the_images():
+    make, batch = view(**PLAIN)
+    pixels, lam = make(batch)
+    np.testing.assert_allclose(pixels, IMAGES[batch.example] / 255.0, rtol=1e-6)
+    assert (lam == 1).all()
+
+
+def test_crop_and_flip_equal_padding_and_cutting():
+    keys = jax.random.split(jax.random.key(3), 50)
+    ours = augment.crop_and_flip(
+        jnp.asarray(IMAGES), jnp.arange(50), keys, crop_pad_px=2, flip=True
+    )
+    padded = np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    seen = set()
+    for image, candidates in zip(np.asarray(ours), padded, strict=True):
+        cuts = {
+            (row, column, flip): candidates[row : row + 8, column : column + 8][:, ::flip]
+            for row in range(5)
+            for column in range(5)
+            for flip in (1, -1)
+        }
+        matches = [where for where, cut in cuts.items() if np.array_equal(image, cut)]
+        assert len(matches) == 1
+        seen.add(matches[0])
+    assert {row for row, _, _ in seen} == {column for _, column, _ in seen} == set(range(5))
+    assert {flip for _, _, flip in seen} == {1, -1}
+
+
+@pytest.mark.parametrize("kind", ["none", "batch", "example"])
+def test_a_view_does_not_depend_on_how_the_batch_is_split(kind):
+    make, batch = view(**{"mixup.kind": kind})
+    whole, lam = make(batch)
+    for parts in (2, 4):
+        pieces = [
+            make(batches.Batch(*(np.split(field, parts)[i] for field in batch)))
+            for i in range(parts)
+        ]
+        np.testing.assert_array_equal(whole, np.concatenate([pixels for pixels, _ in pieces]))
+        np.testing.assert_array_equal(lam, np.concatenate([lam for _, lam in pieces]))
+
+
+@pytest.mark.parametrize("kind", ["batch", "example"])
+def test_mixup_is_a_line_between_an_example_and_its_neighbour(kind):
+    make, batch = view(**(PLAIN | {"mixup.kind": kind}))
+    pixels, lam = make(batch)
+    own, partner = IMAGES[batch.example] / 255.0, IMAGES[np.roll(batch.example, -1)] / 255.0
+    lam = np.asarray(lam)[:, None, None, None]
+    np.testing.assert_allclose(pixels, lam * own + (1 - lam) * partner, rtol=1e-5, atol=1e-6)
+    assert len(np.unique(lam)) == (1 if kind == "batch" else 16)
+
+
+def test_the_partner_is_augmented_as_it_is_for_itself():
+    """At lambda 0 and 1 the mixed image is one of the unmixed views, crop and flip included."""
+    make, batch = view(**{"mixup.kind": "none"})
+    unmixed, _ = make(batch)
+    mixing, _ = view(**{"mixup.kind": "example"})
+    mixed, lam = mixing(batch)
+    lam = np.asarray(lam)[:, None, None, None]
+    expected = lam * unmixed + (1 - lam) * np.roll(unmixed, -1, axis=0)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_lambda_is_uniform_and_new_at_every_step():
+    config = default_config()
+    keys = jax.vmap(lambda step: augment.stream_key(3, step, augment.STREAM_LAMBDA))
+    lam = np.asarray(jax.vmap(jax.random.uniform)(keys(jnp.arange(4000))))
+    assert config.mixup.kind == "batch"
+    assert lam.mean() == pytest.approx(0.5, abs=0.02)
+    assert lam.var() == pytest.approx(1 / 12, abs=0.005)
+    assert abs(np.corrcoef(lam[:-1], lam[1:])[0, 1]) < 0.05
+    assert len(np.unique(lam)) > 3990  # float32 has 2^23 steps: few may meet by chance
+
+
+def test_streams_steps_and_seeds_are_independent():
+    draws = {
+        float(jax.random.uniform(augment.stream_key(seed, step, stream)))
+        for seed in range(3)
+        for step in range(3)
+        for stream in range(3)
+    }
+    assert len(draws) == 27
+
+
+def test_every_example_is_seen_once_an_epoch():
+    size, count = 7, 50
+    line = np.concatenate([batches.examples_at(step, size, count, seed=1) for step in range(30)])
+    for epoch in range(4):
+        part = line[epoch * count : (epoch + 1) * count]
+        np.testing.assert_array_equal(np.sort(part), np.arange(count))
+    assert not np.array_equal(line[:count], line[count : 2 * count])
+
+
+def test_a_batch_may_be_larger_than_the_set():
+    batch = batches.batch_at(2, 128, 50, seed=0)
+    assert np.bincount(batch.example, minlength=50).min() >= 2
+
+
+def test_partners_are_neighbours_and_pairs_do_not_repeat():
+    batch = batches.batch_at(0, 16, 50, seed=0)
+    pairs = {frozenset(pair) for pair in zip(batch.example, batch.partner, strict=True)}
+    assert len(pairs) == 16
+    np.testing.assert_array_equal(batch.partner_position, (np.arange(16) + 1) % 16)
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1, 4), (0.25, 1), (2, 8), (3, 12), (1.01, 5)])
+def test_steps_in_epochs(epochs, expected):
+    assert batches.steps_in(epochs, 25, 100) == expected
