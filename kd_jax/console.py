@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: our own lines, and only the warnings of the libraries."""
+"""What a person sees on the terminal: our own lines, and only the errors of the libraries."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ logger = logging.getLogger("kd_jax")
 
 
 def set_up() -> None:
-    """Send our lines to stderr with the time of day; keep libraries to their warnings."""
+    """Send our lines to stderr with the time of day; keep libraries to their errors."""
     import absl.logging
 
-    absl.logging.set_verbosity(absl.logging.WARNING)
+    absl.logging.set_verbosity(absl.logging.ERROR)
     absl.logging.set_stderrthreshold("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logger.setLevel(logging.INFO)

@@ -33,12 +33,14 @@ def main(argv: Sequence[str]) -> None:
     config = workdir.load_config(directory)
     if not (directory / workdir.CHECKPOINTS).is_dir():
         raise UserError(f"the run in {directory} has no checkpoint yet: let it train first")
+    with config.unlocked():
+        config.num_devices = 0  # those of this machine: it need not be the one that trained
+    run = experiment.build(config)
     checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, keep=1, read_only=True)
     last = _CHECKPOINT.value == "last"
     step = checkpoints.latest_step() if last else checkpoints.best_step()
     if step is None:
         raise UserError(f"the run in {directory} has no {_CHECKPOINT.value} checkpoint yet")
-    run = experiment.build(config)
     state = checkpoints.restore(run.initial_state(), step)
     variables = parallel.replicate(state.variables, run.devices)
     measured = measure.Judge(run).measure_student(variables, _SPLIT.value)

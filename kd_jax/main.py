@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from kd_jax.errors import UserError, run_command
 
@@ -24,6 +24,12 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if _CONFIG.value is None:
         raise UserError("--config is missing: expected a file such as configs/resnet44.py")
+    if not isinstance(_CONFIG.value, ConfigDict):  # ml_collections' stand-in for a failure to load
+        name = getattr(flags.FLAGS["config"], "config_filename", "?")
+        raise UserError(
+            f"--config={name} cannot be read as a config: expected a file with a get_config() that "
+            "returns kd_jax.config.default_config(), changed"
+        )
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: expected the directory of this run")
     from kd_jax.train import train  # late, so that a wrong flag is answered at once

@@ -195,7 +195,7 @@ def make_train_step(
             state,
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
+            batch_stats=student.average_statistics(state.batch_stats, batch_stats, state.step),
             opt_state=opt_state,
         )
         return state, metrics

@@ -77,7 +77,7 @@ def test_init_depends_on_the_seed_alone():
     assert (first["batch_stats"]["bn1"]["var"] == 1).all()
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("size", [1, 2, 5])
 @pytest.mark.parametrize("taps", [1, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("cin", "cout", "groups"), [(3, 8, 1), (8, 8, 8), (8, 16, 1)])
@@ -86,7 +86,6 @@ def test_lowering_equals_the_ordinary_convolution(size, taps, stride, cin, cout,
     x = jnp.asarray(rng.standard_normal((2, size, size + 1, cin)), jnp.float32)
     kernel = jnp.asarray(rng.standard_normal((taps, taps, cin // groups, cout)), jnp.float32)
 
-    @jax.jit
     def value_and_gradients(x, kernel):
         y, vjp = jax.vjp(lambda x, k: layers.conv2d(x, k, stride, groups), x, kernel)
         return y, *vjp(jnp.cos(y))
@@ -95,7 +94,6 @@ def test_lowering_equals_the_ordinary_convolution(size, taps, stride, cin, cout,
     for name in ("cpu", "plain"):
         with layers.lowering(name):
             results.append(value_and_gradients(x, kernel))
-        value_and_gradients.clear_cache()
     for ours, plain in zip(*results, strict=True):
         np.testing.assert_allclose(ours, plain, rtol=2e-4, atol=2e-5)
 
@@ -108,6 +106,18 @@ def test_dropout_is_the_same_however_the_batch_is_split():
     np.testing.assert_array_equal(whole, jnp.concatenate(halves))
     assert float(whole.mean()) == pytest.approx(1.0, abs=0.15)
     np.testing.assert_array_equal(layers.dropout(x, 0.4, None), x)
+
+
+def test_running_statistics_forget_their_start_and_keep_their_momentum():
+    running = {"mean": jnp.array(0.0), "var": jnp.array(1.0)}
+    of_batch = {"mean": jnp.array(5.0), "var": jnp.array(0.01)}
+    early = running
+    for step in range(20):
+        early = layers.average_statistics(early, of_batch, step, momentum=0.99)
+    assert float(early["var"]) == pytest.approx(0.01, rel=0.01)
+    late = layers.average_statistics(running, of_batch, 10_000, momentum=0.99)
+    assert float(late["mean"]) == pytest.approx(0.05, rel=1e-5)
+    assert float(late["var"]) == pytest.approx(0.9901, rel=1e-5)
 
 
 def test_unknown_architecture_is_one_sentence():

@@ -87,9 +87,13 @@ def run(config, num_devices, num_steps=20, labels=None):
 
 
 RECIPES = {
-    "batch": {"mixup.kind": "batch"},
-    "example": {"mixup.kind": "example", "student.dropout": 0.2},
-    "labels": {"distill.label_weight": 0.5, "mixup.kind": "none", "optimizer.name": "sgd"},
+    "label-free": {"mixup.kind": "batch"},
+    "labels": {
+        "distill.label_weight": 0.5,
+        "mixup.kind": "example",
+        "student.dropout": 0.2,
+        "optimizer.name": "sgd",
+    },
 }
 
 

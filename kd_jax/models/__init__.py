@@ -81,10 +81,10 @@ class Network:
     def train_logits(
         self, variables: Variables, pixels: jax.Array, dropout_keys: jax.Array | None
     ) -> tuple[jax.Array, Variables]:
-        """Return float32 logits in train mode, and the updated batch statistics.
+        """Return float32 logits in train mode, and this batch's own statistics.
 
         Args:
-          variables: `params` and `batch_stats`.
+          variables: `params` and `batch_stats` (which train mode does not read).
           pixels: float32 `[batch, H, W, C]` in [0, 1].
           dropout_keys: keys `[batch]`, or None for no dropout.
         """
@@ -96,6 +96,11 @@ class Network:
             mutable=["batch_stats"],
         )
         return logits.astype(jnp.float32), updates["batch_stats"]
+
+    def average_statistics(self, running: Any, of_batch: Any, step: jax.Array) -> Any:
+        """Return the running statistics after one more batch, see `layers.average_statistics`."""
+        momentum = self.module.batch_norm_momentum
+        return layers.average_statistics(running, of_batch, step, momentum)
 
 
 def build(

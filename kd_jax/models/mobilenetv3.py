@@ -139,13 +139,17 @@ class MobileNetV3(nn.Module):
     dtype: Any = None
     dropout_rate: float = 0.0
 
+    @property
+    def batch_norm_momentum(self) -> float:
+        """Of the running statistics: one minus PyTorch's."""
+        return 0.9 if self.cifar else 0.99
+
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
-        constants = {"momentum": 0.9, "epsilon": 1e-5} if self.cifar else {
-            "momentum": 0.99, "epsilon": 1e-3}  # fmt: skip
-        norm = layers.batch_norm(train, self.axis_name, self.dtype, **constants)
+        epsilon = 1e-5 if self.cifar else 1e-3
+        norm = layers.batch_norm(train, self.axis_name, self.dtype, epsilon=epsilon)
         conv = functools.partial(layers.Conv, dtype=self.dtype)
         block = CifarBlock if self.cifar else TorchvisionBlock
         features = "featureList" if self.cifar else "features"

@@ -45,6 +45,7 @@ class ResNet(nn.Module):
     axis_name: str | None = None
     dtype: Any = None
     dropout_rate: float = 0.0
+    batch_norm_momentum: float = 0.9
 
     @nn.compact
     def __call__(

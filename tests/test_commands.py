@@ -1,0 +1,248 @@
+"""The commands as a user runs them: to the end, killed and resumed, and given wrong input."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from helpers import command, golden_state_dict, run, tree_digest, write_pth
+from kd_jax import logbook, weights
+from kd_jax.files import read_json, read_json_lines
+
+TINY = (
+    "--config=configs/demo.py:teacher",
+    "--config.total_steps=60",
+    "--config.checkpoint_every_steps=7",
+    "--config.eval_every_epochs=1",
+    "--config.log_every_steps=5",
+    "--config.student.dropout=0.1",
+    "--config.num_devices=2",
+)
+RESULT_FIELDS = {
+    "test_top1", "test_top5", "val_top1", "agreement", "steps", "epochs", "images_per_second",
+    "params", "madds",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A finished run: a small teacher of digits."""
+    workdir = tmp_path_factory.mktemp("runs") / "the teacher's workdir"
+    done = run("kd_jax.main", *TINY, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def distil(teacher, workdir, *more):
+    return (
+        "--config=configs/demo.py:distil",
+        f"--config.teacher.weights={teacher}",
+        f"--workdir={workdir}",
+        "--config.student.arch=resnet8",
+        *TINY[1:],
+        *more,
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(teacher, tmp_path_factory):
+    """A distillation that was never stopped."""
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    done = run("kd_jax.main", *distil(teacher, workdir))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == read_json(workdir / "result.json")
+    return workdir
+
+
+def test_a_run_leaves_what_scripts_rely_on(unbroken, teacher):
+    for name in ("config.json", "metrics.jsonl", "checkpoints", "teacher.json", "result.json"):
+        assert (unbroken / name).exists()
+    result = read_json(unbroken / "result.json")
+    assert set(result) >= RESULT_FIELDS
+    assert result["steps"] == 60
+    assert list((unbroken / "tensorboard").glob("events.out.tfevents.*"))
+    losses = [
+        r["loss"] for r in read_json_lines(unbroken / "metrics.jsonl") if r["kind"] == "train"
+    ]
+    assert len(losses) == 12
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
+    certificate = read_json(unbroken / "teacher.json")
+    assert certificate["top1"] == read_json(teacher / "result.json")["test_top1"]
+    assert certificate["examples"] == 360
+    kept = sorted(int(path.name) for path in (unbroken / "checkpoints").iterdir())
+    assert kept[-2:] == [56, 60]
+    assert len(kept) <= 3  # two newest, and the best
+
+
+def test_evaluate_prints_one_json_object(unbroken):
+    result = read_json(unbroken / "result.json")
+    before = tree_digest(unbroken)
+    done = run("kd_jax.evaluate", f"--workdir={unbroken}", "--split=test")
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert measured["top1"] == result["test_top1"]
+    assert measured["agreement"] == result["agreement"]
+    assert measured["examples"] == 360
+    assert tree_digest(unbroken) == before
+
+
+def test_a_finished_run_only_measures_again(unbroken):
+    before = tree_digest(unbroken / "checkpoints")
+    result = read_json(unbroken / "result.json")
+    config = read_json(unbroken / "config.json")
+    done = run("kd_jax.main", *distil(config["teacher"]["weights"], unbroken))
+    assert done.returncode == 0, done.stderr
+    assert read_json(unbroken / "result.json") == result
+    assert tree_digest(unbroken / "checkpoints") == before
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bits(unbroken, teacher, tmp_path):
+    rng = random.Random(int(time.time()))  # other moments every time: no moment may matter
+    kills, workdir = 0, tmp_path / "killed"
+    for _ in range(12):
+        process = subprocess.Popen(**command("kd_jax.main", *distil(teacher, workdir)))
+        # The clock starts with the loop, so that kills fall into training and saving.
+        deadline = time.monotonic() + 120
+        size = (workdir / "metrics.jsonl").stat().st_size if workdir.exists() else 0
+        while process.poll() is None and time.monotonic() < deadline:
+            path = workdir / "metrics.jsonl"
+            if path.exists() and path.stat().st_size > size:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.7))
+        if kills < 3 and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate(timeout=300)
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert kills >= 1
+    ours, theirs = weights.load(workdir), weights.load(unbroken)
+    jax.tree.map(np.testing.assert_array_equal, ours[1], theirs[1])
+    assert ours[0].sha256 == theirs[0].sha256
+
+    def trained(directory):
+        records = read_json_lines(directory / logbook.METRICS_FILE)
+        return [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
+
+    assert trained(workdir) == trained(unbroken)
+
+
+def wrong(name, *arguments, says, module="kd_jax.main"):
+    return pytest.param(module, arguments, says, id=name)
+
+
+WRONG_INPUTS = [
+    wrong("misspelt field", "--config=configs/demo.py:teacher", "--config.batchsize=2",
+          "--workdir={new}", says="batchsize.*batch_size"),
+    wrong("misspelt nested field", "--config=configs/demo.py:teacher", "--config.mixup.knd=none",
+          "--workdir={new}", says="knd"),
+    wrong("wrong type", "--config=configs/demo.py:teacher", "--config.batch_size=many",
+          "--workdir={new}", says="batch_size"),
+    wrong("wrong value", "--config=configs/demo.py:teacher", "--config.mixup.kind=some",
+          "--workdir={new}", says="config.mixup.kind is 'some', expected none or batch or example"),
+    wrong("misspelt flag", "--confg=configs/demo.py", "--workdir={new}", says="confg"),
+    wrong("no config", "--workdir={new}", says="--config is missing"),
+    wrong("no workdir", "--config=configs/demo.py:teacher", says="--workdir is missing"),
+    wrong("absent config", "--config=configs/absent.py", "--workdir={new}", says="absent.py"),
+    wrong("wrong part", "--config=configs/demo.py:all", "--workdir={new}",
+          says="demo.py:all is not a part"),
+    wrong("stray argument", "--config=configs/demo.py:teacher", "--workdir={new}", "fast",
+          says="unexpected argument 'fast'"),
+    wrong("no teacher", "--config=configs/demo.py:distil", "--workdir={new}",
+          says="config.teacher.weights is empty"),
+    wrong("absent teacher", "--config=configs/demo.py:distil", "--workdir={new}",
+          "--config.teacher.weights={new}/t.pth", says="no teacher at"),
+    wrong("text as teacher", "--config=configs/resnet44.py", "--workdir={new}",
+          "--config.teacher.weights=README.md", says="README.md is not a whole PyTorch file"),
+    wrong("wrong arch of teacher", "--config=configs/resnet44.py", "--workdir={new}",
+          "--config.teacher.weights={resnet20}", says="they fit resnet20 with 100 classes"),
+    wrong("teacher of other classes", "--config=configs/resnet44.py", "--workdir={new}",
+          "--config.teacher.weights={teacher}", "--config.teacher.arch=resnet8",
+          says="knows 10 classes, but cifar100 has 100"),
+    wrong("directory that is no teacher", "--config=configs/resnet44.py", "--workdir={new}",
+          "--config.teacher.weights=docs", says="not the card of a stored network"),
+    wrong("missing data", "--config=configs/scratch.py", "--workdir={new}",
+          "--config.dataset.data_dir={new}", says="no data set cifar100"),
+    wrong("devices do not divide", "--config=configs/demo.py:teacher", "--workdir={new}",
+          "--config.num_devices=3", says="batch_size is 64, which 3 devices do not divide"),
+    wrong("other config", "--config=configs/demo.py:teacher", "--workdir={teacher}",
+          "--config.learning_rate=0.5", says="another config .*learning_rate: 0.003 -> 0.5"),
+    wrong("other program's workdir", "--config=configs/demo.py:teacher", "--workdir=docs",
+          says="holds other files"),
+    wrong("file as workdir", "--config=configs/demo.py:teacher", "--workdir=README.md",
+          says="is a file"),
+    wrong("evaluate nothing", "--workdir={new}", says="no run in", module="kd_jax.evaluate"),
+    wrong("evaluate other split", "--workdir={teacher}", "--split=dev", says="dev",
+          module="kd_jax.evaluate"),
+    wrong("import unknown arch", "--arch=resnet45", "--src={resnet20}", "--out={new}",
+          says="unknown architecture 'resnet45'", module="kd_jax.import_teacher"),
+    wrong("import nothing", "--arch=resnet20", "--src={new}", "--out={new}",
+          says="no PyTorch file", module="kd_jax.import_teacher"),
+    wrong("import into other files", "--arch=resnet20", "--src={resnet20}", "--out=docs",
+          says="holds other files", module="kd_jax.import_teacher"),
+    wrong("report of nothing", "a={new}", "--out={new}.html", says="no finished run",
+          module="kd_jax.report"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "arguments", "says"), WRONG_INPUTS)
+def test_wrong_input_is_one_sentence_and_changes_nothing(
+    module, arguments, says, teacher, tmp_path
+):
+    resnet20 = tmp_path / "resnet20.pth"
+    write_pth(resnet20, golden_state_dict("resnet20"))
+    places = {"new": tmp_path / "new", "teacher": teacher, "resnet20": resnet20}
+    before = tree_digest(teacher)
+    done = run(module, *(argument.format(**places) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert re.search(says, lines[0]), lines[0]
+    assert not places["new"].exists()
+    assert tree_digest(teacher) == before
+
+
+def test_import_then_use(tmp_path):
+    write_pth(tmp_path / "r.pth", golden_state_dict("resnet20"))
+    arguments = ("--arch=resnet20", f"--src={tmp_path}/r.pth", f"--out={tmp_path}/an import")
+    done = run("kd_jax.import_teacher", *arguments, "--claimed_top1=68.83")
+    assert done.returncode == 0, done.stderr
+    assert "278,324 parameters" in done.stdout
+    card, _ = weights.load(tmp_path / "an import")
+    assert card.claimed_top1 == 68.83
+    assert card.sha256 == weights.sha256_of(tmp_path / "r.pth")
+
+
+def test_a_teacher_that_misses_its_claim_stops_the_run(teacher, tmp_path):
+    arguments = distil(teacher, tmp_path / "w", "--config.teacher.claimed_top1=99.9")
+    done = run("kd_jax.main", *arguments)
+    assert done.returncode == 2
+    assert "was expected to reach 99.90 % top-1" in done.stderr
+    assert "normalisation" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "w").exists()
+    accepted = run(
+        "kd_jax.main", *arguments, "--config.teacher.on_mismatch=warn", "--config.total_steps=2"
+    )
+    assert accepted.returncode == 0, accepted.stderr
+    assert "was expected to reach" in accepted.stderr
+
+
+def test_the_report_has_a_row_and_a_curve_for_every_run(teacher, unbroken, tmp_path):
+    page = tmp_path / "page.html"
+    done = run("kd_jax.report", f"teacher={teacher}", f"distilled={unbroken}", f"--out={page}")
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    assert len(rows) == 4
+    assert f"{read_json(unbroken / 'result.json')['agreement']:.2f}" in rows[3]
+    text = page.read_text()
+    assert text.count("<svg") == 3
+    for outside in ("<script", "@import", 'src="', 'href="http'):
+        assert outside not in text

@@ -1,0 +1,99 @@
+"""Data: what is published, split without leaks, counted once."""
+
+import numpy as np
+import pytest
+
+from kd_jax import data
+from kd_jax.config import default_config
+from kd_jax.errors import UserError
+
+
+def options(**changes):
+    config = default_config().dataset
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load(options(name="digits", val_examples=144))
+
+
+def test_digits_are_all_there_and_nothing_is_in_two_splits(digits):
+    sizes = [len(digits.split(name)) for name in ("train", "val", "test")]
+    assert sizes == [1293, 144, 360]
+    for name in ("train", "val", "test"):
+        split = digits.split(name)
+        assert split.images.dtype == np.uint8
+        assert split.images.shape[1:] == (32, 32, 3)
+        assert split.labels.dtype == np.int32
+    images = np.concatenate([digits.split(name).images for name in ("train", "val", "test")])
+    assert len(np.unique(images.reshape(1797, -1), axis=0)) >= 1797 - 1  # scikit-learn's own twins
+
+
+def test_splits_are_stratified(digits):
+    for name in ("val", "test"):
+        counts = np.bincount(digits.split(name).labels, minlength=10)
+        assert counts.max() - counts.min() <= 2
+
+
+def test_statistics_are_of_the_training_split(digits):
+    pixels = digits.train.images / 255.0
+    np.testing.assert_allclose(digits.mean, pixels.mean((0, 1, 2)))
+    np.testing.assert_allclose(digits.std, pixels.std((0, 1, 2)))
+
+
+def test_stratified_choice_is_reproducible_and_proportional():
+    labels = np.repeat(np.arange(5), [10, 20, 30, 40, 100])
+    chosen = data.stratified_indices(labels, 21, seed=3)
+    assert len(np.unique(chosen)) == 21
+    np.testing.assert_array_equal(chosen, data.stratified_indices(labels, 21, seed=3))
+    assert not np.array_equal(chosen, data.stratified_indices(labels, 21, seed=4))
+    counts = np.bincount(labels[chosen])
+    np.testing.assert_allclose(counts, np.array([10, 20, 30, 40, 100]) * 21 / 200, atol=1)
+
+
+def test_too_large_a_hold_out_is_one_sentence():
+    with pytest.raises(UserError, match="only 1437 training examples"):
+        data.load(options(name="digits", val_examples=1437))
+
+
+def test_a_missing_set_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    with pytest.raises(UserError, match=rf"no data set cifar100 in {tmp_path}"):
+        data.load(options(data_dir=str(tmp_path)))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match=rf"in {tmp_path}/elsewhere"):
+        data.load(options())
+
+
+def test_a_damaged_set_is_one_sentence(tmp_path):
+    folder = tmp_path / "cifar100" / "3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "cifar100-train.tfrecord-00000-of-00001").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="tfds cannot give cifar100"):
+        data.load(options(data_dir=str(tmp_path)))
+
+
+@pytest.fixture(scope="module")
+def cifar100(cifar100_dir):
+    return data.load(options(data_dir=str(cifar100_dir)))
+
+
+def test_cifar100_is_the_published_one(cifar100):
+    assert [len(cifar100.split(s)) for s in ("train", "val", "test")] == [45000, 5000, 10000]
+    assert cifar100.num_classes == 100
+    assert (np.bincount(cifar100.val.labels) == 50).all()
+    assert (np.bincount(cifar100.test.labels) == 100).all()
+    both = np.concatenate([cifar100.train.images, cifar100.val.images]) / np.float32(255)
+    mean = both.mean((0, 1, 2), dtype=np.float64)
+    np.testing.assert_allclose(mean, (0.50707516, 0.48654887, 0.44091784), atol=1e-6)
+
+
+def test_the_cache_gives_the_same_arrays(cifar100, cifar100_dir, monkeypatch):
+    def broken(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(data, "_decode_tfds", broken)
+    again = data.load(options(data_dir=str(cifar100_dir)))
+    assert again.fingerprint == cifar100.fingerprint

@@ -1,0 +1,55 @@
+"""Measures of accuracy and fidelity, against plain loops and known cases."""
+
+import numpy as np
+import pytest
+
+from kd_jax import fidelity
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.standard_normal((200, 10)).astype(np.float32)
+LABELS = RNG.integers(0, 10, 200)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_top_k_equals_sorting(k):
+    hits = [label in np.argsort(-row)[:k] for row, label in zip(LOGITS, LABELS, strict=True)]
+    assert fidelity.top_k(LOGITS, LABELS, k) == pytest.approx(100 * np.mean(hits))
+
+
+def test_ties_are_not_all_won():
+    """A student that says the same of every class is right one time in ten, as arg-max is."""
+    logits, labels = np.zeros((10, 10)), np.arange(10)
+    assert fidelity.top_k(logits, labels, 1) == pytest.approx(10)
+    assert fidelity.top_k(logits, labels, 5) == pytest.approx(50)
+
+
+def test_likelihood_and_divergence():
+    uniform = np.zeros((200, 10))
+    assert fidelity.negative_log_likelihood(uniform, LABELS) == pytest.approx(np.log(10))
+    assert fidelity.kl_to_teacher(LOGITS, LOGITS) == pytest.approx(0, abs=1e-12)
+    log_probs = fidelity.log_softmax(LOGITS)
+    entropy = -(np.exp(log_probs) * log_probs).sum(-1).mean()
+    assert fidelity.kl_to_teacher(uniform, LOGITS) == pytest.approx(np.log(10) - entropy)
+    extreme = np.array([[1e4, -1e4]])
+    assert np.isfinite(fidelity.kl_to_teacher(-extreme, extreme))
+
+
+def test_calibration_error():
+    sure = np.where(np.eye(10)[LABELS] > 0, 50.0, 0.0)
+    assert fidelity.calibration_error(sure, LABELS) == pytest.approx(0, abs=1e-6)
+    assert fidelity.calibration_error(sure, (LABELS + 1) % 10) == pytest.approx(100)
+    half = np.arange(200) % 2
+    assert fidelity.calibration_error(sure, (LABELS + half) % 10) == pytest.approx(50)
+
+
+def test_agreement():
+    other = LOGITS.copy()
+    other[:50] = -other[:50]
+    assert fidelity.agreement(LOGITS, LOGITS) == 100
+    assert fidelity.agreement(other, LOGITS) == pytest.approx(75)
+
+
+def test_summary_has_what_a_result_needs():
+    assert set(fidelity.summary(LOGITS, LABELS)) == {"top1", "top5", "nll", "ece"}
+    with_teacher = fidelity.summary(LOGITS, LABELS, LOGITS)
+    assert with_teacher["agreement"] == 100
