@@ -26,7 +26,7 @@ def get_config(part="distil"):
         config.learning_rate = 3e-3
         return config
     config.student.arch = "mobilenet_v3_small"
-    config.total_epochs = 36.0
+    config.total_epochs = 32.0
     config.learning_rate = 3e-3
     config.distill.temperature = 2.0
     config.mixup.kind = "none"

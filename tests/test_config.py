@@ -11,8 +11,10 @@ from kd_jax.errors import UserError
 
 CONFIGS = {
     "resnet44": [()],
+    "mbv2": [()],
+    "vgg11_bn": [()],
     "scratch": [()],
-    "teacher": [("resnet44",), ("mobilenet_v3_small",)],
+    "teacher": [("resnet44",), ("mobilenetv2_x0_75",), ("vgg11_bn",)],
     "demo": [(), ("teacher",), ("distil",), ("scratch",)],
 }
 

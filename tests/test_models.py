@@ -14,11 +14,26 @@ from kd_jax.models import layers
 REFERENCES = {
     "resnet20": "resnet20",
     "resnet44": "resnet44",
+    "vgg11_bn": "vgg11_bn",
+    "mobilenetv2_x0_75": "mobilenetv2_x0_75",
     "mobilenet_v3_small": "mobilenet_v3_small_torchvision",
     "mobilenet_v3_small_cifar": "mobilenet_v3_small_cifar",
 }
-# Same code as a golden sibling, another depth: parameters by the formula of He et al. 2015.
-SIBLINGS = {"resnet8": 83_892, "resnet32": 472_756, "resnet56": 861_620}
+# Same code as a golden sibling, another size. Parameters at 100 classes: published (rounded to
+# 10,000 by chenyaofo/pytorch-cifar-models), or torchvision's 5,483,032 at 1,000 classes.
+SIBLINGS = {
+    "resnet8": None,  # nobody publishes it
+    "resnet32": 0.47e6,
+    "resnet56": 0.86e6,
+    "vgg13_bn": 9.99e6,
+    "vgg16_bn": 15.30e6,
+    "vgg19_bn": 20.61e6,
+    "mobilenetv2_x0_5": 0.82e6,
+    "mobilenetv2_x1_0": 2.35e6,
+    "mobilenetv2_x1_4": 4.50e6,
+    "mobilenet_v3_large": 5_483_032 - 900 * 1281,
+    "mobilenet_v3_large_cifar": None,  # nobody publishes it
+}
 IMAGE_SHAPE = (32, 32, 3)
 
 
@@ -52,7 +67,8 @@ def test_counts_equal_the_reference(arch):
 
 @pytest.mark.parametrize("arch", SIBLINGS)
 def test_counts_of_siblings(arch):
-    assert models.count_params(raw_network(arch), IMAGE_SHAPE) == SIBLINGS[arch]
+    params = models.count_params(raw_network(arch), IMAGE_SHAPE)
+    assert SIBLINGS[arch] is None or params == pytest.approx(SIBLINGS[arch], abs=5_000)
 
 
 def test_normalisation_belongs_to_the_network():

@@ -20,9 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.errors import UserError
-from kd_jax.models import layers
+from kd_jax.models import layers, mobilenetv3, vgg
+from kd_jax.models.mobilenetv2 import MobileNetV2
 from kd_jax.models.mobilenetv3 import MobileNetV3
 from kd_jax.models.resnet import ResNet
+from kd_jax.models.vgg import VGG
+
+_V3_SMALL: dict[str, Any] = {
+    "rows": mobilenetv3.SMALL, "last_channels": mobilenetv3.SMALL_LAST_CHANNELS
+}  # fmt: skip
+_V3_LARGE: dict[str, Any] = {
+    "rows": mobilenetv3.LARGE, "last_channels": mobilenetv3.LARGE_LAST_CHANNELS
+}  # fmt: skip
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": functools.partial(ResNet, 1),
@@ -30,8 +39,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet32": functools.partial(ResNet, 5),
     "resnet44": functools.partial(ResNet, 7),
     "resnet56": functools.partial(ResNet, 9),
-    "mobilenet_v3_small": functools.partial(MobileNetV3, cifar=False),
-    "mobilenet_v3_small_cifar": functools.partial(MobileNetV3, cifar=True),
+    **{f"vgg{depth}_bn": functools.partial(VGG, depth) for depth in vgg.STAGES},
+    "mobilenetv2_x0_5": functools.partial(MobileNetV2, 0.5),
+    "mobilenetv2_x0_75": functools.partial(MobileNetV2, 0.75),
+    "mobilenetv2_x1_0": functools.partial(MobileNetV2, 1.0),
+    "mobilenetv2_x1_4": functools.partial(MobileNetV2, 1.4),
+    "mobilenet_v3_small": functools.partial(MobileNetV3, **_V3_SMALL),
+    "mobilenet_v3_small_cifar": functools.partial(MobileNetV3, **_V3_SMALL, cifar=True),
+    "mobilenet_v3_large": functools.partial(MobileNetV3, **_V3_LARGE),
+    "mobilenet_v3_large_cifar": functools.partial(MobileNetV3, **_V3_LARGE, cifar=True),
 }
 
 Variables = Mapping[str, Any]

@@ -248,6 +248,12 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
+def round_to_multiple(value: float, divisor: int = 8) -> int:
+    """Return the multiple of `divisor` nearest to `value`, never more than 10 % below it."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
 def hard_sigmoid(x: jax.Array) -> jax.Array:
     """Return `relu6(x + 3) / 6`."""
     return jnp.clip(x + 3.0, 0.0, 6.0) * (1.0 / 6.0)

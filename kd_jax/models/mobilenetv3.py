@@ -1,11 +1,11 @@
-"""MobileNetV3-small, in the two forms that the study mixes up.
+"""MobileNetV3, small and large, in the two forms that the study mixes up.
 
 `torchvision`: ImageNet strides, so a 32-pixel image ends as one pixel; what the study trained.
 `cifar`: stem and first block keep the resolution (maps 32, 32, 16, 8, 4); what its Table 1 quotes.
 They also differ in squeeze-excite (place, biases, hidden width), in the last 1x1 convolution and
 in the batch norms' constants: each difference is one line below.
 
-Source: Howard et al. 2019, table 2; the forms follow torchvision and ShowLo/MobileNetV3, and the
+Source: Howard et al. 2019, tables 1 and 2; the forms follow torchvision and ShowLo/MobileNetV3, and the
 submodules carry the names of those PyTorch models, so their weights need no renaming table.
 """
 
@@ -45,13 +45,24 @@ SMALL = (
     Row(5, 576, 96, True, True, 1),
     Row(5, 576, 96, True, True, 1),
 )
-SMALL_LAST_CHANNELS = 1024
-
-
-def round_to_multiple(value: float, divisor: int = 8) -> int:
-    """Return the multiple of `divisor` nearest to `value`, never more than 10 % below it."""
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
+LARGE = (
+    Row(3, 16, 16, False, False, 1),
+    Row(3, 64, 24, False, False, 2),
+    Row(3, 72, 24, False, False, 1),
+    Row(5, 72, 40, True, False, 2),
+    Row(5, 120, 40, True, False, 1),
+    Row(5, 120, 40, True, False, 1),
+    Row(3, 240, 80, False, True, 2),
+    Row(3, 200, 80, False, True, 1),
+    Row(3, 184, 80, False, True, 1),
+    Row(3, 184, 80, False, True, 1),
+    Row(3, 480, 112, True, True, 1),
+    Row(3, 672, 112, True, True, 1),
+    Row(5, 672, 160, True, True, 2),
+    Row(5, 960, 160, True, True, 1),
+    Row(5, 960, 160, True, True, 1),
+)
+SMALL_LAST_CHANNELS, LARGE_LAST_CHANNELS = 1024, 1280
 
 
 def _activation(hard: bool) -> Any:
@@ -82,7 +93,7 @@ class TorchvisionBlock(nn.Module):
         part += 1
         if row.squeeze:
             scale = jnp.mean(y, axis=(1, 2), keepdims=True)
-            hidden = round_to_multiple(row.expanded / 4)
+            hidden = layers.round_to_multiple(row.expanded / 4)
             scale = conv(hidden, use_bias=True, name=f"block.{part}.fc1")(scale)
             scale = conv(row.expanded, use_bias=True, name=f"block.{part}.fc2")(nn.relu(scale))
             y = y * layers.hard_sigmoid(scale)
@@ -132,8 +143,8 @@ class MobileNetV3(nn.Module):
     """MobileNetV3 in its torchvision form (`cifar=False`) or its CIFAR form."""
 
     num_classes: int
-    rows: tuple[Row, ...] = SMALL
-    last_channels: int = SMALL_LAST_CHANNELS
+    rows: tuple[Row, ...]
+    last_channels: int
     cifar: bool = False
     axis_name: str | None = None
     dtype: Any = None

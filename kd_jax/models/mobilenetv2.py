@@ -1,0 +1,96 @@
+"""MobileNetV2 for small images: the stem and the second stage keep the resolution.
+
+Source: Sandler et al. 2018, table 2, as in chenyaofo/pytorch-cifar-models, whose submodules' names
+are kept. A 32-pixel image ends as a 4x4 map.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.models import layers
+
+
+class Stage(NamedTuple):
+    """A row of the paper's table, with the stride at 32 pixels."""
+
+    expansion: int
+    features: int
+    blocks: int
+    stride: int
+
+
+STAGES = (
+    Stage(1, 16, 1, 1),
+    Stage(6, 24, 2, 1),  # ImageNet: 2
+    Stage(6, 32, 3, 2),
+    Stage(6, 64, 4, 2),
+    Stage(6, 96, 3, 1),
+    Stage(6, 160, 3, 2),
+    Stage(6, 320, 1, 1),
+)
+STEM, LAST = 32, 1280
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter by depth, project; a shortcut where the shape allows one."""
+
+    expansion: int
+    features: int
+    stride: int
+    norm: functools.partial[nn.BatchNorm]
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = functools.partial(layers.Conv, dtype=self.dtype)
+        expanded = x.shape[-1] * self.expansion
+        y, part = x, 0
+        if self.expansion != 1:
+            y = conv(expanded, name="conv.0.0")(y)
+            y = nn.relu6(self.norm(name="conv.0.1")(y))
+            part = 1
+        y = conv(expanded, 3, self.stride, expanded, name=f"conv.{part}.0")(y)
+        y = nn.relu6(self.norm(name=f"conv.{part}.1")(y))
+        y = conv(self.features, name=f"conv.{part + 1}")(y)
+        y = self.norm(name=f"conv.{part + 2}")(y)
+        return x + y if self.stride == 1 and x.shape[-1] == self.features else y
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 of a width multiplier."""
+
+    width: float
+    num_classes: int
+    axis_name: str | None = None
+    dtype: Any = None
+    dropout_rate: float = 0.0
+    batch_norm_momentum: float = 0.9
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
+        norm = layers.batch_norm(train, self.axis_name, self.dtype)
+        conv = functools.partial(layers.Conv, dtype=self.dtype)
+        x = conv(layers.round_to_multiple(STEM * self.width), 3, name="features.0.0")(x)
+        x = nn.relu6(norm(name="features.0.1")(x))
+        number = 1
+        for stage in STAGES:
+            features = layers.round_to_multiple(stage.features * self.width)
+            for block in range(stage.blocks):
+                stride = stage.stride if block == 0 else 1
+                name = f"features.{number}"
+                x = InvertedResidual(
+                    stage.expansion, features, stride, norm, self.dtype, name=name
+                )(x)  # fmt: skip
+                number += 1
+        last = layers.round_to_multiple(LAST * max(1.0, self.width))
+        x = nn.relu6(norm(name=f"features.{number}.1")(conv(last, name=f"features.{number}.0")(x)))
+        x = layers.dropout(jnp.mean(x, axis=(1, 2)), self.dropout_rate, dropout_keys)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier.1")(x)
