@@ -1,7 +1,7 @@
-"""Distil the study's third teacher, MobileNetV2_x0_75, into a MobileNetV3-small on CIFAR-100.
+r"""Distil the study's third teacher, MobileNetV2_x0_75, into a MobileNetV3-small on CIFAR-100.
 
     python -m kd_jax.main --config=configs/mbv2.py --workdir=runs/mbv2 \
-    --config.teacher.weights=cifar100_mobilenetv2_x0_75.pth
+        --config.teacher.weights=cifar100_mobilenetv2_x0_75.pth
 """
 
 from kd_jax.config import default_config

@@ -1,7 +1,7 @@
-"""Distil the study's first teacher, ResNet44, into a MobileNetV3-small on CIFAR-100.
+r"""Distil the study's first teacher, ResNet44, into a MobileNetV3-small on CIFAR-100.
 
-python -m kd_jax.main --config=configs/resnet44.py --workdir=runs/resnet44 \
-    --config.teacher.weights=cifar100_resnet44.pth
+    python -m kd_jax.main --config=configs/resnet44.py --workdir=runs/resnet44 \
+        --config.teacher.weights=cifar100_resnet44.pth
 """
 
 from kd_jax.config import default_config

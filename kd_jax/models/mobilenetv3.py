@@ -5,8 +5,9 @@
 They also differ in squeeze-excite (place, biases, hidden width), in the last 1x1 convolution and
 in the batch norms' constants: each difference is one line below.
 
-Source: Howard et al. 2019, tables 1 and 2; the forms follow torchvision and ShowLo/MobileNetV3, and the
-submodules carry the names of those PyTorch models, so their weights need no renaming table.
+Source: Howard et al. 2019, tables 1 and 2; the forms follow torchvision and ShowLo/MobileNetV3, and
+the submodules carry the names of those PyTorch models, so their weights need no renaming table.
+The large network's CIFAR form applies the small one's rules: nothing was at hand to compare it to.
 """
 
 from __future__ import annotations
