@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kd_jax import files, tf_quietly
 from kd_jax.console import logger
@@ -63,36 +64,72 @@ class Logbook:
             logger.warning("TensorBoard's files could not be written: %s", error)
 
 
-class Stopwatch:
-    """Images a second of training alone: compilation, evaluation and waiting do not count."""
+class Progress:
+    """Metrics of the training steps, one step late, and the rate of training alone.
 
-    def __init__(self, batch_size: int, total_steps: int):
-        self._batch_size, self._total_steps = batch_size, total_steps
-        self._seconds, self._steps = 0.0, 0
+    A metric is fetched only when the step after it has been dispatched, so the devices never wait
+    for the host. Compilation, evaluation and saving are not part of the rate.
+    """
+
+    def __init__(self, logbook: Logbook, batch_size: int, total_steps: int, examples: int):
+        self._logbook, self._batch_size = logbook, batch_size
+        self._total_steps, self._examples = total_steps, examples
+        self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._since: float | None = None
+        self._from_step = 0
+        self._seconds, self._steps = 0.0, 0
 
-    def start(self) -> None:
-        """Begin or go on to measure."""
-        self._since = time.perf_counter()
+    def start(self, step: int) -> None:
+        """Begin to measure the rate: `step` updates are made, and nothing is in flight."""
+        self._since, self._from_step = time.perf_counter(), step
 
-    def lap(self, steps: int) -> float:
-        """Add the steps made since the last call; return their images a second."""
-        now = time.perf_counter()
-        if self._since is None or steps == 0:
-            return math.nan
-        seconds = now - self._since
-        self._since = now
-        self._seconds += seconds
-        self._steps += steps
-        return steps * self._batch_size / seconds
+    def note(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Keep a step's metrics, scalars that may still be computed, for the next `flush`."""
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Wait for the metrics that were noted last, and write and print them."""
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in metrics.items()}
+        rate = self._lap(step)
+        epoch = step * self._batch_size / self._examples
+        timed = {} if rate is None else {"images_per_second": round(rate, 1)}
+        self._logbook.write("train", step, {"epoch": round(epoch, 6), **values, **timed})
+        logger.info(
+            "step %d/%d  epoch %.2f  loss %.4f  %s images/s  %s left",
+            step,
+            self._total_steps,
+            epoch,
+            values["loss"],
+            "?" if rate is None else f"{rate:.0f}",
+            self._time_left(step),
+        )
+
+    def stop(self, step: int) -> None:
+        """Write what is noted, and end measuring: all steps up to `step` are finished."""
+        self.flush()
+        self._lap(step)
+        self._since = None
 
     @property
     def images_per_second(self) -> float | None:
         """Of all that was measured; None if nothing was."""
         return self._steps * self._batch_size / self._seconds if self._seconds else None
 
-    def time_left(self, step: int) -> str:
-        """Return the time that the steps after `step` will take, such as `1h02m`."""
+    def _lap(self, step: int) -> float | None:
+        """Add the steps since the last lap; return their images a second."""
+        steps, now = step - self._from_step, time.perf_counter()
+        if self._since is None or steps <= 0:
+            return None
+        seconds, self._since, self._from_step = now - self._since, now, step
+        self._seconds += seconds
+        self._steps += steps
+        return steps * self._batch_size / seconds
+
+    def _time_left(self, step: int) -> str:
         if not self._steps:
             return "?"
         return duration(self._seconds / self._steps * (self._total_steps - step))

@@ -129,7 +129,7 @@ def _loop(
 
     evaluations = _evaluation_steps(run)
     log = logbook.Logbook(directory, start)
-    watch = logbook.Stopwatch(batch_size, run.total_steps)
+    progress = logbook.Progress(log, batch_size, run.total_steps, examples)
     logger.info(
         "%s: steps %d to %d, %.1f epochs of %d images, on %d %s device(s)",
         "resuming" if start else "starting",
@@ -142,34 +142,29 @@ def _loop(
     )
 
     in_flight: collections.deque[dict[str, jax.Array]] = collections.deque()
-    last_logged = start
     for step in range(start + 1, run.total_steps + 1):
         batch = batches.batch_at(step - 1, batch_size, examples, config.seed)
         state, metrics = train_step(
             state, teacher_variables, images, labels, parallel.shard(batch, run.devices)
         )
+        progress.flush()
         in_flight.append(metrics)
         if len(in_flight) > _MOST_IN_FLIGHT:
             jax.block_until_ready(in_flight.popleft())
         if step == start + 1:
             jax.block_until_ready(metrics)  # the first step compiles: it is not timed
-            watch.start()
-            last_logged = step
+            progress.start(step)
         if step % config.log_every_steps == 0 or step == run.total_steps:
-            values = {name: float(value) for name, value in metrics.items()}
-            rate = watch.lap(step - last_logged)
-            last_logged = step
-            _log_progress(log, watch, step, run.total_steps, examples, batch_size, values, rate)
+            progress.note(step, metrics)
         evaluates = step in evaluations
         if evaluates or step % config.checkpoint_every_steps == 0:
             jax.block_until_ready(metrics)
-            watch.lap(step - last_logged)
+            progress.stop(step)
             measured = _validate(log, judge, state, step) if evaluates else None
             checkpoints.save(step, state, measured)
-            watch.start()
-            last_logged = step
+            progress.start(step)
     log.close()
-    return state, watch.images_per_second
+    return state, progress.images_per_second
 
 
 def _evaluation_steps(run: experiment.Experiment) -> set[int]:
@@ -180,32 +175,6 @@ def _evaluation_steps(run: experiment.Experiment) -> set[int]:
         batches.steps_in(k * every, run.config.batch_size, examples)
         for k in range(1, int(epochs / every) + 1)
     } | {run.total_steps}
-
-
-def _log_progress(
-    log: logbook.Logbook,
-    watch: logbook.Stopwatch,
-    step: int,
-    total_steps: int,
-    examples: int,
-    batch_size: int,
-    values: dict[str, float],
-    rate: float,
-) -> None:
-    epoch = step * batch_size / examples
-    values = {"epoch": round(epoch, 6), **values}
-    if rate == rate:  # NaN where nothing was timed, as on the very first step
-        values["images_per_second"] = round(rate, 1)
-    log.write("train", step, values)
-    logger.info(
-        "step %d/%d  epoch %.2f  loss %.4f  %s images/s  %s left",
-        step,
-        total_steps,
-        epoch,
-        values["loss"],
-        f"{rate:.0f}" if rate == rate else "?",
-        watch.time_left(step),
-    )
 
 
 def _validate(
