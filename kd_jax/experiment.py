@@ -41,7 +41,7 @@ class Experiment:
     def initial_state(self) -> steps.TrainState:
         """Return the state before the first step, on one device."""
         image_shape = self.dataset.image_shape
-        return steps.init_state(self.student, self.optimizer, image_shape, self.config.seed)
+        return steps.init_state(self.config, self.student, self.optimizer, image_shape)
 
 
 def build(config: ConfigDict) -> Experiment:

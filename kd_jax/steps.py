@@ -33,6 +33,7 @@ class TrainState:
       seed: int32, of every random number in the run.
       params, batch_stats: the student's variables.
       opt_state: of the optax chain.
+      metric_sums: float32 scalars, since the last step that was logged.
     """
 
     step: jax.Array
@@ -40,6 +41,7 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
+    metric_sums: dict[str, jax.Array]
 
     @property
     def variables(self) -> Variables:
@@ -48,19 +50,21 @@ class TrainState:
 
 
 def init_state(
+    config: ConfigDict,
     student: Network,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
-    seed: int,
 ) -> TrainState:
-    """Return the state before the first step: a pure function of the seed."""
-    variables = student.init(seed, image_shape)
+    """Return the state before the first step: a pure function of the config's seed."""
+    variables = student.init(config.seed, image_shape)
+    metrics = ("loss", "grad_norm", *(("agreement",) if config.distill.label_weight < 1 else ()))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        seed=jnp.asarray(seed, jnp.int32),
+        seed=jnp.asarray(config.seed, jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=jax.jit(optimizer.init)(variables["params"]),
+        metric_sums={name: jnp.zeros(()) for name in metrics},
     )
 
 
@@ -145,9 +149,11 @@ def make_train_step(
 
     The step takes `(state, teacher_variables, images, labels, batch)`: the training set's images
     uint8 `[N, H, W, C]`, its labels int32 `[N]` or None when the recipe is label-free, and this
-    device's part of the batch. It returns the new state and scalar float32 metrics, all of them
-    means over the global batch: `loss`, `grad_norm` before clipping, and `agreement`, the share of
-    views on which student and teacher choose the same class.
+    device's part of the batch. It returns the new state and scalar float32 metrics: `loss`,
+    `grad_norm` before clipping, and `agreement`, the share of views on which student and teacher
+    choose the same class. Each is the mean over the global batch, and over the steps since the last
+    multiple of `log_every_steps`: with one lambda a batch, a single step's loss says little. The
+    sums are part of the state, so a resumed run logs the same numbers.
     """
     distils = config.distill.label_weight < 1
     uses_labels = config.distill.label_weight > 0
@@ -190,6 +196,10 @@ def make_train_step(
             metrics["agreement"] = jnp.mean(same.astype(jnp.float32))
         grads, metrics = _mean_over_devices((grads, metrics))
         metrics["grad_norm"] = optax.global_norm(grads)
+        summed = state.step % config.log_every_steps
+        sums = jax.tree.map(
+            lambda total, new: jnp.where(summed == 0, new, total + new), state.metric_sums, metrics
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         state = dataclasses.replace(
             state,
@@ -197,8 +207,9 @@ def make_train_step(
             params=optax.apply_updates(state.params, updates),
             batch_stats=student.average_statistics(state.batch_stats, batch_stats, state.step),
             opt_state=opt_state,
+            metric_sums=sums,
         )
-        return state, metrics
+        return state, jax.tree.map(lambda total: total / (summed + 1), sums)
 
     return step
 

@@ -52,6 +52,8 @@ def small_config(**options):
     config = default_config()
     config.student.arch = "resnet8"
     config.batch_size = 32
+    config.seed = 3
+    config.log_every_steps = 1
     config.update_from_flattened_dict(options)
     return config
 
@@ -62,7 +64,7 @@ def set_up(config, axis_name=parallel.AXIS):
     student = models.build("resnet8", 10, mean, std, axis_name=axis_name, dropout_rate=rate)
     teacher = models.build("resnet8", 10, (0.4,) * 3, std)
     optimizer = optim.build(config, total_steps=100, warmup_steps=5)
-    state = steps.init_state(student, optimizer, (32, 32, 3), seed=3)
+    state = steps.init_state(config, student, optimizer, (32, 32, 3))
     step = steps.make_train_step(config, student, teacher, optimizer)
     teacher_variables = teacher.init(9, (32, 32, 3))
     teacher_variables["params"]["fc"]["kernel"] *= 100.0  # or an untrained teacher knows nothing
@@ -107,6 +109,14 @@ def test_any_number_of_devices_gives_the_same_training(recipe):
     for n in (2, 4):
         ours = [metrics["loss"] for metrics in runs[n][1]]
         np.testing.assert_allclose(ours, expected, rtol=1e-4)
+
+
+def test_metrics_are_means_since_the_last_logged_step():
+    _, single = run(small_config(), 1, 7)
+    _, averaged = run(small_config(log_every_steps=3), 1, 7)
+    loss = [metrics["loss"] for metrics in single]
+    expected = [np.mean(loss[i - i % 3 : i + 1]) for i in range(7)]
+    np.testing.assert_allclose([m["loss"] for m in averaged], expected, rtol=1e-5)
 
 
 def test_two_runs_are_bit_identical():
