@@ -35,6 +35,8 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # ml_collections raises these for an unknown field or a value of the wrong type.
         fail(_first_line(error))
+    except Exception as error:  # the config file is a program, and this is its bug, not ours
+        fail(f"the config file fails with {type(error).__name__}: {_first_line(error)}")
     try:
         if len(rest) > 1:
             raise UserError(

@@ -11,13 +11,23 @@ from kd_jax.errors import UserError
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a kill leaves the old content or the new, never a part."""
+    """Write a file, and its directory, so that a kill leaves the old content or the new.
+
+    Raises:
+      UserError: it cannot be written: the disk is full, or the place is not ours.
+    """
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room there, or choose another place"
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -65,7 +65,6 @@ def sha256_of(path: str | Path) -> str:
 def save(directory: str | Path, card: ModelCard, variables: Mapping[str, Any]) -> None:
     """Write a network into a directory, each file whole or not at all."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     flat = flax.traverse_util.flatten_dict(dict(variables), sep=_SEPARATOR)
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
     files.write_whole(directory / ARRAYS_FILE, safetensors.numpy.save(arrays))

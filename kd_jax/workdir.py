@@ -64,10 +64,4 @@ def load_config(workdir: Path) -> ConfigDict:
 
 def create(workdir: Path, config: ConfigDict) -> None:
     """Make the directory of a run and write its config."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.write_whole(workdir / CONFIG_FILE, config_lib.to_json(config).encode())
-    except OSError as error:
-        raise UserError(
-            f"the workdir {workdir} cannot be written ({error.strerror}): choose another --workdir"
-        ) from None
+    files.write_whole(workdir / CONFIG_FILE, config_lib.to_json(config).encode())
