@@ -22,6 +22,7 @@ from kd_jax.errors import UserError, fail
 _COLUMNS = (
     ("top-1 %", "test_top1", "{:.2f}"),
     ("agreement %", "agreement", "{:.2f}"),
+    ("KL to teacher", "kl_to_teacher", "{:.3f}"),
     ("params", "params", "{:,}"),
     ("multiply-adds", "madds", "{:,}"),
     ("images/s", "images_per_second", "{:,.0f}"),
@@ -29,7 +30,7 @@ _COLUMNS = (
 _FIGURES = (
     ("top1", "Top-1 on validation (%)"),
     ("agreement", "Agreement with the teacher on validation (%)"),
-    ("nll", "Negative log-likelihood on validation (nats)"),
+    ("kl_to_teacher", "KL(teacher || student) on validation (nats)"),
 )
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # Paul Tol's bright
 
