@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from kd_jax import console
 
@@ -18,12 +19,18 @@ class UserError(Exception):
     """
 
 
-def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+def run_command(
+    main: Callable[[Sequence[str]], None],
+    argv: Sequence[str] | None = None,
+    *,
+    takes_words: bool = False,
+) -> None:
     """Run a command's `main`, turning `UserError` into one line on stderr and exit code 2.
 
     Args:
       main: takes the arguments after absl has removed the flags that it knows.
       argv: program name and arguments; `sys.argv` by default.
+      takes_words: whether there may be arguments that are no flags.
     """
     from absl import flags
 
@@ -38,7 +45,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     except Exception as error:  # the config file is a program, and this is its bug, not ours
         fail(f"the config file fails with {type(error).__name__}: {_first_line(error)}")
     try:
-        if len(rest) > 1:
+        if len(rest) > 1 and not takes_words:
             raise UserError(
                 f"unexpected argument {rest[1]!r}: every option is written --name=value, and a "
                 "config field --config.field=value"
@@ -51,7 +58,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         sys.exit(130)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Print `error: message` as one line on stderr and exit with code 2."""
     sys.stdout.flush()
     print("error: " + " ".join(message.split()), file=sys.stderr)

@@ -1,6 +1,7 @@
-"""Turn a PyTorch file into a directory that `config.teacher.weights` can name.
+"""Turn a file of PyTorch-named weights into a directory that `config.teacher.weights` can name.
 
-python -m kd_jax.import_teacher --arch=resnet44 --src=cifar100_resnet44.pth --out=teachers/r44
+python -m kd_jax.import_teacher --arch=resnet44 --src=published --out=teachers/resnet44
+python -m kd_jax.import_teacher --arch=resnet44 --src=resnet44.pth --out=teachers/resnet44
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ from pathlib import Path
 
 from absl import flags
 
-from kd_jax import data, models, teachers, weights
+from kd_jax import data, models, published, teachers, weights
 from kd_jax.errors import UserError, run_command
 
 _ARCH = flags.DEFINE_string("arch", None, "Architecture, a name in the zoo.")
-_SRC = flags.DEFINE_string("src", None, "PyTorch file (.pth, .pt) with a state dict.")
+_SRC = flags.DEFINE_string(
+    "src", None, "File (.pth, .pt, .safetensors, .npz), or `published` to fetch it."
+)
 _OUT = flags.DEFINE_string("out", None, "Directory to write model.json and model.safetensors to.")
 _DATASET = flags.DEFINE_string("dataset", "cifar100", "Data set that the network was trained on.")
 _MEAN = flags.DEFINE_list("mean", None, "Its normalisation: mean of pixels in [0, 1], r,g,b.")
 _STD = flags.DEFINE_list("std", None, "Its normalisation: std of pixels in [0, 1], r,g,b.")
+_CLASSES = flags.DEFINE_integer(
+    "num_classes", None, "Of a data set that is not known by name.", lower_bound=2
+)
+_SIZE = flags.DEFINE_integer("image_size", 32, "Pixels a side.", lower_bound=1)
 _CLAIMED = flags.DEFINE_float(
     "claimed_top1", None, "Percent on the test split; a run that uses it checks the claim."
 )
@@ -28,12 +35,14 @@ _CLAIMED = flags.DEFINE_float(
 def main(argv: Sequence[str]) -> None:
     """Import one file."""
     del argv
-    arch, src, out = _required(_ARCH), Path(_required(_SRC)), Path(_required(_OUT))
+    arch, source, out = _required(_ARCH), _required(_SRC), Path(_required(_OUT)).expanduser()
     models.check_arch(arch)
-    if _DATASET.value not in data.NUM_CLASSES:
+    if _DATASET.value not in data.NUM_CLASSES and None in (_CLASSES.value, _MEAN.value):
         known = ", ".join(data.NUM_CLASSES)
-        raise UserError(f"unknown data set {_DATASET.value!r}: expected one of {known}")
-    src, out = src.expanduser(), out.expanduser()
+        raise UserError(
+            f"unknown data set {_DATASET.value!r}: expected one of {known}, or --num_classes, "
+            "--mean and --std"
+        )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file: expected a directory, new or empty")
     if out.is_dir() and any(out.iterdir()) and not (out / weights.CARD_FILE).exists():
@@ -43,7 +52,12 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--mean and --std go together: give both or neither")
     if _MEAN.value is not None:
         normalisation = (_numbers(_MEAN), _numbers(_STD))
-    card, variables = teachers.import_file(arch, src, _DATASET.value, normalisation)
+    src = Path(source).expanduser()
+    if source == "published":
+        src = published.fetch(arch, _DATASET.value)
+    card, variables = teachers.import_file(
+        arch, src, _DATASET.value, normalisation, _CLASSES.value, _SIZE.value
+    )
     if _CLAIMED.value is not None:
         card = dataclasses.replace(card, claimed_top1=_CLAIMED.value)
     weights.save(out, card, variables)

@@ -39,6 +39,8 @@ class ModelCard:
       claimed_top1: percent on that data set's test split; None if nobody claims any.
       source: the file or run that it came from.
       sha256: of that file, or of the stored arrays.
+      certificate: what the run that trained it measured on the test split (percent, nats, number of
+        examples, fingerprint of the data); None for imported weights.
     """
 
     arch: str
@@ -50,16 +52,11 @@ class ModelCard:
     claimed_top1: float | None
     source: str
     sha256: str
+    certificate: dict[str, Any] | None = None
 
-    def network(self) -> models.Network:
-        """Return the network that the variables belong to."""
-        return models.build(self.arch, self.num_classes, self.mean, self.std)
-
-
-def sha256_of(path: str | Path) -> str:
-    """Return the hex sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def network(self, dtype: str = "float32") -> models.Network:
+        """Return the network that the variables belong to, see `models.build`."""
+        return models.build(self.arch, self.num_classes, self.mean, self.std, dtype=dtype)
 
 
 def save(directory: str | Path, card: ModelCard, variables: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kd_jax import data
+from kd_jax import data, sources, tf_quietly
 from kd_jax.config import default_config
 from kd_jax.errors import UserError
 
@@ -58,6 +58,23 @@ def test_too_large_a_hold_out_is_one_sentence():
         data.load(options(name="digits", val_examples=1437))
 
 
+@pytest.mark.parametrize(("train", "test", "says"), [
+    ((50, 32, 9), (9, 32, 10), "the test split of digits has labels outside 0..9"),
+    ((50, 32, -1), (9, 32, 9), "the train split of digits has labels outside 0..9"),
+    ((50, 32, 9), (0, 32, 0), "the test split of digits has .* no example at all"),
+    ((50, 28, 9), (9, 28, 9), r"images of shape \(28, 28, 3\), expected \(32, 32, 3\)"),
+])  # fmt: skip
+def test_a_set_that_is_not_what_it_claims(train, test, says, monkeypatch):
+    def split(count, size, label):
+        images = np.zeros((count, size, size, 3), np.uint8)
+        return data.Split(images, np.full(count, label, np.int32))
+
+    source = sources.Source(split(*train), split(*test), 10)
+    monkeypatch.setattr(sources, "digits", lambda: source)
+    with pytest.raises(UserError, match=says):
+        data.load(options(name="digits", val_examples=10))
+
+
 def test_a_missing_set_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     with pytest.raises(UserError, match=rf"no data set cifar100 in {tmp_path}"):
@@ -94,6 +111,24 @@ def test_the_cache_gives_the_same_arrays(cifar100, cifar100_dir, monkeypatch):
     def broken(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(data, "_decode_tfds", broken)
+    monkeypatch.setattr(sources, "_decode_tfds", broken)
     again = data.load(options(data_dir=str(cifar100_dir)))
     assert again.fingerprint == cifar100.fingerprint
+
+
+@pytest.mark.slow
+def test_superclasses_are_the_coarse_labels_of_the_data(cifar100_dir):
+    builder = tf_quietly.import_tfds().builder("cifar100", data_dir=cifar100_dir)
+    test = next(iter(builder.as_dataset(split="test", batch_size=10_000)))
+    names, groups = data.SUPERCLASSES["cifar100"]
+    assert len(names) == 20
+    np.testing.assert_array_equal(np.asarray(groups)[test["label"]], test["coarse_label"])
+
+
+def test_half_of_test_as_validation_leaves_all_of_train():
+    held_out = data.load(options(name="digits", val_examples=144))
+    halved = data.load(options(name="digits", validation="half_of_test"))
+    assert len(halved.train) == len(held_out.train) + 144
+    assert len(halved.val) == len(halved.test) // 2
+    seen = {image.tobytes() for image in halved.test.images}
+    assert all(image.tobytes() in seen for image in halved.val.images)

@@ -6,9 +6,19 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from helpers import golden_state_dict, write_pth
-from kd_jax import models, teachers, torch_file, torch_import, weights
+from kd_jax import (
+    files,
+    models,
+    published,
+    state_files,
+    teachers,
+    torch_file,
+    torch_import,
+    weights,
+)
 from kd_jax.errors import UserError
 
 ARCHS = tuple(models.MODELS)
@@ -120,6 +130,84 @@ def test_damaged_files_never_give_a_traceback(tmp_path, seed):
     (tmp_path / "x.pth").write_bytes(content)
     with contextlib.suppress(UserError):  # any other error fails the test
         torch_file.read_state_dict(tmp_path / "x.pth")
+
+
+def test_safetensors_and_npz_are_the_same_network(tmp_path):
+    state_dict = golden_state_dict("resnet20")
+    write_pth(tmp_path / "x.pth", state_dict)
+    safetensors.numpy.save_file(state_dict, tmp_path / "x.safetensors")
+    np.savez(tmp_path / "x.npz", **state_dict)
+    digests = {
+        weights.digest_of(teachers.import_file("resnet20", path, "cifar100")[1])
+        for path in tmp_path.iterdir()
+    }
+    assert len(digests) == 1
+
+
+def test_safetensors_and_npz_that_are_not(tmp_path):
+    (tmp_path / "text.npz").write_text("weights\n" * 100)
+    (tmp_path / "text.safetensors").write_text("weights\n" * 100)
+    np.savez(tmp_path / "whole.npz", **golden_state_dict("resnet20"))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:50_000])
+    np.savez(tmp_path / "evil.npz", a=np.array([Malicious(tmp_path / "ran")], dtype=object))
+    np.save(tmp_path / "one", np.ones(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    for name in ("text.npz", "text.safetensors", "cut.npz", "evil.npz", "one.npz", "absent.npz"):
+        with pytest.raises(UserError, match=name):
+            state_files.read(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_part_of_a_stored_network_is_told_from_foreign_weights(tmp_path):
+    write_pth(tmp_path / "x.pth", golden_state_dict("resnet20"))
+    weights.save(
+        tmp_path / "own", *teachers.import_file("resnet20", tmp_path / "x.pth", "cifar100")
+    )
+    with pytest.raises(UserError, match=r"give its directory, .*own, as"):
+        state_files.read(tmp_path / "own" / "model.safetensors")
+
+
+@pytest.fixture
+def releases(tmp_path, monkeypatch):
+    """A directory as the publisher's releases, and a cache of our own."""
+    monkeypatch.setenv("KD_JAX_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "releases" / "resnet").mkdir(parents=True)
+    return tmp_path / "releases"
+
+
+def publish(releases, monkeypatch):
+    """Put a file there as if it were the published ResNet20; return its path."""
+    write_pth(releases / "x.pth", golden_state_dict("resnet20"))
+    digest = files.sha256_of(releases / "x.pth")[:8]
+    entry = published.TABLE["cifar100", "resnet20"]._replace(sha256=digest)
+    monkeypatch.setitem(published.TABLE, ("cifar100", "resnet20"), entry)
+    return (releases / "x.pth").rename(releases / "resnet" / f"cifar100_resnet20-{digest}.pt")
+
+
+def test_a_published_file_is_fetched_once_and_checked(releases, monkeypatch):
+    file = publish(releases, monkeypatch)
+    path = published.fetch("resnet20", "cifar100", releases.as_uri())
+    assert path.read_bytes() == file.read_bytes()
+    file.unlink()
+    assert published.fetch("resnet20", "cifar100", releases.as_uri()) == path
+    card, _ = teachers.import_file("resnet20", path, "cifar100")
+    assert card.claimed_top1 == 68.83
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"begins with \w{8}, expected \w{8}: it is cut short"):
+        published.fetch("resnet20", "cifar100", releases.as_uri())
+
+
+def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(releases):
+    with pytest.raises(UserError) as caught:
+        published.fetch("vgg11_bn", "cifar100", releases.as_uri())
+    assert "/vgg/cifar100_vgg11_bn-57d0759e.pt cannot be fetched" in str(caught.value)
+    assert "cache/published/cifar100_vgg11_bn-57d0759e.pt, or give" in str(caught.value)
+    assert not list((releases.parent / "cache").rglob("*.p*t*"))
+
+
+def test_nobody_publishes_that(releases):
+    with pytest.raises(UserError, match=r"no published weights of mobilenet_v3_small.*resnet44"):
+        published.fetch("mobilenet_v3_small", "cifar100", releases.as_uri())
 
 
 def test_a_stored_network_is_read_back_exactly(tmp_path):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.errors import UserError
-from kd_jax.models import layers, mobilenetv3, vgg
+from kd_jax.models import chunks, layers, mobilenetv3, vgg
 from kd_jax.models.mobilenetv2 import MobileNetV2
 from kd_jax.models.mobilenetv3 import MobileNetV3
 from kd_jax.models.resnet import ResNet
@@ -91,8 +91,13 @@ class Network:
 
     def logits(self, variables: Variables, pixels: jax.Array) -> jax.Array:
         """Return float32 logits `[batch, classes]` in eval mode, under running statistics."""
-        logits = self.module.apply(variables, self.normalise(pixels), train=False)
-        return jnp.asarray(logits, jnp.float32)
+
+        def forward(pixels: jax.Array) -> jax.Array:
+            with layers.frozen():
+                logits = self.module.apply(variables, self.normalise(pixels), train=False)
+            return jnp.asarray(logits, jnp.float32)
+
+        return chunks.in_chunks(forward, pixels)
 
     def train_logits(
         self, variables: Variables, pixels: jax.Array, dropout_keys: jax.Array | None
@@ -114,9 +119,9 @@ class Network:
         return logits.astype(jnp.float32), updates["batch_stats"]
 
     def average_statistics(self, running: Any, of_batch: Any, step: jax.Array) -> Any:
-        """Return the running statistics after one more batch, see `layers.average_statistics`."""
+        """Return the running statistics after one more batch, see `layers.running_average`."""
         momentum = self.module.batch_norm_momentum
-        return layers.average_statistics(running, of_batch, step, momentum)
+        return layers.running_average(running, of_batch, step, momentum)
 
 
 def build(
@@ -127,6 +132,7 @@ def build(
     *,
     axis_name: str | None = None,
     dropout_rate: float = 0.0,
+    dtype: str = "float32",
 ) -> Network:
     """Return the network `arch` with a head of `num_classes`.
 
@@ -136,12 +142,18 @@ def build(
       mean, std: normalisation of pixels in [0, 1], one value a channel.
       axis_name: the pmap axis over which batch norm is synchronised in training.
       dropout_rate: before the head, in training.
+      dtype: of the computations; parameters, batch statistics and logits stay float32.
 
     Raises:
       UserError: `arch` is not in the zoo.
     """
     check_arch(arch)
-    module = MODELS[arch](num_classes=num_classes, axis_name=axis_name, dropout_rate=dropout_rate)
+    module = MODELS[arch](
+        num_classes=num_classes,
+        axis_name=axis_name,
+        dropout_rate=dropout_rate,
+        dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
+    )
     return Network(arch, module, tuple(map(float, mean)), tuple(map(float, std)))
 
 
@@ -189,12 +201,18 @@ def flat_shapes(
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Return the shape of every leaf by its path; nothing is computed on a device."""
     tree = _abstract_variables(network, image_shape)
-    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree).items()}
+    shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree).items()}
+    if not all(all(shape) for shape in shapes.values()):
+        raise UserError(
+            f"{network.arch} leaves nothing of an image of {image_shape[0]} x {image_shape[1]} "
+            "pixels: expected larger images, or a network with fewer strides"
+        )
+    return shapes
 
 
 def _abstract_variables(network: Network, image_shape: tuple[int, int, int]) -> Any:
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(network.module.init, jax.random.key(0), images)
+    return jax.eval_shape(lambda x: network.module.init(jax.random.key(0), x), images)
 
 
 def _madds(jaxpr: Any) -> int:

@@ -19,10 +19,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kd_jax.models import winograd
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_CACHE_BYTES = 700_000  # about a core's second-level cache; measured best from 300 to 700 kB
 _forced_lowering: str | None = None
+_frozen = False
 
 
 @contextlib.contextmanager
@@ -36,7 +40,19 @@ def lowering(name: str) -> Iterator[None]:
         _forced_lowering = before
 
 
-def _current_lowering() -> str:
+@contextlib.contextmanager
+def frozen() -> Iterator[None]:
+    """Trace layers whose gradient nobody will ask for: some have a faster form then."""
+    global _frozen
+    before, _frozen = _frozen, True
+    try:
+        yield
+    finally:
+        _frozen = before
+
+
+def current_lowering() -> str:
+    """Return how layers are lowered where they are traced now, `"cpu"` or `"plain"`."""
     return _forced_lowering or ("cpu" if jax.default_backend() == "cpu" else "plain")
 
 
@@ -52,19 +68,35 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) ->
     Returns:
       `[batch, ceil(height / stride), ceil(width / stride), channels_out]`.
     """
-    if _current_lowering() == "plain":
+    if current_lowering() == "plain":
         return _conv_plain(x, kernel, stride, _same_padding(kernel), groups)
     channels_in, channels_out = x.shape[-1], kernel.shape[-1]
     kernel, padding = _without_idle_taps(x, kernel, stride)
     kh, kw = kernel.shape[:2]
     if kh == kw == 1 and groups == 1:
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
+        x = x[:, ::stride, ::stride]
+        # Flat, or the kernel's gradient contracts three axes at once, and slowly.
+        y = x.reshape(-1, channels_in) @ kernel[0, 0]
+        return y.reshape(*x.shape[:3], channels_out)
     if groups == channels_in == channels_out:
         return _depthwise(x, kernel, stride, padding)
     if groups == 1 and (channels_in <= 4 or x.shape[1] < kh):
         patches = jnp.concatenate(_windows(x, (kh, kw), stride, padding), axis=-1)
         return patches @ kernel.reshape(-1, channels_out)
+    if _frozen and groups == 1 and stride == 1 and _suits_winograd(x, kernel):
+        return winograd.conv3x3(x, kernel)
     return _conv_plain(x, kernel, stride, padding, groups)
+
+
+def _suits_winograd(x: jax.Array, kernel: jax.Array) -> bool:
+    """Tell whether it is faster; narrow maps have too few tiles (measured, docs/performance.md)."""
+    width = x.shape[2]
+    return (
+        kernel.shape[:2] == (3, 3)
+        and x.dtype == jnp.float32
+        and width % winograd.OUTPUTS == 0
+        and width >= 2 * winograd.OUTPUTS
+    )
 
 
 def _same_padding(kernel: jax.Array) -> Padding:
@@ -141,16 +173,7 @@ def _depthwise_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     kh, kw = kernel.shape[:2]
-    zero = jnp.zeros((), x.dtype)
-    # All weight gradients in one pass over the maps: one reduction with many operands.
-    products = [window * grad for window in _windows(x, (kh, kw), stride, padding)]
-    sums = lax.reduce(
-        products,
-        [zero] * len(products),
-        lambda left, right: [a + b for a, b in zip(left, right, strict=True)],
-        (0, 1, 2),
-    )
-    kernel_grad = jnp.stack(sums).reshape(kernel.shape)
+    kernel_grad = _depthwise_kernel_grad(x, grad, (kh, kw), stride, padding).reshape(kernel.shape)
     # The input gradient is the same shifted sum with the kernel flipped, over the gradient laid
     # out on the input's grid.
     around = []
@@ -158,8 +181,45 @@ def _depthwise_backward(
         span = (grad.shape[1 + axis] - 1) * stride + 1
         before = taps - 1 - padding[axis][0]
         around.append((before, x.shape[1 + axis] + taps - 1 - span - before, stride - 1))
-    grad = lax.pad(grad, zero, [(0, 0, 0), *around, (0, 0, 0)])
+    grad = lax.pad(grad, jnp.zeros((), grad.dtype), [(0, 0, 0), *around, (0, 0, 0)])
     return _depthwise(grad, kernel[::-1, ::-1], 1, ((0, 0), (0, 0))), kernel_grad
+
+
+def _depthwise_kernel_grad(
+    x: jax.Array, grad: jax.Array, kernel_size: tuple[int, int], stride: int, padding: Padding
+) -> jax.Array:
+    """Return the gradient of every tap, `[taps, channels]`, in one pass over the maps.
+
+    The sum runs over images and strips of rows, into one running sum a tap that keeps rows, columns
+    and channels: plain vector arithmetic in the cache. Left to XLA, a reduction over three axes at
+    once was 1.3 to 6.8 times slower on the shapes of MobileNetV2.
+    """
+    kh, kw = kernel_size
+    images, height, width, channels = grad.shape
+    rows = _rows_of_strip(height, width * channels * kh * kw * grad.dtype.itemsize)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    strip = (1, (rows - 1) * stride + kh, *x.shape[2:])
+    strips = height // rows
+
+    def add_strip(n: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        image, row = n // strips, n % strips * rows
+        of_x = lax.dynamic_slice(x, (image, row * stride, 0, 0), strip)
+        of_grad = lax.dynamic_slice(grad, (image, row, 0, 0), (1, rows, width, channels))
+        windows = _windows(of_x, kernel_size, stride, ((0, 0), (0, 0)))
+        return tuple(
+            total + window[:, :rows, :width] * of_grad
+            for total, window in zip(sums, windows, strict=True)
+        )
+
+    zeros = jnp.zeros((1, rows, width, channels), jnp.float32)
+    sums = lax.fori_loop(0, images * strips, add_strip, (zeros,) * (kh * kw))
+    return jnp.stack([jnp.sum(total, axis=(0, 1, 2)) for total in sums]).astype(grad.dtype)
+
+
+def _rows_of_strip(height: int, row_bytes: int) -> int:
+    """Return the most rows, a divisor of `height`, whose sums stay in the cache of one core."""
+    fits = [n for n in range(1, height + 1) if height % n == 0 and n * row_bytes <= _CACHE_BYTES]
+    return max(fits, default=1)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
@@ -197,7 +257,7 @@ def batch_norm(
     """Return the batch norm of one network, still to be named at each use.
 
     In training the statistics are those of the whole batch across `axis_name`, in float32, and
-    they leave the module as they are (momentum 0): `average_statistics` keeps the running ones.
+    they leave the module as they are (momentum 0): `running_average` keeps the running ones.
     """
     return functools.partial(
         nn.BatchNorm,
@@ -209,26 +269,27 @@ def batch_norm(
     )
 
 
-def average_statistics(running: Any, of_batch: Any, step: jax.Array | int, momentum: float) -> Any:
-    """Return the running statistics after one more batch.
+def running_average(running: Any, new: Any, step: jax.Array | int, momentum: float) -> Any:
+    """Return the running average, of batch statistics or of weights, after one more step.
 
-    `momentum` is Flax's, one minus PyTorch's, but it is reached gradually: step t counts with
-    at least 9 / (10 + t). A plain average starts from mean 0 and variance 1 and forgets them so
-    slowly that torchvision's MobileNetV3 (momentum 0.99, 34 norms in a row) answers at chance in
-    eval mode for its first hundreds of steps. From step 890 on, at 0.99, the two are the same.
+    `momentum` is the share of the old (for batch norm Flax's, one minus PyTorch's), but it is
+    reached gradually: step t counts with at least 9 / (10 + t). A plain average of statistics
+    starts from mean 0 and variance 1 and forgets them so slowly that torchvision's MobileNetV3
+    (momentum 0.99, 34 norms in a row) answers at chance in eval mode for its first hundreds of
+    steps. From step 890 on, at 0.99, the two are the same.
 
     The variance is the biased one, where PyTorch keeps the unbiased: they differ by n / (n - 1),
     n being the pixels of the global batch.
 
     Args:
-      running, of_batch: trees `batch_stats`.
+      running, new: trees of the same structure.
       step: number of updates made before this one.
       momentum: the share of the old, in [0, 1).
     """
     step = jnp.asarray(step, jnp.float32)
     old_share = jnp.minimum(momentum, (1.0 + step) / (10.0 + step))
     return jax.tree.map(
-        lambda old, new: old_share * old + (1.0 - old_share) * new, running, of_batch
+        lambda old, value: old_share * old + (1.0 - old_share) * value, running, new
     )
 
 

@@ -55,8 +55,11 @@ class VGG(nn.Module):
             number += 1
         # PyTorch flattens channels first; at 32 pixels there is one pixel and no difference.
         x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+        # Zeros are a placeholder, see `layers.Conv`; Flax's own fails where no pixel is left.
+        zeros = nn.initializers.zeros
         for layer in (0, 3):
-            x = nn.relu(nn.Dense(HIDDEN, dtype=self.dtype, name=f"classifier.{layer}")(x))
+            x = nn.Dense(HIDDEN, kernel_init=zeros, dtype=self.dtype, name=f"classifier.{layer}")(x)
+            x = nn.relu(x)
             keys = None
             if dropout_keys is not None:
                 keys = jax.vmap(lambda key, n=layer: jax.random.fold_in(key, n))(dropout_keys)
