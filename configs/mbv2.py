@@ -1,14 +1,18 @@
 r"""Distil the study's third teacher, MobileNetV2_x0_75, into a MobileNetV3-small on CIFAR-100.
 
+    python -m kd_jax.import_teacher --arch=mobilenetv2_x0_75 --src=published \
+        --out=teachers/mobilenetv2_x0_75
     python -m kd_jax.main --config=configs/mbv2.py --workdir=runs/mbv2 \
-        --config.teacher.weights=cifar100_mobilenetv2_x0_75.pth
+        --config.teacher.weights=teachers/mobilenetv2_x0_75
+
+`--config=configs/mbv2.py:recipe=NAME` takes another recipe than function matching, see
+`python -m kd_jax.recipes`.
 """
 
-from kd_jax.config import default_config
+from kd_jax import recipes
 
 
-def get_config():
-    config = default_config()
+def get_config(argument=""):
+    config = recipes.experiment(argument)
     config.teacher.arch = "mobilenetv2_x0_75"
-    config.teacher.claimed_top1 = 73.61  # chenyaofo/pytorch-cifar-models
     return config

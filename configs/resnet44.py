@@ -1,14 +1,17 @@
 r"""Distil the study's first teacher, ResNet44, into a MobileNetV3-small on CIFAR-100.
 
+    python -m kd_jax.import_teacher --arch=resnet44 --src=published --out=teachers/resnet44
     python -m kd_jax.main --config=configs/resnet44.py --workdir=runs/resnet44 \
-        --config.teacher.weights=cifar100_resnet44.pth
+        --config.teacher.weights=teachers/resnet44
+
+`--config=configs/resnet44.py:recipe=NAME` takes another recipe than function matching, see
+`python -m kd_jax.recipes`.
 """
 
-from kd_jax.config import default_config
+from kd_jax import recipes
 
 
-def get_config():
-    config = default_config()
+def get_config(argument=""):
+    config = recipes.experiment(argument)
     config.teacher.arch = "resnet44"
-    config.teacher.claimed_top1 = 71.63  # chenyaofo/pytorch-cifar-models, measured again here
     return config

@@ -1,6 +1,6 @@
-"""Views of the training images: crop, flip and mixup, as pure functions of pixels and keys.
+"""Crop, flip, mixup and CutMix, as pure functions of pixels and keys.
 
-A view is made once and shown to every network. Randomness is keyed by the example's position in
+Randomness is keyed by the example's position in
 the global batch, never by the device that holds it, so any number of devices sees the same views.
 """
 
@@ -13,7 +13,7 @@ from kd_jax.batches import Array
 
 # Streams of randomness of one step. New ones are added at the end: the numbers are part of what
 # makes a run reproducible.
-STREAM_CROP_FLIP, STREAM_LAMBDA, STREAM_DROPOUT = range(3)
+STREAM_CROP_FLIP, STREAM_LAMBDA, STREAM_DROPOUT, STREAM_TEACHER_CROP_FLIP = range(4)
 
 
 def stream_key(seed: jax.Array, step: jax.Array, stream: int) -> jax.Array:
@@ -93,3 +93,39 @@ def mix(first: jax.Array, second: jax.Array, lam: jax.Array) -> jax.Array:
     """
     lam = lam.reshape(lam.shape + (1,) * (first.ndim - lam.ndim)) if lam.ndim else lam
     return lam * first + (1.0 - lam) * second
+
+
+def draw_share(key: jax.Array, alpha: float) -> jax.Array:
+    """Draw the share of an example in its mixture from Beta(alpha, alpha); 1 is uniform."""
+    if alpha == 1.0:
+        return jax.random.uniform(key)
+    return jax.random.beta(key, alpha, alpha)
+
+
+def box_mask(keys: jax.Array, shares: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Return where the example itself is seen, bool `[n, H, W]`: outside of a box, for CutMix.
+
+    The box has the image's shape and about `1 - share` of its area, its centre is anywhere, and
+    what lies beyond the border is cut off: the true share is the mean of the mask.
+
+    Args:
+      keys: keys `[n]`, from which the shares were drawn.
+      shares: float32 `[n]`.
+      size: `(H, W)`.
+
+    Source: Yun et al. 2019, section 3.1.
+    """
+
+    def inside(key: jax.Array, share: jax.Array) -> jax.Array:
+        # A key of its own: the share has used up this one.
+        centre = jax.random.uniform(jax.random.fold_in(key, 1), (2,))
+        spans = []
+        for axis, length in enumerate(size):
+            half = jnp.sqrt(1.0 - share) * length / 2
+            low = jnp.round(centre[axis] * length - half)
+            high = jnp.round(centre[axis] * length + half)
+            line = jnp.arange(length)
+            spans.append((line >= low) & (line < high))
+        return spans[0][:, None] & spans[1][None, :]
+
+    return ~jax.vmap(inside)(keys, shares)

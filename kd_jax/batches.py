@@ -57,15 +57,36 @@ def examples_at(step: int, batch_size: int, num_examples: int, seed: int) -> np.
     return np.concatenate(parts)
 
 
-def batch_at(step: int, batch_size: int, num_examples: int, seed: int) -> Batch:
-    """Return the global batch of one step; each example's mixup partner is its neighbour.
+PARTNERS = ("roll", "permutation", "uniform")
 
-    The partner is the next position of the global batch (a roll by one, as big_vision does), so
-    it does not depend on which device holds what, and no pair repeats.
+
+def batch_at(
+    step: int, batch_size: int, num_examples: int, seed: int, partner: str = "roll"
+) -> Batch:
+    """Return the global batch of one step, with every example's mixup partner.
+
+    Args:
+      step: counted from 0.
+      batch_size: of the whole step, over all devices.
+      num_examples: in the training set.
+      seed: of the order, and of the partners.
+      partner: `roll`, the next position (as big_vision does: no pair repeats, none is its own
+        partner); `permutation`, a random one of the batch; `uniform`, any training example.
+        Whichever, it does not depend on which device holds what.
     """
     example = examples_at(step, batch_size, num_examples, seed)
     position = np.arange(batch_size, dtype=np.int32)
-    return Batch(example, position, np.roll(example, -1), np.roll(position, -1))
+    if partner == "roll":
+        return Batch(example, position, np.roll(example, -1), np.roll(position, -1))
+    rng = np.random.default_rng([seed, step, 1])  # 1: not the stream of the epochs' order
+    if partner == "permutation":
+        order = rng.permutation(batch_size)
+        return Batch(example, position, example[order], position[order])
+    if partner != "uniform":
+        raise ValueError(f"no partner {partner!r}: expected one of {PARTNERS}")
+    others = rng.integers(0, num_examples, batch_size, dtype=np.int32)
+    # Positions beyond the batch, so that a partner's crop is not that of an example.
+    return Batch(example, position, others, position + batch_size)
 
 
 def steps_in(epochs: float, batch_size: int, num_examples: int) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
+from kd_jax import huge_pages
 from kd_jax.errors import UserError, run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
@@ -26,27 +27,14 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: expected the directory of a run")
-    from kd_jax import experiment, measure, parallel, workdir
-    from kd_jax.checkpoint import Checkpoints
+    from kd_jax import measure, restore
 
-    directory = Path(_WORKDIR.value).expanduser().resolve()
-    config = workdir.load_config(directory)
-    if not (directory / workdir.CHECKPOINTS).is_dir():
-        raise UserError(f"the run in {directory} has no checkpoint yet: let it train first")
-    with config.unlocked():
-        config.num_devices = 0  # those of this machine: it need not be the one that trained
-    run = experiment.build(config)
-    checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, keep=1, read_only=True)
-    last = _CHECKPOINT.value == "last"
-    step = checkpoints.latest_step() if last else checkpoints.best_step()
-    if step is None:
-        raise UserError(f"the run in {directory} has no {_CHECKPOINT.value} checkpoint yet")
-    state = checkpoints.restore(run.initial_state(), step)
-    variables = parallel.replicate(state.variables, run.devices)
+    run, step, variables = restore.student(Path(_WORKDIR.value), _CHECKPOINT.value)
     measured = measure.Judge(run).measure_student(variables, _SPLIT.value)
     examples = len(run.dataset.split(_SPLIT.value))
     print(json.dumps({"split": _SPLIT.value, "step": step, "examples": examples, **measured}))
 
 
 if __name__ == "__main__":
+    huge_pages.enable()
     run_command(main)

@@ -50,6 +50,34 @@ def agreement(student_logits: np.ndarray, teacher_logits: np.ndarray) -> float:
     return 100.0 * float(np.mean(student_logits.argmax(-1) == teacher_logits.argmax(-1)))
 
 
+def agreement_top5(student_logits: np.ndarray, teacher_logits: np.ndarray) -> float:
+    """Return the percentage of examples whose teacher's choice is among the student's first 5."""
+    return top_k(student_logits, teacher_logits.argmax(-1), 5)
+
+
+def entropy(logits: np.ndarray) -> float:
+    """Return the mean entropy of the predictions at temperature 1, in nats."""
+    log_probs = log_softmax(logits)
+    return -float(np.mean(np.sum(np.exp(log_probs) * log_probs, axis=-1)))
+
+
+def confusion(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return how many examples of each group were taken for each group, int `[groups, groups]`.
+
+    Args:
+      logits: float `[N, classes]`.
+      labels: int `[N]`.
+      groups: int `[classes]`, the group of each class; `arange(classes)` for the classes alone.
+
+    Returns:
+      rows are what the examples are, columns what they were taken for.
+    """
+    size = int(groups.max()) + 1
+    counts = np.zeros((size, size), int)
+    np.add.at(counts, (groups[labels], groups[logits.argmax(-1)]), 1)
+    return counts
+
+
 def kl_to_teacher(student_logits: np.ndarray, teacher_logits: np.ndarray) -> float:
     """Return the mean KL(teacher || student) at temperature 1, in nats."""
     teacher_log_probs, student_log_probs = log_softmax(teacher_logits), log_softmax(student_logits)
@@ -68,8 +96,8 @@ def summary(
       teacher_logits: float `[N, classes]`, of the same examples in the same order.
 
     Returns:
-      `top1`, `top5`, `ece` (percent), `nll` (nats), and with a teacher `agreement` (percent) and
-      `kl_to_teacher` (nats).
+      `top1`, `top5`, `ece` (percent), `nll` (nats), and with a teacher `agreement`,
+      `agreement_top5` (percent) and `kl_to_teacher` (nats).
     """
     measures = {
         "top1": top_k(logits, labels, 1),
@@ -79,5 +107,6 @@ def summary(
     }
     if teacher_logits is not None:
         measures["agreement"] = agreement(logits, teacher_logits)
+        measures["agreement_top5"] = agreement_top5(logits, teacher_logits)
         measures["kl_to_teacher"] = kl_to_teacher(logits, teacher_logits)
     return {name: round(value, 6) for name, value in measures.items()}

@@ -53,3 +53,22 @@ def test_summary_has_what_a_result_needs():
     assert set(fidelity.summary(LOGITS, LABELS)) == {"top1", "top5", "nll", "ece"}
     with_teacher = fidelity.summary(LOGITS, LABELS, LOGITS)
     assert with_teacher["agreement"] == 100
+
+
+def test_entropy_and_the_teachers_choice_among_five():
+    uniform = np.zeros((4, 10))
+    assert fidelity.entropy(uniform) == pytest.approx(np.log(10))
+    assert fidelity.entropy(1e4 * np.eye(10)) == pytest.approx(0.0, abs=1e-6)
+    student = np.tile(np.arange(10.0)[::-1], (3, 1))  # chooses 0, then 1, ...
+    teacher = np.eye(10)[[0, 4, 5]]
+    assert fidelity.agreement(student, teacher) == pytest.approx(100 / 3)
+    assert fidelity.agreement_top5(student, teacher) == pytest.approx(200 / 3)
+
+
+def test_confusion_counts_what_was_taken_for_what():
+    labels = np.array([0, 0, 1, 2, 3])
+    logits = np.eye(4)[[0, 1, 1, 3, 3]]
+    by_class = fidelity.confusion(logits, labels, np.arange(4))
+    assert by_class.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
+    by_group = fidelity.confusion(logits, labels, np.array([0, 0, 1, 1]))
+    assert by_group.tolist() == [[3, 0], [0, 2]]

@@ -85,3 +85,126 @@ def test_cross_entropy_equals_its_definition():
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     ours = losses.cross_entropy(jnp.float32(logits), soft)
     np.testing.assert_allclose(ours, -(soft * log_probs).sum(-1), rtol=1e-4)
+
+
+# Every loss again, in float64, from probabilities.
+T, TARGETS = 3.0, np.arange(64) % 10
+
+
+def softmax(logits):
+    scaled = np.exp(logits - logits.max(-1, keepdims=True))
+    return scaled / scaled.sum(-1, keepdims=True)
+
+
+def js_in_float64(teacher, student):
+    p, q = softmax(teacher / T), softmax(student / T)
+    m = (p + q) / 2
+    return T**2 * 0.5 * ((p * np.log(p / m)).sum(-1) + (q * np.log(q / m)).sum(-1))
+
+
+def dist_in_float64(teacher, student):
+    p, q = softmax(teacher / T), softmax(student / T)
+    over_classes = [1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)]
+    over_examples = [1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)]
+    return T**2 * (2.0 * np.array(over_classes) + 0.5 * np.mean(over_examples))
+
+
+def dkd_in_float64(teacher, student):
+    p, q = softmax(teacher / T), softmax(student / T)
+    rows = np.arange(64)
+    pt, qt = p[rows, TARGETS], q[rows, TARGETS]
+    about = pt * np.log(pt / qt) + (1 - pt) * np.log((1 - pt) / (1 - qt))
+    others = np.ones((64, 10), bool)
+    others[rows, TARGETS] = False
+    p, q = (x[others].reshape(64, 9) for x in (p, q))
+    p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+    return T**2 * (1.5 * about + 4.0 * (p * np.log(p / q)).sum(-1))
+
+
+LOSSES = {
+    "forward_kl": (
+        lambda t, s: losses.kl_divergence(t, s, T), lambda t, s: kl_in_float64(t, s, T)
+    ),
+    "reverse_kl": (lambda t, s: losses.reverse_kl(t, s, T), lambda t, s: kl_in_float64(s, t, T)),
+    "jensen_shannon": (lambda t, s: losses.jensen_shannon(t, s, T), js_in_float64),
+    "squared_error": (losses.squared_error, lambda t, s: ((t - s) ** 2).mean(-1) / 2),
+    "hard_label": (
+        losses.hard_label, lambda t, s: -np.log(softmax(s)[np.arange(64), t.argmax(-1)])
+    ),
+    "dist": (lambda t, s: losses.dist(t, s, T, inter=2.0, intra=0.5), dist_in_float64),
+    "dkd": (lambda t, s: losses.dkd(t, s, T, TARGETS, target=1.5, others=4.0), dkd_in_float64),
+}  # fmt: skip
+
+
+def test_every_loss_has_a_reference():
+    assert tuple(LOSSES) == losses.NAMES
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_and_its_gradient_equal_float64(name):
+    ours, reference = LOSSES[name]
+    teacher, student = random_logits(5)
+    value = ours(jnp.float32(teacher), jnp.float32(student))
+    assert value.shape == (64,)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, reference(teacher, student), rtol=2e-4, atol=1e-5)
+    gradient = jax.grad(lambda s: ours(jnp.float32(teacher), s).sum())(jnp.float32(student))
+    rng, step = np.random.default_rng(6), 1e-6
+    for _ in range(5):
+        direction = rng.standard_normal(student.shape)
+        ends = [reference(teacher, student + sign * step * direction).sum() for sign in (1, -1)]
+        slope = (ends[0] - ends[1]) / (2 * step)
+        assert float(jnp.vdot(gradient, direction)) == pytest.approx(slope, rel=2e-3, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_finite_at_extremes(name):
+    ours, _ = LOSSES[name]
+    rng = np.random.default_rng(7)
+    extremes = jnp.float32(rng.choice([-1e4, 0.0, 1e4], (64, 10)))
+    for teacher, student in ((extremes, -extremes), (extremes, extremes), (0 * extremes, extremes)):
+        value, gradient = jax.value_and_grad(lambda s, t=teacher: ours(t, s).sum())(student)
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"hard_label"}))
+def test_a_student_that_equals_its_teacher_loses_nothing(name):
+    ours, _ = LOSSES[name]
+    teacher, _ = (jnp.float32(x) for x in random_logits(8))
+    np.testing.assert_allclose(ours(teacher, teacher), 0.0, atol=1e-4)
+    slope = jax.grad(lambda s: ours(teacher, s).sum())(teacher)
+    np.testing.assert_allclose(slope, 0.0, atol=1e-3)
+
+
+def test_dkd_contains_ordinary_kd():
+    """With the teacher's own weight on the other classes the two parts are the KL."""
+    teacher, student = (jnp.float32(x) for x in random_logits(9))
+    probs = jax.nn.softmax(teacher / T)
+    rest = 1 - probs[jnp.arange(64), TARGETS]
+    parts = [
+        losses.dkd(teacher, student, T, TARGETS, target=a, others=b) for a, b in ((1, 0), (0, 1))
+    ]
+    whole = losses.kl_divergence(teacher, student, T)
+    np.testing.assert_allclose(parts[0] + rest * parts[1], whole, rtol=1e-3, atol=1e-4)
+
+
+def test_standardized_logits_forget_shift_and_scale():
+    student = jnp.float32(random_logits(10)[1])
+    made = losses.standardize(student)
+    np.testing.assert_allclose(made.mean(-1), 0.0, atol=1e-5)
+    np.testing.assert_allclose(made.std(-1), 1.0, rtol=1e-4)
+    np.testing.assert_allclose(losses.standardize(5 * student + 3), made, rtol=1e-3, atol=1e-4)
+    constant = jax.grad(lambda s: losses.standardize(s).sum())(jnp.zeros((2, 10)))
+    assert np.isfinite(constant).all()
+
+
+def test_an_ensemble_is_the_mean_of_probabilities():
+    logits = jnp.float32(np.stack(random_logits(11)))
+    shares = jnp.array([0.3, 0.7])
+    for temperature in (1.0, 4.0):
+        mean = losses.mean_of_probabilities(logits, shares, temperature)
+        expected = (shares[:, None, None] * jax.nn.softmax(logits / temperature)).sum(0)
+        np.testing.assert_allclose(jax.nn.softmax(mean / temperature), expected, rtol=1e-4)
+    extremes = losses.mean_of_probabilities(1e3 * logits, shares, 1.0)
+    assert np.isfinite(extremes).all()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import augment, batches, steps
+from kd_jax import augment, batches, views
 from kd_jax.config import default_config
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (50, 8, 8, 3), np.uint8)
@@ -14,9 +14,14 @@ IMAGES = np.random.default_rng(0).integers(1, 256, (50, 8, 8, 3), np.uint8)
 def view(step=0, batch_size=16, **options):
     config = default_config()
     config.update_from_flattened_dict(options)
-    batch = batches.batch_at(step, batch_size, len(IMAGES), seed=0)
-    make = jax.jit(lambda b: steps.make_view(jnp.asarray(IMAGES), b, 7, step, config))
-    return make, batch
+    config.batch_size = batch_size
+    batch = batches.batch_at(step, batch_size, len(IMAGES), 0, config.mixup.partner)
+
+    def make(part):
+        made = views.make(jnp.asarray(IMAGES), part, 7, step, config)
+        return made.student, made.share
+
+    return jax.jit(make), batch
 
 
 PLAIN = {"mixup.kind": "none", "augment.crop_pad_px": 0, "augment.flip": False}
@@ -50,9 +55,18 @@ def test_crop_and_flip_equal_padding_and_cutting():
     assert {flip for _, _, flip in seen} == {1, -1}
 
 
-@pytest.mark.parametrize("kind", ["none", "batch", "example"])
-def test_a_view_does_not_depend_on_how_the_batch_is_split(kind):
-    make, batch = view(**{"mixup.kind": kind})
+SPLIT = {
+    "none": {"mixup.kind": "none"},
+    "batch": {},
+    "example": {"mixup.kind": "example", "mixup.alpha": 0.3, "mixup.partner": "permutation"},
+    "group": {"mixup.kind": "group", "mixup.groups": 8, "mixup.partner": "uniform"},
+    "cutmix": {"mixup.method": "cutmix", "mixup.kind": "example"},
+}
+
+
+@pytest.mark.parametrize("options", SPLIT.values(), ids=SPLIT)
+def test_a_view_does_not_depend_on_how_the_batch_is_split(options):
+    make, batch = view(**options)
     whole, lam = make(batch)
     for parts in (2, 4):
         pieces = [
@@ -100,9 +114,9 @@ def test_streams_steps_and_seeds_are_independent():
         float(jax.random.uniform(augment.stream_key(seed, step, stream)))
         for seed in range(3)
         for step in range(3)
-        for stream in range(3)
+        for stream in range(4)
     }
-    assert len(draws) == 27
+    assert len(draws) == 36
 
 
 def test_every_example_is_seen_once_an_epoch():
@@ -129,3 +143,91 @@ def test_partners_are_neighbours_and_pairs_do_not_repeat():
 @pytest.mark.parametrize(("epochs", "expected"), [(1, 4), (0.25, 1), (2, 8), (3, 12), (1.01, 5)])
 def test_steps_in_epochs(epochs, expected):
     assert batches.steps_in(epochs, 25, 100) == expected
+
+
+def shares(batch_size=4000, **options):
+    config = default_config()
+    config.batch_size = batch_size
+    config.update_from_flattened_dict({"mixup.kind": "example"} | PLAIN_AUGMENT | options)
+    batch = batches.batch_at(0, batch_size, len(IMAGES), 0, config.mixup.partner)
+    return np.asarray(views.make(jnp.asarray(IMAGES), batch, 7, 0, config).share)
+
+
+PLAIN_AUGMENT = {"augment.crop_pad_px": 0, "augment.flip": False}
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
+def test_lambda_has_the_moments_of_its_beta_distribution(alpha):
+    lam = shares(**{"mixup.alpha": alpha})
+    assert (lam >= 0).all()
+    assert (lam <= 1).all()
+    assert lam.mean() == pytest.approx(0.5, abs=0.03)
+    assert lam.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
+
+
+def test_groups_share_a_lambda_and_differ():
+    lam = shares(64, **{"mixup.kind": "group", "mixup.groups": 8})
+    groups = lam.reshape(8, 8)
+    assert (groups == groups[:, :1]).all()
+    assert len(np.unique(lam)) == 8
+
+
+def test_a_permuted_partner_is_anyone_of_the_batch():
+    pairs = np.zeros((16, 16))
+    for step in range(2000):
+        batch = batches.batch_at(step, 16, 50, 0, "permutation")
+        np.testing.assert_array_equal(np.sort(batch.partner_position), np.arange(16))
+        np.testing.assert_array_equal(batch.partner, batch.example[batch.partner_position])
+        pairs[batch.position, batch.partner_position] += 1
+    np.testing.assert_allclose(pairs / 2000, 1 / 16, atol=0.03)
+
+
+def test_a_uniform_partner_is_anyone_of_the_training_set():
+    drawn = [batches.batch_at(step, 16, 50, 0, "uniform") for step in range(2000)]
+    counts = np.bincount(np.concatenate([batch.partner for batch in drawn]), minlength=50)
+    np.testing.assert_allclose(counts / counts.sum(), 1 / 50, rtol=0.2)
+    assert all((batch.partner_position >= 16).all() for batch in drawn)
+    again = batches.batch_at(7, 16, 50, 0, "uniform")
+    np.testing.assert_array_equal(again.partner, drawn[7].partner)
+
+
+def test_cutmix_pastes_one_box_and_tells_its_share():
+    make, batch = view(**(PLAIN | {"mixup.kind": "example", "mixup.method": "cutmix"}))
+    pixels, share = make(batch)
+    own, partner = IMAGES[batch.example] / 255.0, IMAGES[batch.partner] / 255.0
+    for mixed, mine, other, lam in zip(np.asarray(pixels), own, partner, share, strict=True):
+        from_own = np.isclose(mixed, mine, atol=1e-6).all(-1)
+        assert np.isclose(mixed, other, atol=1e-6).all(-1)[~from_own].all()
+        assert from_own.mean() == pytest.approx(float(lam), abs=1e-6)
+        rows, columns = np.flatnonzero(~from_own.all(1)), np.flatnonzero(~from_own.all(0))
+        assert (~from_own).sum() == len(rows) * len(columns)
+    many = shares(**{"mixup.method": "cutmix"})
+    # A box that is cut off at the border is smaller than its lambda says.
+    assert 0.55 < many.mean() < 0.75
+    assert many.min() < 0.1
+    assert many.max() == 1.0
+
+
+def both_views(**options):
+    config = default_config()
+    config.batch_size = 16
+    config.update_from_flattened_dict(options)
+    batch = batches.batch_at(0, 16, len(IMAGES), 0)
+    return views.make(jnp.asarray(IMAGES), batch, 7, 0, config)
+
+
+@pytest.mark.parametrize("kind", ["none", "batch"])
+def test_same_is_one_array_and_independent_are_two(kind):
+    same = both_views(**{"mixup.kind": kind})
+    assert same.teacher is same.student
+    apart = both_views(**{"mixup.kind": kind, "distill.view": "independent"})
+    np.testing.assert_array_equal(apart.student, same.student)
+    differ = (np.asarray(apart.student) != np.asarray(apart.teacher)).any((1, 2, 3))
+    assert differ.mean() > 0.8
+    still = both_views(**{"mixup.kind": kind, "distill.view": "independent", **PLAIN_AUGMENT})
+    np.testing.assert_array_equal(still.student, still.teacher)
+
+
+def test_fixed_leaves_the_teacher_to_its_logits():
+    fixed = both_views(**{"mixup.kind": "none", "distill.view": "fixed"})
+    assert fixed.teacher is None

@@ -1,0 +1,134 @@
+"""Look closer at a run's student beside its teacher: on test, on train, and along the mixup line.
+
+    python -m kd_jax.probe --workdir=DIR [--checkpoint=last|best] [--out=probe.json]
+
+The study asks whether mixup asks too much of its teacher. So every test image is mixed with the
+next one in every proportion, and both networks look at the mixtures: how sure the teacher still is,
+and how far the student follows it there. Besides: which superclasses are taken for which. The
+workdir is only read; tables go to stdout, everything to `--out`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from kd_jax import files, huge_pages, tables
+from kd_jax.errors import UserError, run_command
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Newest, or best on val.")
+_OUT = flags.DEFINE_string("out", None, "File for everything that was measured, as JSON.")
+SHARES = tuple(i / 10 for i in range(11))  # of an image in its mixture with the next
+_MOST_CONFUSED = 10  # pairs of groups that are printed
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, print the tables, and write the file."""
+    del argv
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing: expected the directory of a run")
+    out = Path(_OUT.value).expanduser() if _OUT.value else None
+    if out and out.is_dir():
+        raise UserError(f"--out={out} is a directory: expected a file to write")
+    from kd_jax import measure, restore
+
+    run, step, variables = restore.student(Path(_WORKDIR.value), _CHECKPOINT.value)
+    judge = measure.Judge(run)
+    result = {
+        "step": step,
+        "student": run.student.arch,
+        "teacher": run.teachers.arch if run.teachers else None,
+        "splits": {split: judge.measure_student(variables, split) for split in ("test", "train")},
+        "line": along_the_line(judge, variables) if run.teachers else None,
+        "confusion": _confusion(run, judge, variables),
+    }
+    print(_tables(result))
+    if out:
+        files.write_json(out, result)
+
+
+def along_the_line(judge: Any, variables: Any) -> list[dict[str, float]]:
+    """Return the measures of both networks on mixtures of test images, one record a proportion.
+
+    At the shares 0 and 1 the mixtures are the images themselves.
+
+    Args:
+      judge: a `measure.Judge` of a run with a teacher.
+      variables: the student's, replicated over the devices.
+
+    Returns:
+      records of `share`, `teacher_entropy`, `student_entropy`, `kl_to_teacher` (nats), `agreement`,
+      `agreement_top5` (percent).
+    """
+    from kd_jax import fidelity
+
+    records = []
+    for share in SHARES:
+        teacher = judge.teacher_logits_of_mixtures("test", share)
+        student = judge.student_logits(variables, "test", share)
+        measured = {
+            "share": share,
+            "teacher_entropy": fidelity.entropy(teacher),
+            "student_entropy": fidelity.entropy(student),
+            "agreement": fidelity.agreement(student, teacher),
+            "agreement_top5": fidelity.agreement_top5(student, teacher),
+            "kl_to_teacher": fidelity.kl_to_teacher(student, teacher),
+        }
+        records.append({name: round(value, 6) for name, value in measured.items()})
+    return records
+
+
+def _confusion(run: Any, judge: Any, variables: Any) -> dict[str, Any]:
+    """Return the confusion by class, and by superclass where the data set has them."""
+    import numpy as np
+
+    from kd_jax import data, fidelity
+
+    logits = judge.student_logits(variables, "test")
+    labels, classes = run.dataset.test.labels, np.arange(run.dataset.num_classes)
+    result: dict[str, Any] = {"by_class": fidelity.confusion(logits, labels, classes).tolist()}
+    if run.dataset.name in data.SUPERCLASSES:
+        names, groups = data.SUPERCLASSES[run.dataset.name]
+        counts = fidelity.confusion(logits, labels, np.asarray(groups))
+        result |= {"superclasses": list(names), "by_superclass": counts.tolist()}
+    return result
+
+
+def _tables(result: dict[str, Any]) -> str:
+    """Return the Markdown that is printed."""
+    measures = list(result["splits"]["test"])
+    rows = [["split", *measures]]
+    rows += [
+        [split, *(f"{values[name]:.3f}" for name in measures)]
+        for split, values in result["splits"].items()
+    ]
+    parts = [tables.markdown(rows)]
+    if result["line"]:
+        names = list(result["line"][0])
+        parts.append(
+            tables.markdown(
+                [names, *([f"{record[name]:.3f}" for name in names] for record in result["line"])]
+            )
+        )
+    confusion = result["confusion"]
+    counts = confusion.get("by_superclass", confusion["by_class"])
+    names = confusion.get("superclasses") or [str(i) for i in range(len(counts))]
+    pairs = [
+        (counts[i][j], f"{100 * counts[i][j] / max(sum(counts[i]), 1):.1f}", names[i], names[j])
+        for i in range(len(counts))
+        for j in range(len(counts))
+        if i != j and counts[i][j]
+    ]
+    worst = sorted(pairs, reverse=True)[:_MOST_CONFUSED]
+    head = ["images", "% of them", "what they are", "what they were taken for"]
+    parts.append(tables.markdown([head, *([str(cell) for cell in row] for row in worst)]))
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    huge_pages.enable()
+    run_command(main)

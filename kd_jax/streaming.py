@@ -1,0 +1,89 @@
+"""Batches for the step, from a training set on the devices or from one in host memory.
+
+On the devices a batch is indices. A set that is too large for that stays on the host: then a batch
+also carries its own pixels and its partners', gathered a few steps ahead by a thread. The step
+makes the same views of both, because what is random depends on positions and not on where the
+pixels lie; and since the examples of a step are a function of its number, a resumed run goes on at
+the very example without reading what came before.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from kd_jax import batches, parallel
+from kd_jax.views import Streamed
+
+_AHEAD = 2  # steps
+
+
+def is_resident(options: ConfigDict, train_bytes: int) -> bool:
+    """Tell whether the training set is laid over the devices.
+
+    Args:
+      options: `config.dataset`.
+      train_bytes: of its images.
+    """
+    if options.resident == "auto":
+        return train_bytes <= options.device_budget_mb * 1_000_000
+    return bool(options.resident == "always")
+
+
+class Feeder:
+    """Gives the batches of steps in order, cut for this process's devices."""
+
+    def __init__(
+        self,
+        batch_of: Callable[[int], batches.Batch],
+        images: np.ndarray | None,
+        devices: list[jax.Device],
+        *,
+        partners: bool,
+        steps: range,
+    ):
+        """Begin to gather.
+
+        Args:
+          batch_of: step to the global batch.
+          images: uint8 `[N, H, W, C]` in host memory; None where the devices have them.
+          devices: this process's.
+          partners: whether the partners' pixels are needed.
+          steps: that will be asked for, in order.
+        """
+        self._batch_of, self._images, self._devices = batch_of, images, devices
+        self._partners, self._steps = partners, iter(steps)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "feeder")
+        self._ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+        for _ in range(_AHEAD if images is not None else 0):
+            self._begin_next()
+
+    def close(self) -> None:
+        """Drop what was gathered ahead."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def next(self) -> Any:
+        """Return the next step's batch: a `Batch` or a `Streamed`, `[devices, n, ...]` each."""
+        if self._images is None:
+            return self._make(next(self._steps))
+        self._begin_next()
+        return self._ahead.popleft().result()
+
+    def _begin_next(self) -> None:
+        step = next(self._steps, None)
+        if step is not None:
+            self._ahead.append(self._thread.submit(self._make, step))
+
+    def _make(self, step: int) -> Any:
+        batch = parallel.shard(self._batch_of(step), self._devices)
+        if self._images is None:
+            return batch
+        own = self._images[batch.example]
+        partner = self._images[batch.partner] if self._partners else None
+        return parallel.place(Streamed(batch, own, partner), self._devices)
