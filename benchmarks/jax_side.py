@@ -1,0 +1,96 @@
+"""kd_jax's own step and networks, set up for the benchmark as a run sets them up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from kd_jax import batches, ensemble, measure, models, optim, parallel, steps
+from kd_jax.config import default_config
+from kd_jax.data import NORMALISATION
+
+_NORMALISATION = NORMALISATION["cifar100"]
+_IMAGE_SHAPE = (32, 32, 3)
+
+
+def devices_for(batch_size: int) -> list[jax.Device]:
+    """Return the devices that a run would take."""
+    parallel.prepare(0, batch_size)
+    return parallel.select(0, batch_size)
+
+
+def train_step(
+    images: np.ndarray,
+    teacher: str | None,
+    student: str,
+    batch_size: int,
+    dtype: str = "float32",
+) -> tuple[Callable[[int], None], Callable[[], None], Any]:
+    """Return `step(n)`, `wait()`, and the compiled step with its arguments.
+
+    With a teacher it is the default recipe; without, training from labels with crop and flip.
+    """
+    config = default_config()
+    config.batch_size = batch_size
+    devices = devices_for(batch_size)
+    pupil = models.build(student, 100, *_NORMALISATION, axis_name=parallel.AXIS, dtype=dtype)
+    group, constants = None, steps.Constants(images)
+    if teacher:
+        network = models.build(teacher, 100, *_NORMALISATION, dtype=dtype)
+        group = ensemble.Ensemble((network,), (1.0,), "probabilities")
+        constants = constants._replace(teacher_variables=(network.init(1, _IMAGE_SHAPE),))
+    else:
+        config.distill.label_weight, config.mixup.kind = 1.0, "none"
+        constants = constants._replace(labels=np.arange(len(images), dtype=np.int32) % 100)
+    optimizer = optim.build(config, total_steps=10**6, warmup_steps=0)
+    state = steps.init_state(config, pupil.init(0, _IMAGE_SHAPE), optimizer)
+    step = steps.make_train_step(config, pupil, group, optimizer)
+    mapped = parallel.pmap(step, devices, (False, False, True), donate_argnums=0)
+    held = {"state": parallel.replicate(state, devices)}
+    constants = parallel.replicate(constants, devices)
+
+    def run(number: int) -> None:
+        batch = batches.batch_at(number, batch_size, len(images), seed=0)
+        held["state"], held["metrics"] = mapped(
+            held["state"], constants, parallel.shard(batch, devices)
+        )
+        if number % 2:
+            jax.block_until_ready(held["metrics"])
+
+    return run, lambda: jax.block_until_ready(held["state"]), (config, devices, constants)
+
+
+def input_only(config: Any, devices: list[jax.Device], constants: Any) -> Callable[[int], None]:
+    """Return a step that makes the views and nothing else."""
+    from kd_jax import views
+
+    def make(images: jax.Array, batch: Any, step: jax.Array) -> jax.Array:
+        made = views.make(images, batch, 0, step, config)
+        return jax.lax.psum(made.student.sum(), parallel.AXIS)
+
+    mapped = parallel.pmap(make, devices, (False, True, False))
+
+    def run(number: int) -> None:
+        batch = batches.batch_at(number, config.batch_size, len(constants.images), seed=0)
+        jax.block_until_ready(
+            mapped(constants.images, parallel.shard(batch, devices), np.int32(number))
+        )
+
+    return run
+
+
+def forward(images: np.ndarray, arch: str, batch_size: int) -> Callable[[int], None]:
+    """Return a step that asks a frozen network about one batch, as evaluation does."""
+    devices = devices_for(batch_size)
+    network = models.build(arch, 100, *_NORMALISATION)
+    predictor = measure.Predictor(network.logits, devices, batch_size)
+    variables = parallel.replicate(network.init(0, _IMAGE_SHAPE), devices)
+    placed = parallel.replicate(images[:batch_size], devices)
+
+    def run(number: int) -> None:
+        predictor.logits(variables, placed)
+
+    return run

@@ -1,0 +1,106 @@
+"""What the CPU lowering is worth, layer by layer: a guard that CI prints and never asserts.
+
+    python -m benchmarks.lowering [--rounds=5]
+
+One layer of each kind that XLA's CPU backend is slow on, forward and backward, under `layers`' own
+lowering and as the ordinary convolution, in turns in one process. Ordinary 3x3 convolutions are
+left alone by the lowering in training: their row shows what the machine's noise is. Those of frozen
+networks are measured forward alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from kd_jax import huge_pages, tables
+from kd_jax.errors import run_command
+
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of both lowerings.", lower_bound=1)
+_TURN_SECONDS = 0.25
+# Name: (batch, pixels a side, channels in, channels out, kernel, stride, groups); all are the
+# study's. Batches are small so that the slow form is not waited for.
+LAYERS = {
+    "depthwise 5x5, 8 px, 240 channels": (64, 8, 240, 240, 5, 1, 240),
+    "depthwise 3x3, 16 px, 96 channels": (64, 16, 96, 96, 3, 1, 96),
+    "depthwise 3x3, 32 px, 144 channels, stride 2": (16, 32, 144, 144, 3, 2, 144),
+    "1x1, 16 px, 24 to 96": (64, 16, 24, 96, 1, 1, 1),
+    "stem 3x3, 32 px, 3 to 16": (64, 32, 3, 16, 3, 1, 1),
+    "3x3 of a 2 px map, 512 to 512": (64, 2, 512, 512, 3, 1, 1),
+    "ordinary 3x3, 16 px, 32 to 32": (64, 16, 32, 32, 3, 1, 1),
+}
+
+FROZEN = {
+    "frozen 3x3, 32 px, 16 to 16": (16, 32, 16, 16, 3, 1, 1),
+    "frozen 3x3, 16 px, 32 to 32": (16, 16, 32, 32, 3, 1, 1),
+    "frozen 3x3, 8 px, 64 to 64": (16, 8, 64, 64, 3, 1, 1),
+    "frozen 3x3, 16 px, 128 to 128": (16, 16, 128, 128, 3, 1, 1),
+    "frozen 3x3, 8 px, 256 to 256": (16, 8, 256, 256, 3, 1, 1),
+}
+
+
+def measure(name: str, rounds: int) -> tuple[float, float, list[float]]:
+    """Return seconds of both lowerings (medians; ours first), and the ratio of every turn."""
+    import jax
+    import numpy as np
+
+    from kd_jax.models import layers
+
+    batch, pixels, inputs, outputs, size, stride, groups = (LAYERS | FROZEN)[name]
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, pixels, pixels, inputs), np.float32)
+    kernel = rng.standard_normal((size, size, inputs // groups, outputs), np.float32)
+    x, kernel = jax.device_put((x, kernel))
+
+    def prepare(lowering: str) -> Callable[[], float]:
+        def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return (layers.conv2d(x, kernel, stride, groups) ** 2).sum()
+
+        with layers.lowering(lowering):
+            if name in FROZEN:
+                with layers.frozen():
+                    forward = jax.jit(lambda x, kernel: layers.conv2d(x, kernel, stride, groups))
+                    step: Any = forward.lower(x, kernel).compile()
+            else:
+                step = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, kernel).compile()
+
+        def seconds() -> float:
+            began = time.perf_counter()
+            jax.block_until_ready(step(x, kernel))
+            return time.perf_counter() - began
+
+        seconds()
+        repeats = max(1, round(_TURN_SECONDS / seconds()))
+        return lambda: statistics.median(seconds() for _ in range(repeats))
+
+    ours, plain = prepare("cpu"), prepare("plain")
+    pairs = [(ours(), plain()) for _ in range(rounds)]
+    ratios = [slow / fast for fast, slow in pairs]
+    return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs), ratios
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the table."""
+    del argv
+    rows = [
+        [
+            "layer, forward and backward unless frozen",
+            "ours ms",
+            "plain ms",
+            "ratio (least to greatest)",
+        ]
+    ]
+    for name in LAYERS | FROZEN:
+        ours, plain, ratios = measure(name, _ROUNDS.value)
+        ratio = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+        rows.append([name, f"{1e3 * ours:.2f}", f"{1e3 * plain:.2f}", ratio])
+    print(tables.markdown(rows))
+
+
+if __name__ == "__main__":
+    huge_pages.enable()
+    run_command(main)
