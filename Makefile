@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-fast check format clean
+.PHONY: setup demo test test-fast torture bench guard check format clean
+BENCH_STAMP := $(VENV)/.ready-bench
 
 setup: $(STAMP)
 
@@ -20,8 +21,21 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+torture: setup
+	$(BIN)/python -m kd_jax.torture
+
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+$(BENCH_STAMP): $(STAMP) requirements-bench.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	@touch $@
+
+bench: $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks $(BENCH)
+
+guard: setup
+	$(BIN)/python -m benchmarks.lowering
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from absl import flags
 
-from kd_jax import report
+from kd_jax import huge_pages, report
 from kd_jax.console import logger
 from kd_jax.errors import UserError, run_command
 
@@ -55,4 +55,5 @@ def _load(path: Path) -> ModuleType:
 
 
 if __name__ == "__main__":
+    huge_pages.enable()
     run_command(main)

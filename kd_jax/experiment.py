@@ -7,13 +7,14 @@ compiled or written.
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
-from kd_jax import batches, data, models, optim, parallel, steps, teachers
-from kd_jax import config as config_lib
+from kd_jax import batches, checks, data, models, optim, parallel, steps, streaming, teachers
+from kd_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,48 +26,94 @@ class Experiment:
       devices: this process's.
       dataset: in host memory.
       student: the network that is trained.
-      teacher: None where the config names none.
+      start: its first variables, where they are not drawn from the seed.
+      teachers: None where the config names none.
       optimizer: one optax chain.
       total_steps: of the run.
+      resident: whether the images lie on the devices, or are streamed to them.
     """
 
     config: ConfigDict
     devices: list[jax.Device]
     dataset: data.DataSet
     student: models.Network
-    teacher: teachers.Teacher | None
+    start: models.Variables | None
+    teachers: teachers.Teachers | None
     optimizer: optax.GradientTransformation
     total_steps: int
+    resident: bool
 
     def initial_state(self) -> steps.TrainState:
         """Return the state before the first step, on one device."""
-        image_shape = self.dataset.image_shape
-        return steps.init_state(self.config, self.student, self.optimizer, image_shape)
+        variables = self.start or self.student.init(self.config.seed, self.dataset.image_shape)
+        return steps.init_state(self.config, variables, self.optimizer)
+
+
+def prepare(config: ConfigDict) -> None:
+    """Check a config, and set what JAX must know before it looks for devices.
+
+    Raises:
+      UserError: a value is not as it must be.
+    """
+    checks.check(config)
+    parallel.prepare(config.num_devices, config.batch_size // config.accumulate)
 
 
 def build(config: ConfigDict) -> Experiment:
     """Check a config and build what it describes.
 
     Raises:
-      UserError: a value, the teacher's weights, the devices or the data are not as they must be.
+      UserError: a value, the weights, the devices or the data are not as they must be.
     """
-    config_lib.check(config)
-    parallel.prepare(config.num_devices, config.batch_size)
-    teacher = None
+    prepare(config)
+    its_teachers, start = None, None
     if config.teacher.weights:
-        teacher = teachers.load(config.teacher, config.dataset.name)
-    devices = parallel.select(config.num_devices, config.batch_size)
+        its_teachers = teachers.load(config.teacher, config.dataset.name)
+    options = config.student
+    if options.weights:
+        start = teachers.read(options.weights, options.arch, config.dataset.name, "config.student")
+    devices = parallel.select(config.num_devices, config.batch_size, config.accumulate)
     dataset = data.load(config.dataset)
+    cards = [member.card for member in its_teachers.members] if its_teachers else []
+    for card in [*cards, *([start[0]] if start else [])]:
+        teachers.check_classes(card, dataset.name, dataset.num_classes)
+        teachers.check_images(card, dataset.name, dataset.image_shape)
+    mean, std = (start[0].mean, start[0].std) if start else (dataset.mean, dataset.std)
+    if options.normalisation == "half":
+        mean, std = teachers.HALF, teachers.HALF
     student = models.build(
-        config.student.arch,
+        options.arch,
         dataset.num_classes,
-        dataset.mean,
-        dataset.std,
-        axis_name=parallel.AXIS,
-        dropout_rate=config.student.dropout,
+        mean,
+        std,
+        axis_name=parallel.AXIS if config.batch_norm.sync else None,
+        dropout_rate=options.dropout,
+        dtype=options.dtype,
     )
+    _check_freeze(options.freeze, student, dataset.image_shape)
     examples, batch_size = len(dataset.train), config.batch_size
     total_steps = config.total_steps or batches.steps_in(config.total_epochs, batch_size, examples)
     warmup_steps = round(config.warmup_epochs * examples / batch_size)
-    optimizer = optim.build(config, total_steps, warmup_steps)
-    return Experiment(config, devices, dataset, student, teacher, optimizer, total_steps)
+    optimizer = optim.build(config, total_steps, warmup_steps, examples / batch_size)
+    return Experiment(
+        config=config,
+        devices=devices,
+        dataset=dataset,
+        student=student,
+        start=start[1] if start else None,
+        teachers=its_teachers,
+        optimizer=optimizer,
+        total_steps=total_steps,
+        resident=streaming.is_resident(config.dataset, dataset.train.images.nbytes),
+    )
+
+
+def _check_freeze(pattern: str, student: models.Network, image_shape: tuple[int, int, int]) -> None:
+    """Raise `UserError` if `config.student.freeze` finds no parameter, or all of them."""
+    names = ["/".join(p[1:]) for p in models.flat_shapes(student, image_shape) if p[0] == "params"]
+    found = sum(bool(re.search(pattern, name)) for name in names)
+    if pattern and not 0 < found < len(names):
+        raise UserError(
+            f"config.student.freeze is {pattern!r}, which finds {found} of the {len(names)} "
+            f"parameters of {student.arch}: expected some and not all, such as {names[0]}"
+        )

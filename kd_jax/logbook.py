@@ -8,33 +8,55 @@ step waits for either.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kd_jax import files, tf_quietly
 from kd_jax.console import logger
+from kd_jax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 
 
-class Logbook:
-    """The writer of one run's metrics."""
+class DivergedError(Exception):
+    """A metric of training is no longer finite."""
 
-    def __init__(self, workdir: Path, start_step: int):
+
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Raise `DivergedError` if a metric is not a finite number."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise DivergedError(f"{name} is {value} at step {step}")
+
+
+class Logbook:
+    """The writer of one run's metrics.
+
+    Attributes:
+      records: what was logged before this start.
+    """
+
+    def __init__(self, workdir: Path | None, start_step: int):
         """Open the logs, and drop what was logged beyond the step that the run resumes from.
 
         Args:
-          workdir: of the run.
+          workdir: of the run; None in a process that leaves writing to another.
           start_step: number of updates already made.
         """
+        self.records: list[dict[str, Any]] = []
+        self._file: TextIO | None = None
+        if workdir is None:
+            return
         self._path = workdir / METRICS_FILE
-        kept = [
+        self.records = [
             record for record in files.read_json_lines(self._path) if record["step"] <= start_step
         ]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
+        text = "".join(json.dumps(record) + "\n" for record in self.records)
         files.write_whole(self._path, text.encode())
         self._file = self._path.open("a", encoding="utf-8")
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "tensorboard")
@@ -50,14 +72,25 @@ class Logbook:
           step: number of updates made.
           values: names without the kind to numbers.
         """
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written ({error.strerror}): make room or mend the place, "
+                "and the same command resumes from its newest checkpoint"
+            ) from error
         scalars = {f"{kind}/{name}": value for name, value in values.items()}
         self._thread.submit(lambda: self._tensorboard.result().write_scalars(step, scalars))
 
     def close(self) -> None:
         """Write out everything."""
-        self._file.close()
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):  # what could not be written was said when it was
+            self._file.close()
         self._thread.submit(lambda: self._tensorboard.result().close())
         self._thread.shutdown(wait=True)
         if error := self._tensorboard.exception():
@@ -88,12 +121,18 @@ class Progress:
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Wait for the metrics that were noted last, and write and print them."""
+        """Wait for the metrics that were noted last, and write and print them.
+
+        Raises:
+          DivergedError: one of them is not finite; it is not written.
+          UserError: they cannot be written.
+        """
         if self._pending is None:
             return
         step, metrics = self._pending
         self._pending = None
         values = {name: float(value) for name, value in metrics.items()}
+        check_finite(step, values)
         rate = self._lap(step)
         epoch = step * self._batch_size / self._examples
         timed = {} if rate is None else {"images_per_second": round(rate, 1)}

@@ -1,21 +1,35 @@
 """Train one experiment.
 
     python -m kd_jax.main --config=configs/NAME.py[:arg] --workdir=DIR [--config.FIELD=VALUE ...]
+    python -m kd_jax.main --config=configs/NAME.py[:arg] --plan [--plan_devices=8]
 
-The same command resumes a run that was stopped, and measures one that is finished.
+The same command resumes a run that was stopped, and measures one that is finished. SIGTERM and
+SIGINT save, and exit with code 75.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from kd_jax import huge_pages, interrupt, supervise
 from kd_jax.errors import UserError, run_command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. configs/resnet44.py.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first process.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many train together.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Find the others as Slurm, Open MPI, Kubernetes or Cloud TPU say."
+)
+_PLAN = flags.DEFINE_bool("plan", False, "Say what the run would take, and do not start it.")
+_PLAN_DEVICES = flags.DEFINE_integer("plan_devices", 1, "Devices to plan for.", lower_bound=1)
+_PLAN_RATE = flags.DEFINE_float("plan_rate", None, "Images a second to reckon with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; made when missing.")
 
 
@@ -30,12 +44,39 @@ def main(argv: Sequence[str]) -> None:
             f"--config={name} cannot be read as a config: expected a file with a get_config() that "
             "returns kd_jax.config.default_config(), changed"
         )
+    if _PLAN.value:
+        from kd_jax import plan
+
+        print(plan.plan(_CONFIG.value, _PLAN_DEVICES.value, _PLAN_RATE.value))
+        return
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: expected the directory of this run")
-    from kd_jax.train import train  # late, so that a wrong flag is answered at once
+    given = (bool(_COORDINATOR.value), _PROCESSES.value is not None, _PROCESS.value is not None)
+    if any(given) and not all(given):
+        raise UserError(
+            "--coordinator, --processes and --process belong together: give all, or none"
+        )
+    if _COORDINATOR.value and not re.fullmatch(r".+:\d+", _COORDINATOR.value):
+        raise UserError(f"--coordinator={_COORDINATOR.value} is not understood: expected HOST:PORT")
+    together = _DISTRIBUTED.value or all(given)
+    if together:
+        supervise.go_on_in_child()
+    stop = interrupt.StopRequest(twice=together).listen()
+    from kd_jax import processes  # late, so that a wrong flag is answered at once
+    from kd_jax.train import train
 
-    print(json.dumps(train(_CONFIG.value, _WORKDIR.value)))
+    if together:
+        processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    try:
+        with processes.ending_together():
+            result = train(_CONFIG.value, _WORKDIR.value, stop)
+        if processes.is_first():
+            print(json.dumps(result))
+    except interrupt.StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(interrupt.EXIT_STOPPED)
 
 
 if __name__ == "__main__":
+    huge_pages.enable()
     run_command(main)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kd_jax import caches
+from kd_jax import caches, processes
 from kd_jax.console import logger
 from kd_jax.errors import UserError
 
@@ -43,36 +43,43 @@ def prepare(num_devices: int, batch_size: int) -> None:
         return
     cores = cpu_cores()
     fitting = max(n for n in range(1, cores + 1) if batch_size % n == 0)
+    if jax.config.jax_num_cpu_devices == (num_devices or fitting):  # type: ignore[attr-defined]
+        return
     try:
         jax.config.update("jax_num_cpu_devices", num_devices or fitting)
     except RuntimeError:
         logger.info("JAX runs already: its CPU devices are left as they are")
 
 
-def select(num_devices: int, batch_size: int) -> list[jax.Device]:
+def select(num_devices: int, batch_size: int, parts: int = 1) -> list[jax.Device]:
     """Return this process's devices for the run.
 
     Args:
       num_devices: over all processes; 0 takes all there are.
       batch_size: of the whole step.
+      parts: that each device computes its share in.
 
     Raises:
       UserError: there are not so many devices, or they do not divide the batch.
     """
-    processes = jax.process_count()
-    local = jax.local_devices()
-    if num_devices:
-        if num_devices % processes or num_devices // processes > len(local):
-            raise UserError(
-                f"config.num_devices is {num_devices}, but this machine has {len(local)} "
-                f"{local[0].platform} device(s) in each of {processes} process(es): take fewer, "
-                "or 0 for all"
-            )
-        local = local[: num_devices // processes]
-    if batch_size % (len(local) * processes):
+    local, together = jax.local_devices(), processes.count()
+    if together > 1 and num_devices not in (0, together * len(local)):
         raise UserError(
-            f"config.batch_size is {batch_size}, which {len(local) * processes} devices do not "
-            "divide: choose a multiple, or fewer with --config.num_devices"
+            f"config.num_devices is {num_devices}, but {together} processes share "
+            f"{together * len(local)} devices: several processes take all devices, so 0"
+        )
+    if num_devices > together * len(local):
+        raise UserError(
+            f"config.num_devices is {num_devices}, but this machine has {len(local)} "
+            f"{local[0].platform} device(s): take fewer, or 0 for all"
+        )
+    if num_devices and together == 1:
+        local = local[:num_devices]
+    if batch_size % (len(local) * together * parts):
+        in_parts = f" in config.accumulate={parts} parts" if parts > 1 else ""
+        raise UserError(
+            f"config.batch_size is {batch_size}, which {len(local) * together} devices{in_parts} "
+            "do not divide: choose a multiple, or fewer with --config.num_devices"
         )
     return local
 
@@ -85,6 +92,11 @@ def mesh_of(devices: list[jax.Device]) -> Mesh:
 def replicate(tree: Any, devices: list[jax.Device]) -> Any:
     """Place a tree on every device, once."""
     return jax.device_put(tree, NamedSharding(mesh_of(devices), PartitionSpec()))
+
+
+def place(tree: Any, devices: list[jax.Device]) -> Any:
+    """Place host arrays `[devices, ...]` so that `pmap` takes them without a further copy."""
+    return jax.device_put(tree, NamedSharding(mesh_of(devices), PartitionSpec(AXIS)))
 
 
 def pmap(
@@ -102,7 +114,7 @@ def pmap(
       options: further options of `jax.pmap`.
     """
     in_axes = tuple(0 if split else None for split in mapped)
-    everywhere = jax.process_count() > 1
+    everywhere = processes.count() > 1
     return jax.pmap(
         step,
         axis_name=AXIS,
@@ -115,10 +127,10 @@ def pmap(
 
 def shard(tree: Any, devices: list[jax.Device]) -> Any:
     """Cut this process's share out of global host arrays: `[batch, ...]` to `[devices, n, ...]`."""
-    processes, process = jax.process_count(), jax.process_index()
+    process = jax.process_index() if processes.count() > 1 else 0
 
     def cut(array: np.ndarray) -> np.ndarray:
-        share = len(array) // processes
+        share = len(array) // processes.count()
         local = array[process * share : (process + 1) * share]
         return local.reshape(len(devices), share // len(devices), *array.shape[1:])
 

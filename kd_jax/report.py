@@ -12,11 +12,11 @@ import html
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_jax import files
+from kd_jax import files, tables
 from kd_jax.errors import UserError, fail
 
 _COLUMNS = (
@@ -72,22 +72,6 @@ def rows(runs: Mapping[str, dict[str, Any]]) -> list[list[str]]:
         ]
         table.append([label, result["student"], *cells])
     return table
-
-
-def to_markdown(table: Sequence[Sequence[str]]) -> str:
-    """Return a table as aligned Markdown, names to the left and numbers to the right."""
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "| " + " | ".join(cells) + " |"
-
-    ends = ("-", "-", *(":",) * (len(widths) - 2))
-    rule = [("-" * (width - 1)) + end for width, end in zip(widths, ends, strict=True)]
-    return "\n".join([line(table[0]), line(rule), *(line(row) for row in table[1:])])
 
 
 def curve(runs: Mapping[str, dict[str, Any]], field: str, title: str) -> str | None:
@@ -161,7 +145,7 @@ def write(workdirs: Mapping[str, Path], out: Path, title: str) -> str:
     """Write the page of some runs to `out`, and return their table as Markdown."""
     runs = collect(workdirs)
     files.write_whole(out, to_html(runs, title).encode())
-    return to_markdown(rows(runs))
+    return tables.markdown(rows(runs), names=2)
 
 
 def main() -> None:
@@ -169,6 +153,7 @@ def main() -> None:
     import argparse
 
     parser = argparse.ArgumentParser(description="Write a report of finished runs.")
+    parser.error = fail  # type: ignore[method-assign]  # one sentence, without the usage
     parser.add_argument("--out", type=Path, default=Path("report.html"))
     parser.add_argument("--title", default="kd_jax")
     parser.add_argument("runs", nargs="+", metavar="LABEL=WORKDIR")

@@ -1,11 +1,10 @@
-"""A run, from its config to its result: set-up, the loop, the last word.
+"""A run, from its config to its result: set-up, certificate, the loop, the last word.
 
 The only module that writes to the workdir, and the only one that knows the order of things.
 """
 
 from __future__ import annotations
 
-import collections
 from pathlib import Path
 from typing import Any
 
@@ -14,206 +13,161 @@ from ml_collections import ConfigDict
 
 import kd_jax
 from kd_jax import (
-    batches,
     experiment,
     files,
-    logbook,
+    interrupt,
     measure,
     models,
     parallel,
+    processes,
+    provenance,
     steps,
     teachers,
     weights,
     workdir,
 )
-from kd_jax.checkpoint import Checkpoints
+from kd_jax.checkpoint import DamagedError
 from kd_jax.console import logger
 from kd_jax.errors import UserError
+from kd_jax.loop import loop
+from kd_jax.shared_checkpoints import SharedCheckpoints
 
-_MOST_IN_FLIGHT = 2  # steps dispatched and not yet finished: enough to keep devices busy
 
-
-def train(config: ConfigDict, directory: str | Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict, directory: str | Path, stop: interrupt.StopRequest | None = None
+) -> dict[str, Any]:
     """Run an experiment to its end, from wherever it was left.
 
     Args:
       config: as a file in `configs/` gives it.
       directory: of this run and no other. When it holds checkpoints, the newest is taken up; when
         the run is finished, it is only measured again.
+      stop: how a command is asked to stop; None for a run that nobody can ask.
 
     Returns:
       what is written to `result.json`.
 
     Raises:
-      UserError: something about the input; then the directory is as it was.
+      UserError: something about the input; then the directory is as it was. Or training cannot go
+        on; then what was saved is kept.
+      interrupt.StoppedError: it was asked to stop, and has saved.
     """
     directory = Path(directory).expanduser().resolve()
-    workdir.check(directory, config)
-    run = experiment.build(config)
-    judge = measure.Judge(run)
-    certified = _certify(run, judge, directory)
+    experiment.prepare(config)
+    processes.on_first(lambda: workdir.check(directory, config))
+    with workdir.Lock(directory) as lock:
+        processes.on_first(lambda: lock.acquire() if directory.is_dir() else None)
+        run = experiment.build(config)
+        fingerprint = run.dataset.fingerprint
+        processes.on_first(lambda: provenance.check_data(directory, fingerprint))
+        judge = measure.Judge(run)
+        _say_what_is_odd(config)
+        certified = _certify(run, judge, directory)
 
-    workdir.create(directory, config)
-    if certified is not None:
-        files.write_json(directory / workdir.TEACHER_FILE, certified)
-    checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, config.keep_checkpoints)
-    state = run.initial_state()
-    if (step := checkpoints.latest_step()) is not None:
-        state = checkpoints.restore(state, step)
-    state = parallel.replicate(state, run.devices)
-    state, speed = _loop(run, judge, state, checkpoints, directory)
-    result = _result(run, judge, state, checkpoints, directory, speed, certified)
-    checkpoints.close()
-    return result
+        def begin() -> None:
+            lock.acquire()
+            workdir.create(directory, config)
+            if certified is not None:
+                files.write_json(directory / workdir.TEACHER_FILE, certified)
+
+        processes.on_first(begin)
+        checkpoints = SharedCheckpoints(directory / workdir.CHECKPOINTS, config.keep_checkpoints)
+        initial = run.initial_state()
+        restored = checkpoints.restore_newest(initial)
+        state = initial if restored is None else restored
+        processes.on_first(
+            lambda: provenance.add_start(
+                directory,
+                int(state.step),
+                fingerprint,
+                certified["sha256"] if certified else None,
+                len(run.devices) * processes.count(),
+            )
+        )
+        state = parallel.replicate(state, run.devices)
+        stop = stop or interrupt.StopRequest()
+        state, speed = loop(run, judge, state, checkpoints, directory, stop)
+        result = _result(run, judge, state, checkpoints, directory, speed, certified)
+        checkpoints.close()
+        return result
+
+
+def _say_what_is_odd(config: ConfigDict) -> None:
+    """Warn of what is allowed, to repeat what others did, and would mislead elsewhere."""
+    if config.dataset.validation == "half_of_test":
+        logger.warning("validation is a half of the test split: its best epoch is chosen on it")
+    if config.teacher.weights and config.teacher.normalisation == "half":
+        logger.warning(
+            "the teacher sees pixels normalised by mean 0.5 and std 0.5, not by its own: its "
+            "certificate below is what that leaves of it"
+        )
 
 
 def _certify(
     run: experiment.Experiment, judge: measure.Judge, directory: Path
 ) -> dict[str, Any] | None:
     """Measure the teacher before anything is learnt from it, unless this run already did."""
-    if run.teacher is None:
+    its = run.teachers
+    if its is None:
         return None
-    card = run.teacher.card
-    stored = files.read_json(directory / workdir.TEACHER_FILE)
-    if stored is not None and stored.get("sha256") != card.sha256:
+    stored = processes.on_first(lambda: files.read_json(directory / workdir.TEACHER_FILE))
+    if stored is not None and stored.get("sha256") != its.sha256:
         raise UserError(
             f"the run in {directory} began with the teacher {stored.get('sha256')}, but "
-            f"{run.config.teacher.weights} is {card.sha256}: give it the same weights, or a new "
+            f"{run.config.teacher.weights} is {its.sha256}: give it the same weights, or a new "
             "--workdir"
         )
     if stored is not None and stored.get("data_fingerprint") == run.dataset.fingerprint:
         return stored
-    logger.info("measuring the teacher %s on the test split", card.arch)
+    logger.info("measuring the teacher %s on the test split", its.arch)
     certified = teachers.certificate(
-        run.teacher, judge.measure_teacher("test"), len(run.dataset.test), run.dataset.fingerprint
+        its, judge.members_logits("test"), run.dataset.test.labels, run.dataset.fingerprint
     )
-    logger.info(
-        "teacher %s: top-1 %.2f %%, top-5 %.2f %%, sha256 %s",
-        card.arch,
-        certified["top1"],
-        certified["top5"],
-        card.sha256,
-    )
-    claimed = run.config.teacher.claimed_top1
-    if claimed is None:
-        claimed = card.claimed_top1
-    teachers.check_claim(certified, claimed, run.config.teacher)
-    return certified
-
-
-def _loop(
-    run: experiment.Experiment,
-    judge: measure.Judge,
-    state: steps.TrainState,
-    checkpoints: Checkpoints,
-    directory: Path,
-) -> tuple[steps.TrainState, float | None]:
-    """Train to the last step; return the state and the images a second."""
-    config, dataset = run.config, run.dataset
-    examples, batch_size = len(dataset.train), config.batch_size
-    start = int(state.step)
-    distils = config.distill.label_weight < 1
-    train_step = parallel.pmap(
-        steps.make_train_step(
-            config, run.student, run.teacher.network if run.teacher else None, run.optimizer
-        ),
-        run.devices,
-        (False, False, False, False, True),
-        donate_argnums=0,
-    )
-    images = judge.images("train")
-    labels = None
-    if config.distill.label_weight > 0:
-        labels = parallel.replicate(dataset.train.labels, run.devices)
-    teacher_variables = judge.teacher_variables if distils else None
-
-    evaluations = _evaluation_steps(run)
-    log = logbook.Logbook(directory, start)
-    progress = logbook.Progress(log, batch_size, run.total_steps, examples)
-    logger.info(
-        "%s: steps %d to %d, %.1f epochs of %d images, on %d %s device(s)",
-        "resuming" if start else "starting",
-        start,
-        run.total_steps,
-        run.total_steps * batch_size / examples,
-        examples,
-        len(run.devices),
-        run.devices[0].platform,
-    )
-
-    in_flight: collections.deque[dict[str, jax.Array]] = collections.deque()
-    for step in range(start + 1, run.total_steps + 1):
-        batch = batches.batch_at(step - 1, batch_size, examples, config.seed)
-        state, metrics = train_step(
-            state, teacher_variables, images, labels, parallel.shard(batch, run.devices)
+    for one in (*certified.get("members", ()), certified):
+        logger.info(
+            "teacher %s: top-1 %.2f %%, top-5 %.2f %%, sha256 %s",
+            one["arch"],
+            one["top1"],
+            one["top5"],
+            one["sha256"],
         )
-        progress.flush()
-        in_flight.append(metrics)
-        if len(in_flight) > _MOST_IN_FLIGHT:
-            jax.block_until_ready(in_flight.popleft())
-        if step == start + 1:
-            jax.block_until_ready(metrics)  # the first step compiles: it is not timed
-            progress.start(step)
-        if step % config.log_every_steps == 0 or step == run.total_steps:
-            progress.note(step, metrics)
-        evaluates = step in evaluations
-        if evaluates or step % config.checkpoint_every_steps == 0:
-            jax.block_until_ready(metrics)
-            progress.stop(step)
-            measured = _validate(log, judge, state, step) if evaluates else None
-            checkpoints.save(step, state, measured)
-            progress.start(step)
-    log.close()
-    return state, progress.images_per_second
-
-
-def _evaluation_steps(run: experiment.Experiment) -> set[int]:
-    """Return the steps after which validation is measured: every so many epochs, and the last."""
-    examples, every = len(run.dataset.train), run.config.eval_every_epochs
-    epochs = run.total_steps * run.config.batch_size / examples
-    return {
-        batches.steps_in(k * every, run.config.batch_size, examples)
-        for k in range(1, int(epochs / every) + 1)
-    } | {run.total_steps}
-
-
-def _validate(
-    log: logbook.Logbook, judge: measure.Judge, state: steps.TrainState, step: int
-) -> dict[str, float]:
-    measured = judge.measure_student(state.variables, "val")
-    log.write("val", step, measured)
-    agrees = f", agreement {measured['agreement']:.2f} %" if "agreement" in measured else ""
-    logger.info("step %d  validation top-1 %.2f %%%s", step, measured["top1"], agrees)
-    return {"val_top1": measured["top1"], "val_nll": measured["nll"]}
+    teachers.check_claims(its, certified, run.config.teacher)
+    return certified
 
 
 def _result(
     run: experiment.Experiment,
     judge: measure.Judge,
     state: steps.TrainState,
-    checkpoints: Checkpoints,
+    checkpoints: SharedCheckpoints,
     directory: Path,
     images_per_second: float | None,
     certified: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Measure the finished student, and write `result.json` and the student itself."""
-    config, dataset = run.config, run.dataset
+    config, dataset, trained = run.config, run.dataset, int(state.step)
+    if config.patience and (step := checkpoints.best_step()) is not None:
+        try:
+            state = parallel.replicate(checkpoints.restore(state, step), run.devices)
+        except DamagedError as error:
+            logger.warning("the best checkpoint is damaged (%s): the last is kept instead", error)
     test = judge.measure_student(state.variables, "test")
     val = judge.measure_student(state.variables, "val")
-    earlier = files.read_json(directory / workdir.RESULT_FILE) or {}
+    earlier = processes.on_first(lambda: files.read_json(directory / workdir.RESULT_FILE)) or {}
     if images_per_second is None:  # nothing was left to train
         images_per_second = earlier.get("images_per_second")
     result = {
         "student": config.student.arch,
-        "teacher": run.teacher.card.arch if run.teacher else None,
+        "teacher": run.teachers.arch if run.teachers else None,
         "teacher_top1": certified["top1"] if certified else None,
         "dataset": dataset.name,
         **{f"test_{name}": test[name] for name in ("top1", "top5", "nll", "ece")},
         "val_top1": val["top1"],
         "agreement": test.get("agreement"),
+        "agreement_top5": test.get("agreement_top5"),
         "kl_to_teacher": test.get("kl_to_teacher"),
-        "steps": run.total_steps,
-        "epochs": round(run.total_steps * config.batch_size / len(dataset.train), 6),
+        "steps": trained,
+        "epochs": round(trained * config.batch_size / len(dataset.train), 6),
         "images_per_second": images_per_second and round(images_per_second, 1),
         "params": models.count_params(run.student, dataset.image_shape),
         "madds": models.count_madds(run.student, dataset.image_shape),
@@ -224,15 +178,24 @@ def _result(
         arch=config.student.arch,
         num_classes=dataset.num_classes,
         image_shape=dataset.image_shape,
-        mean=dataset.mean,
-        std=dataset.std,
+        mean=run.student.mean,
+        std=run.student.std,
         dataset=dataset.name,
         claimed_top1=test["top1"],
         source=f"a run of kd_jax {kd_jax.__version__}",
         sha256=weights.digest_of(variables),
+        certificate={
+            **{name: test[name] for name in ("top1", "top5", "nll", "ece")},
+            "examples": len(dataset.test),
+            "data_fingerprint": dataset.fingerprint,
+        },
     )
-    weights.save(directory, card, variables)
-    files.write_json(directory / workdir.RESULT_FILE, result)
+
+    def write() -> None:
+        weights.save(directory, card, variables)
+        files.write_json(directory / workdir.RESULT_FILE, result)
+
+    processes.on_first(write)
     logger.info("finished: test top-1 %.2f %%, written to %s", test["top1"], directory)
     return result
 
@@ -240,7 +203,7 @@ def _result(
 def _best(
     run: experiment.Experiment,
     judge: measure.Judge,
-    checkpoints: Checkpoints,
+    checkpoints: SharedCheckpoints,
     state: steps.TrainState,
 ) -> dict[str, Any] | None:
     """Measure the checkpoint that was best on validation, which need not be the last."""
@@ -248,6 +211,10 @@ def _best(
     if step is None:
         return None
     if step != int(state.step):
-        state = parallel.replicate(checkpoints.restore(state, step), run.devices)
+        try:
+            state = parallel.replicate(checkpoints.restore(state, step), run.devices)
+        except DamagedError as error:
+            logger.warning("the best checkpoint, of step %d, is damaged (%s)", step, error)
+            return None
     val, test = (judge.measure_student(state.variables, split) for split in ("val", "test"))
     return {"step": step, "val_top1": val["top1"], "test_top1": test["top1"]}

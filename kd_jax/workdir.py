@@ -1,12 +1,21 @@
 """The directory of a run: whose it is, and what it holds.
 
-`config.json`, `teacher.json` (the certificate), `metrics.jsonl`, `tensorboard/`, `checkpoints/`,
-and when the run is finished `result.json`, `model.json` and `model.safetensors`.
+`config.json`, `provenance.json`, `teacher.json` (the certificate), `metrics.jsonl`, `tensorboard/`,
+`checkpoints/`, `lock`, and when the run is finished `result.json`, `model.json` and
+`model.safetensors`.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
+from types import TracebackType
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nobody guards a workdir but its user
+    fcntl = None  # type: ignore[assignment]
 
 from ml_collections import ConfigDict
 
@@ -18,6 +27,7 @@ CONFIG_FILE = "config.json"
 TEACHER_FILE = "teacher.json"
 RESULT_FILE = "result.json"
 CHECKPOINTS = "checkpoints"
+LOCK_FILE = "lock"
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -26,11 +36,20 @@ def check(workdir: Path, config: ConfigDict) -> None:
     Nothing is written.
     """
     if not workdir.exists():
+        above = next(path for path in workdir.parents if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            kind = "cannot be written to" if above.is_dir() else "is a file"
+            raise UserError(
+                f"the workdir {workdir} cannot be made, because {above} {kind}: choose another "
+                "--workdir"
+            )
         return
     if not workdir.is_dir():
         raise UserError(f"the workdir {workdir} is a file: expected a directory, new or of a run")
     if not (workdir / CONFIG_FILE).exists():
-        if any(workdir.iterdir()):
+        # A run that was killed in its first moment leaves these two, and nothing to be careful of.
+        first = {LOCK_FILE, CONFIG_FILE + ".partial"}
+        if any(path.name not in first for path in workdir.iterdir()):
             raise UserError(
                 f"the workdir {workdir} holds other files and no {CONFIG_FILE}: expected a new "
                 "directory, or the one of an earlier run of this config"
@@ -42,6 +61,65 @@ def check(workdir: Path, config: ConfigDict) -> None:
             f"the workdir {workdir} belongs to a run of another config ({'; '.join(changed)}): "
             "give this one its own --workdir, or take the old values to resume"
         )
+
+
+class Lock:
+    """The right to write to a workdir: one process has it, and it dies with that process.
+
+    A context manager that lets go in the end.
+    """
+
+    def __init__(self, workdir: Path):
+        """Name the directory; nothing is done yet."""
+        self._workdir = workdir
+        self._file: int | None = None
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            os.ftruncate(self._file, 0)
+            os.close(self._file)
+            self._file = None
+
+    def acquire(self) -> None:
+        """Take the lock, unless this object has it; the directory is made when missing.
+
+        Raises:
+          UserError: another process has it, or the directory cannot be written to.
+        """
+        if self._file is not None or fcntl is None:
+            return
+        path = self._workdir / LOCK_FILE
+        try:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}): make the place writable, or choose "
+                "another --workdir"
+            ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(file, 1000).decode(errors="replace")
+            os.close(file)
+            raise UserError(
+                f"the workdir {self._workdir} is in use by {holder or 'another process'}: wait for "
+                "that run, stop it, or choose another --workdir"
+            ) from None
+        except OSError:  # a file system without locks: as before there were any
+            os.close(file)
+            return
+        self._file = file
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def load_config(workdir: Path) -> ConfigDict:

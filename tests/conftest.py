@@ -1,6 +1,7 @@
 """What all tests share: four CPU devices, one compilation cache, the real data where it is."""
 
 import os
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,3 +31,15 @@ def teacher_dir() -> Path:
     if not (directory / "cifar100_resnet44.pth").is_file():
         pytest.skip("set KD_JAX_TEACHERS to a directory with cifar100_resnet{20,44}.pth")
     return directory
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(mount)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("run as root (or where tmpfs can be mounted) to test a full disk")
+    yield mount
+    subprocess.run(["umount", "--lazy", str(mount)], check=True)

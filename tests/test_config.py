@@ -1,20 +1,26 @@
 """Configs: one place for defaults, every override checked before anything starts."""
 
 import importlib.util
+import re
+import subprocess
+import sys
 
 import pytest
 from ml_collections import ConfigDict
 
 from helpers import ROOT
+from kd_jax import checks, plan
 from kd_jax import config as config_lib
 from kd_jax.errors import UserError
+from test_sources import make_folder
 
 CONFIGS = {
-    "resnet44": [()],
-    "mbv2": [()],
-    "vgg11_bn": [()],
+    "resnet44": [(), ("recipe=seed",), ("recipe=hinton",), ("recipe=scratch",)],
+    "mbv2": [(), ("recipe=seed",)],
+    "vgg11_bn": [(), ("recipe=seed",)],
     "scratch": [()],
     "teacher": [("resnet44",), ("mobilenetv2_x0_75",), ("vgg11_bn",)],
+    "folder": [(), ("teacher",), ("distil",)],
     "demo": [(), ("teacher",), ("distil",), ("scratch",)],
 }
 
@@ -38,16 +44,48 @@ def test_every_config_is_listed():
 def test_every_config_is_whole(name, arguments):
     config = load(name).get_config(*arguments)
     config.teacher.weights = config.teacher.weights or "somewhere"
-    config_lib.check(config)
+    checks.check(config)
     assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(("name", "arguments"), cases())
+def test_every_config_has_a_plan(name, arguments, tmp_path, monkeypatch):
+    config = load(name).get_config(*arguments)
+    if name == "folder":
+        make_folder(tmp_path, count=40)
+        config.dataset.data_dir = str(tmp_path)
+    config.teacher.arch = config.teacher.arch or "resnet20"
+    said = plan.plan(config, 2, 1000.0)
+    values = dict(re.findall(r"\| (\S.*?) +\| +(\S.*?) +\|", said))
+    assert f"{config.student.arch}, " in values["student"]
+    number, size = values["collectives a step, and their MB"].split(", ")
+    assert int(number) > 1  # batch norm's, and the gradient's
+    params = float(re.search(r"([\d.]+) M parameters", values["student"])[1])
+    assert float(size) >= 4 * params * 0.99
+    assert "time at 1000 images/s" in values
+    config.dataset.resident = "never"
+    config.student.ema_decay = 0.9
+    assert "MB a device: streamed batches" in plan.plan(config, 2, None)
+
+
+def test_a_plan_looks_at_no_device():
+    code = (
+        "from kd_jax import config, plan; c = config.default_config();"
+        "c.teacher.arch = 'resnet20'; plan.plan(c, 8, None);"
+        "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_every_default_has_a_check():
     """A new field without a range or a choice would be a field that is never looked at."""
     free = {"dataset.data_dir", "dataset.download", "teacher.arch", "teacher.weights",
-            "student.arch", "optimizer.nesterov", "augment.flip"}  # fmt: skip
+            "student.arch", "optimizer.nesterov", "augment.flip", "student.weights",
+            "distill.squared_temperature", "distill.standardize_logits"}  # fmt: skip
+    free |= {"batch_norm.sync", "dataset.name", "dataset.train_split", "dataset.test_split"}
+    free |= {"schedule.step_at", "teacher.ensemble", "teacher.shares", "student.freeze"}
     fields = set(config_lib.flatten(config_lib.default_config()))
-    assert fields == free | set(config_lib._CHOICES) | set(config_lib._RANGES)
+    assert fields == free | set(checks._CHOICES) | set(checks._RANGES)
     assert set(config_lib.MAY_CHANGE) <= fields
 
 
@@ -57,33 +95,69 @@ WRONG = {
     "learning_rate": float("nan"),
     "weight_decay": 1.5,
     "optimizer.name": "adamm",
-    "dataset.name": "cifar1000",
+    "dataset.image_size": -1,
+    "dataset.name": "",
+    "dataset.train_split": "",
+    "dataset.test_split": "train",
     "dataset.val_examples": 0,
     "student.arch": "mobilenet",
     "student.dropout": 1.0,
     "distill.temperature": 0.0,
     "distill.label_weight": 1.1,
+    "distill.label_smoothing": 0.1,  # without labels
+    "student.ema_decay": 1.0,
     "mixup.kind": "Batch",
     "checkpoint_every_steps": 0,
     "teacher.on_mismatch": "ignore",
+    "schedule.step_at": (0.7, 0.3),
+    "schedule.name": "cosinus",
+    "teacher.shares": (1.0, 2.0),  # for one teacher
+    "teacher.ensemble": (3,),
+    "student.freeze": "features.[",
+    "distill.view": "fixed",  # with mixup
+    "distill.loss": "dkd",  # with mixup
+    "mixup.groups": 3,  # without kind=group
+    "mixup.alpha": 0.0,
 }
+
+TOGETHER = {
+    "accumulate is 3, expected a divisor": {"accumulate": 3},
+    "mixup.groups is 3, expected a divisor": {"mixup.kind": "group", "mixup.groups": 3},
+    "to stop early on the test split": {
+        "patience": 3, "dataset.validation": "half_of_test"
+    },
+    "expected the first in config.teacher.weights": {
+        "teacher.weights": "", "distill.label_weight": 1.0, "teacher.ensemble": ("a",)
+    },
+    "cannot answer for a mixture": {"distill.view": "fixed"},
+    "a mixture has two": {"distill.loss": "dkd"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("says", TOGETHER)
+def test_values_that_cannot_be_together(says):
+    config = config_lib.default_config()
+    config.teacher.weights = "somewhere"
+    config.update_from_flattened_dict(TOGETHER[says])
+    with pytest.raises(UserError, match=says):
+        checks.check(config)
 
 
 @pytest.mark.parametrize("path", WRONG)
 def test_a_wrong_value_is_named(path):
     config = config_lib.default_config()
     config.teacher.weights = "somewhere"
-    config_lib.check(config)
+    checks.check(config)
     config.update_from_flattened_dict({path: WRONG[path]})
     with pytest.raises(UserError, match=rf"config\.{path} is .*expected"):
-        config_lib.check(config)
+        checks.check(config)
 
 
 def test_all_wrong_values_are_named_at_once():
     config = config_lib.default_config()
     config.update_from_flattened_dict({"batch_size": -1, "mixup.kind": "no"})
     with pytest.raises(UserError, match=r"mixup\.kind.*batch_size.*teacher\.weights"):
-        config_lib.check(config)
+        checks.check(config)
 
 
 def test_a_config_that_lacks_a_field_or_has_another():
@@ -91,7 +165,7 @@ def test_a_config_that_lacks_a_field_or_has_another():
     del config.mixup
     config.mixing = ConfigDict({"kind": "batch"})
     with pytest.raises(UserError, match=r"config\.mixup\.kind is missing.*mixing\.kind is not"):
-        config_lib.check(config)
+        checks.check(config)
 
 
 def test_differences_leave_out_what_may_change():

@@ -1,0 +1,207 @@
+"""What a run would take, before it takes it: `kd_jax.main --plan`. No device is looked at.
+
+Everything is counted from the traced program and from shapes. Memory is an estimate of what must be
+held at once on a device: the training set, the state, the teacher, and what the student's forward
+pass keeps for its backward pass; XLA's own temporaries come on top.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from kd_jax import (
+    batches,
+    checks,
+    data,
+    ensemble,
+    logbook,
+    losses,
+    models,
+    optim,
+    parallel,
+    steps,
+    streaming,
+    tables,
+)
+from kd_jax.errors import UserError
+from kd_jax.models import layers
+
+# Train examples of sets that are known by name, so that they need not be there.
+_TRAIN_EXAMPLES = {"cifar100": 50_000, "cifar10": 50_000, "digits": 1_437}
+_COLLECTIVES = ("psum", "psum_invariant", "pmax", "all_gather", "all_gather_invariant")
+
+
+def plan(config: ConfigDict, num_devices: int, images_per_second: float | None) -> str:
+    """Return the plan as a Markdown table.
+
+    Args:
+      config: an experiment; the teacher's weights need not be there, its architecture is enough.
+      num_devices: over all processes.
+      images_per_second: the rate to reckon with; None: no time is told.
+
+    Raises:
+      UserError: a value is not as it must be, or the data set is neither known nor there.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        if config.distill.label_weight < 1 and not config.teacher.weights:
+            config.teacher.weights = "(not given)"
+    checks.check(config)
+    if config.batch_size % (num_devices * config.accumulate):
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, which {num_devices} devices in "
+            f"{config.accumulate} part(s) do not divide: choose a multiple, or other --plan_devices"
+        )
+    with layers.lowering("plain"):  # which does not ask what platform this is
+        return tables.markdown(_rows(config, num_devices, images_per_second))
+
+
+def _rows(config: ConfigDict, num_devices: int, images_per_second: float | None) -> list[list[str]]:
+    distils = config.distill.label_weight < 1
+    examples, shape, num_classes = _size_of_data(config)
+    total_steps = config.total_steps or batches.steps_in(
+        config.total_epochs, config.batch_size, examples
+    )
+    student = _network(
+        config.student.arch,
+        num_classes,
+        config.student.dtype,
+        parallel.AXIS if config.batch_norm.sync else None,
+    )
+    teacher = None
+    if distils and config.teacher.arch:
+        teacher = _network(config.teacher.arch, num_classes, config.teacher.dtype, None)
+    optimizer = optim.build(config, total_steps, 0)
+    variables = jax.eval_shape(lambda: student.init(0, shape))
+    state = jax.eval_shape(lambda v: steps.init_state(config, v, optimizer), variables)
+    resident = streaming.is_resident(config.dataset, examples * math.prod(shape))
+    images = examples if resident else 2 * config.batch_size // num_devices
+    held = {
+        "the training set" if resident else "streamed batches": images * math.prod(shape),
+        "the state (parameters, statistics, optimiser)": _bytes(state),
+        "the teacher": _bytes(jax.eval_shape(lambda: teacher.init(0, shape))) if teacher else 0,
+        "kept for the student's backward pass": _residual_bytes(
+            student,
+            config.student.dtype,
+            variables,
+            config.batch_size // num_devices // config.accumulate,
+            shape,
+        ),
+    }
+    rows = [
+        ["what", "value"],
+        ["student", _cost(student, shape)],
+        ["teacher", _cost(teacher, shape) if teacher else "as its weights say" if distils else "-"],
+        ["examples, classes, image", f"{examples:,}, {num_classes}, {'x'.join(map(str, shape))}"],
+        ["batch", f"{config.batch_size} on {num_devices} device(s)"],
+        ["steps, epochs", f"{total_steps:,}, {total_steps * config.batch_size / examples:.1f}"],
+        *([f"MB a device: {name}", f"{size / 1e6:,.1f}"] for name, size in held.items()),
+        ["MB a device: all of these", f"{sum(held.values()) / 1e6:,.1f}"],
+    ]
+    if teacher or not distils:
+        number, size = _collectives(config, student, teacher, optimizer, state, shape, num_devices)
+        rows.append(["collectives a step, and their MB", f"{number}, {size / 1e6:.2f}"])
+    if images_per_second:
+        seconds = total_steps * config.batch_size / images_per_second
+        rows.append([f"time at {images_per_second:g} images/s", logbook.duration(seconds)])
+    return rows
+
+
+def _size_of_data(config: ConfigDict) -> tuple[int, tuple[int, int, int], int]:
+    """Return train examples, image shape and classes; other sets than the known are read."""
+    options = config.dataset
+    if options.name in _TRAIN_EXAMPLES and options.train_split == "train":
+        held_out = options.val_examples if options.validation == "held_out" else 0
+        size = options.image_size or data.IMAGE_SHAPE[0]
+        examples = max(1, _TRAIN_EXAMPLES[options.name] - held_out)
+        return examples, (size, size, 3), data.NUM_CLASSES[options.name]
+    dataset = data.load(options)
+    return len(dataset.train), dataset.image_shape, dataset.num_classes
+
+
+def _network(arch: str, num_classes: int, dtype: str, axis_name: str | None) -> models.Network:
+    return models.build(
+        arch, num_classes, (0.5,) * 3, (0.25,) * 3, axis_name=axis_name, dtype=dtype
+    )
+
+
+def _cost(network: models.Network, shape: tuple[int, int, int]) -> str:
+    params, madds = models.count_params(network, shape), models.count_madds(network, shape)
+    return f"{network.arch}, {params / 1e6:.2f} M parameters, {madds / 1e6:.2f} M multiply-adds"
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _residual_bytes(
+    student: models.Network, dtype: str, variables: Any, count: int, shape: tuple[int, int, int]
+) -> int:
+    """Return the bytes that a device's forward pass keeps, parameters not counted."""
+    alone = _network(student.arch, student.num_classes, dtype, None)
+
+    def residuals(variables: Any, pixels: jax.Array) -> Any:
+        def forward(params: Any) -> jax.Array:
+            both = {"params": params, "batch_stats": variables["batch_stats"]}
+            return alone.train_logits(both, pixels, None)[0]
+
+        return jax.vjp(forward, variables["params"])[1]
+
+    pixels = jax.ShapeDtypeStruct((count, *shape), jnp.float32)
+    kept = jax.eval_shape(residuals, variables, pixels)
+    return max(0, _bytes(kept) - _bytes(variables["params"]))
+
+
+def _collectives(
+    config: ConfigDict,
+    student: models.Network,
+    teacher: models.Network | None,
+    optimizer: Any,
+    state: Any,
+    shape: tuple[int, int, int],
+    num_devices: int,
+) -> tuple[int, int]:
+    """Return how many reductions a step has, and the bytes that they reduce, before XLA fuses."""
+    group = ensemble.Ensemble((teacher,), (1.0,), "probabilities") if teacher else None
+    step = steps.make_train_step(config, student, group, optimizer)
+    variables = (jax.eval_shape(lambda: teacher.init(0, shape)),) if teacher else ()
+    count = config.batch_size // num_devices
+    reads_labels = config.distill.label_weight > 0 or config.distill.loss in losses.READ_LABELS
+    fixed = group is not None and config.distill.view == "fixed"
+    index, labels = _abstract((count,), np.int32), _abstract((config.batch_size,), np.int32)
+    logits = _abstract((1, config.batch_size, student.num_classes), np.float32)
+    constants = steps.Constants(
+        images=_abstract((config.batch_size, *shape), np.uint8),
+        labels=labels if reads_labels else None,
+        teacher_variables=variables,
+        teacher_logits=logits if fixed else None,
+    )
+    traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, num_devices)])(
+        state, constants, batches.Batch(index, index, index, index)
+    )
+    return _count(traced.jaxpr)
+
+
+def _abstract(shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+
+
+def _count(jaxpr: Any) -> tuple[int, int]:
+    number = size = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in _COLLECTIVES:
+            number += 1
+            size += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.invars)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                own = _count(inner)
+                number, size = number + times * own[0], size + times * own[1]
+    return number, size

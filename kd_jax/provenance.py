@@ -1,0 +1,72 @@
+"""Where a run comes from: versions, revision, data, teacher, machine; one record for each start."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from kd_jax import files
+from kd_jax.errors import UserError
+
+PROVENANCE_FILE = "provenance.json"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
+
+
+def check_data(workdir: Path, fingerprint: str) -> None:
+    """Raise `UserError` if the run in `workdir` began on other data."""
+    starts = files.read_json(workdir / PROVENANCE_FILE) or []
+    if starts and starts[0]["data_fingerprint"] != fingerprint:
+        raise UserError(
+            f"the run in {workdir} began on data with the fingerprint "
+            f"{starts[0]['data_fingerprint']}, but this data set's is {fingerprint}: point "
+            "config.dataset.data_dir at the old data, or give this one its own --workdir"
+        )
+
+
+def add_start(
+    workdir: Path, step: int, fingerprint: str, teacher_sha256: str | None, devices: int
+) -> None:
+    """Add a record of this start to the run's `provenance.json`.
+
+    Args:
+      workdir: of the run.
+      step: that it starts or resumes from.
+      fingerprint: of the data set.
+      teacher_sha256: of the teacher's weights; None without a teacher.
+      devices: how many train.
+    """
+    starts = files.read_json(workdir / PROVENANCE_FILE) or []
+    starts.append(
+        {
+            "step": step,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": sys.argv,
+            "host": socket.gethostname(),
+            "platform": f"{jax.default_backend()} {platform.platform()}",
+            "devices": devices,
+            "python": platform.python_version(),
+            "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "git": _git_revision(),
+            "data_fingerprint": fingerprint,
+            "teacher_sha256": teacher_sha256,
+        }
+    )
+    files.write_json(workdir / PROVENANCE_FILE, starts)
+
+
+def _git_revision() -> str | None:
+    """Return the revision of the code, with `+` after it if files were changed since."""
+    arguments = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40",
+                 "--dirty=+", "--exclude=*"]  # fmt: skip
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,41 @@
+"""The student of a run as it was saved, to be looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kd_jax import experiment, parallel, workdir
+from kd_jax.checkpoint import Checkpoints, DamagedError
+from kd_jax.errors import UserError
+
+
+def student(directory: Path, which: str) -> tuple[experiment.Experiment, int, Any]:
+    """Return a run's `Experiment`, a step, and the student's variables then, on all devices.
+
+    Args:
+      directory: of the run; only read.
+      which: `last`, or `best` on validation.
+
+    Raises:
+      UserError: there is no such run, or no such checkpoint, or it is damaged.
+    """
+    directory = directory.expanduser().resolve()
+    config = workdir.load_config(directory)
+    if not (directory / workdir.CHECKPOINTS).is_dir():
+        raise UserError(f"the run in {directory} has no checkpoint yet: let it train first")
+    with config.unlocked():
+        config.num_devices = 0  # those of this machine: it need not be the one that trained
+    run = experiment.build(config)
+    checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, keep=1, read_only=True)
+    step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
+    if step is None:
+        raise UserError(f"the run in {directory} has no {which} checkpoint yet")
+    try:
+        state = checkpoints.restore(run.initial_state(), step)
+    except DamagedError as error:
+        raise UserError(
+            f"the checkpoint of step {step} in {directory} is damaged ({error}): resume the run, "
+            "which goes back to the one before, or look at --checkpoint=best"
+        ) from None
+    return run, step, parallel.replicate(state.variables, run.devices)

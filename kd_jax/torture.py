@@ -1,0 +1,143 @@
+"""Kill a real run again and again, and see that it ends as if nothing had happened.
+
+    python -m kd_jax.torture [--kills=25] [--workdir=runs/torture]
+
+A small teacher is trained on the embedded images, once unbroken and once killed: with SIGKILL while
+it starts, while it trains and while it writes a checkpoint, and with SIGTERM. In the end the two
+must have the same weights and the same metrics, bit for bit. Exit code 1 if they have not.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from kd_jax import files
+from kd_jax.console import logger
+from kd_jax.errors import UserError, run_command
+
+_KILLS = flags.DEFINE_integer("kills", 25, "How often the run is killed.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", None, "Of the moments; the time of day by default.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/torture", "New directory for the two runs.")
+_STEPS_A_KILL = 20  # so that the run does not end before the last kill
+_PATIENCE_SECONDS = 300.0
+_EXIT_STOPPED = 75
+WAYS = ("starting", "training", "saving", "SIGTERM")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run both, and print how they compare."""
+    del argv
+    root = Path(_WORKDIR.value).expanduser()
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"--workdir={root} exists: expected a new directory")
+    if not Path("configs/demo.py").exists():
+        raise UserError("no configs/demo.py here: run it from the project's directory")
+    seed = int(time.time()) if _SEED.value is None else _SEED.value
+    rng = random.Random(seed)
+    steps = _STEPS_A_KILL * _KILLS.value + 40
+    logger.info("%d steps, %d kills, --seed=%d", steps, _KILLS.value, seed)
+
+    unbroken, killed = root / "unbroken", root / "killed"
+    _finish(_start(unbroken, steps))
+    survived, lost = 0, 0
+    for number in range(_KILLS.value):
+        way = WAYS[number % len(WAYS)] if number < len(WAYS) else rng.choice(WAYS)
+        before = newest_checkpoint(killed)
+        process = _start(killed, steps)
+        if not kill(process, killed, way, rng):
+            logger.info("the run ended before kill %d", number + 1)
+            break
+        survived += 1
+        after = newest_checkpoint(killed)
+        lost += after < before
+        logger.info("kill %d, %s: checkpoint of step %d", number + 1, way, after)
+    _finish(_start(killed, steps))
+
+    bits = read(killed / "model.safetensors") == read(unbroken / "model.safetensors")
+    metrics = trained(killed) == trained(unbroken)
+    print(
+        f"kills survived: {survived} of {_KILLS.value}; "
+        f"parameters {'bit-identical' if bits else 'DIFFERENT'}, "
+        f"metrics {'identical' if metrics else 'DIFFERENT'}, checkpoints lost: {lost}"
+    )
+    if not (bits and metrics) or lost or survived < _KILLS.value:
+        sys.exit(1)
+
+
+def _start(workdir: Path, steps: int) -> subprocess.Popen[str]:
+    arguments = (
+        "--config=configs/demo.py:teacher",
+        f"--config.total_steps={steps}",
+        "--config.checkpoint_every_steps=7",
+        "--config.log_every_steps=5",
+        f"--workdir={workdir}",
+    )
+    return subprocess.Popen(
+        [sys.executable, "-m", "kd_jax.main", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _finish(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate()
+    if process.returncode:
+        raise UserError(f"the run failed with code {process.returncode}: {errors[-1000:]}")
+
+
+def kill(process: subprocess.Popen[str], workdir: Path, way: str, rng: random.Random) -> bool:
+    """End a process in one of `WAYS`; return False if it had ended by itself.
+
+    Raises:
+      UserError: it failed, or did not stop as it should.
+    """
+    metrics = workdir / "metrics.jsonl"
+    size = len(read(metrics))
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while process.poll() is None and time.monotonic() < deadline and way != "starting":
+        if way == "saving" and any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")):
+            break
+        if way != "saving" and len(read(metrics)) > size:
+            break
+        time.sleep(0.001 if way == "saving" else 0.01)
+    time.sleep(rng.uniform(0.0, {"starting": 8.0, "saving": 0.05}.get(way, 1.5)))
+    process.send_signal(signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL)
+    _, errors = process.communicate()
+    if process.returncode == 0:
+        return False
+    if process.returncode != (_EXIT_STOPPED if way == "SIGTERM" else -signal.SIGKILL):
+        raise UserError(f"the run failed with code {process.returncode}: {errors[-1000:]}")
+    return True
+
+
+def read(path: Path) -> bytes:
+    """Return a file's content; nothing if it is not there."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def newest_checkpoint(workdir: Path) -> int:
+    """Return the step of the newest whole checkpoint; -1 if there is none."""
+    names = [path.name for path in workdir.glob("checkpoints/*")]
+    return max((int(name) for name in names if name.isdecimal()), default=-1)
+
+
+def trained(workdir: Path) -> list[dict[str, object]]:
+    """Return what a run logged, without how fast it was."""
+    records = files.read_json_lines(workdir / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,184 @@
+"""What may happen to a run: it stops with a sentence, nothing is lost, and it goes on."""
+
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from helpers import command, run, tree_digest
+from kd_jax import weights
+from kd_jax.console import logger
+from kd_jax.errors import UserError
+from kd_jax.files import read_json, read_json_lines
+from kd_jax.interrupt import StoppedError
+from kd_jax.train import train
+from training import StopAfter, digits_config
+
+TINY = (
+    "--config=configs/demo.py:teacher",
+    "--config.checkpoint_every_steps=10",
+    "--config.log_every_steps=5",
+    "--config.num_devices=2",
+)
+
+
+def start(workdir, *more):
+    return subprocess.Popen(**command("kd_jax.main", *TINY, *more, f"--workdir={workdir}"))
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_in_every_way_it_ends_in_the_same_bits(tmp_path):
+    done = run("kd_jax.torture", "--kills=4", f"--workdir={tmp_path}/torture")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kills survived: 4 of 4; parameters bit-identical, metrics identical" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_and_a_workdir_has_one_run(name, tmp_path):
+    workdir = tmp_path / "läuft noch"
+    process = start(workdir, "--config.total_steps=100000", "--config.checkpoint_every_steps=90000")
+    wait_for(lambda: len(read_json_lines(workdir / "metrics.jsonl")) >= 2, process)
+    second = run("kd_jax.main", *TINY, "--config.total_steps=100000",
+                 "--config.checkpoint_every_steps=90000", f"--workdir={workdir}")  # fmt: skip
+    assert second.returncode == 2
+    assert f"in use by process {process.pid} on " in second.stderr
+    asked = time.monotonic()
+    process.send_signal(getattr(signal, name))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert time.monotonic() - asked < 15
+    stopped = re.search(rf"stopped by {name} at step (\d+): the same command resumes", errors)
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == [stopped[1]]
+    assert read_json_lines(workdir / "metrics.jsonl")[-1]["step"] <= int(stopped[1])
+
+
+def catches(process, number):
+    """Whether a process has a handler for a signal (proc(5), SigCgt)."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_before_there_is_anything_to_save_a_signal_ends_it_at_once(tmp_path):
+    process = start(tmp_path / "w", "--config.total_steps=100")
+    wait_for(lambda: catches(process, signal.SIGTERM), process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert "stopped by SIGINT: the same command resumes" in errors
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
+    options = ("--config.optimizer.name=sgd", "--config.optimizer.clip_norm=0",
+               "--config.total_steps=200", "--config.warmup_epochs=0",
+               "--config.checkpoint_every_steps=1", "--config.eval_every_epochs=1000")  # fmt: skip
+    done = run("kd_jax.main", *TINY, *options, "--config.learning_rate=1000",
+               f"--workdir={tmp_path}/w")  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert re.search(r"error: (loss|grad_norm) is (nan|inf) at step \d+: ", error), error
+    assert "try a lower config.learning_rate" in error
+    step = int(re.search(r"at step (\d+)", error)[1])
+    steps = [int(path.name) for path in (tmp_path / "w" / "checkpoints").iterdir()]
+    assert max(steps, default=0) < step
+    if steps:
+        assert f"the checkpoint of step {max(steps)} is kept, it reaches" in error
+
+
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(small_disk):
+    filler = small_disk / "filler"
+    options = (
+        "--config.total_steps=40",
+        f"--workdir={small_disk}/w",
+        "--config.keep_checkpoints=1",
+    )
+    filler.write_bytes(b"x" * 900_000)
+    done = run("kd_jax.main", *TINY, *options)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr.splitlines()[-1]
+    assert "resumes" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    filler.unlink()
+    again = run("kd_jax.main", *TINY, *options)
+    assert again.returncode == 0, again.stderr
+    assert read_json(small_disk / "w" / "result.json")["steps"] == 40
+
+
+def test_a_run_may_go_on_with_more_devices(tmp_path):
+    train(digits_config(1), tmp_path / "one")
+    for devices, steps in ((1, 8), (2, 9)):
+        with pytest.raises(StoppedError):
+            train(digits_config(devices), tmp_path / "grows", StopAfter(steps))
+    train(digits_config(4), tmp_path / "grows")
+    starts = read_json(tmp_path / "grows" / "provenance.json")
+    assert [(s["step"], s["devices"]) for s in starts] == [(0, 1), (8, 2), (17, 4)]
+    losses = [
+        [r["loss"] for r in read_json_lines(tmp_path / name / "metrics.jsonl") if "loss" in r]
+        for name in ("one", "grows")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    one, grows = (weights.load(tmp_path / name)[1] for name in ("one", "grows"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=2e-3), grows, one)
+
+
+def test_a_run_refuses_other_data(tmp_path):
+    with pytest.raises(StoppedError):
+        train(digits_config(1), tmp_path / "w", StopAfter(2))
+    path = tmp_path / "w" / "provenance.json"
+    path.write_text(path.read_text().replace(read_json(path)[0]["data_fingerprint"], "0123"))
+    before = tree_digest(tmp_path / "w")
+    with pytest.raises(UserError, match="began on data with the fingerprint 0123"):
+        train(digits_config(1), tmp_path / "w")
+    assert tree_digest(tmp_path / "w") == before
+
+
+def test_a_workdir_that_vanishes_is_one_sentence_and_goes_on_where_it_is_now(tmp_path):
+    config = digits_config(1)
+    config.checkpoint_every_steps = 5
+
+    def vanish():
+        (tmp_path / "w").rename(tmp_path / "moved")
+
+    with pytest.raises(UserError, match=r"cannot be written .*the same command resumes"):
+        train(config, tmp_path / "w", StopAfter(7, vanish))
+    assert not (tmp_path / "w" / "config.json").exists()
+    assert train(config, tmp_path / "moved")["steps"] == 30
+
+
+def test_a_workdir_that_cannot_be_written_is_one_sentence(small_disk):
+    config = digits_config(1)
+    with pytest.raises(StoppedError):
+        train(config, small_disk / "w", StopAfter(7))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)"):
+        train(config, small_disk / "w")
+    with pytest.raises(UserError, match=r"disk cannot be written to"):
+        train(config, small_disk / "new")
+    subprocess.run(["mount", "-o", "remount,rw,size=50m", str(small_disk)], check=True)
+    assert train(config, small_disk / "w")["steps"] == 30
+
+
+def test_without_tensorboard_a_run_goes_on(tmp_path, caplog):
+    (tmp_path / "w").mkdir()
+    config = digits_config(1)
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "w", StopAfter(2))
+    shutil.rmtree(tmp_path / "w" / "tensorboard", ignore_errors=True)
+    (tmp_path / "w" / "tensorboard").write_text("no directory")
+    logger.propagate = True
+    assert train(config, tmp_path / "w")["steps"] == 30
+    assert "TensorBoard's files could not be written" in caplog.text
