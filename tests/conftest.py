@@ -1,5 +1,6 @@
 """What all tests share: four CPU devices, one compilation cache, the real data where it is."""
 
+import gc
 import os
 import subprocess
 from pathlib import Path
@@ -13,6 +14,17 @@ import pytest  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_compilation_cache_dir", str(Path(os.environ["KD_JAX_CACHE_DIR"]) / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_programs():
+    """Drop a file's compiled programs: Linux allows a process 65,530 mappings, and each takes some.
+
+    Past that LLVM aborts the process.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

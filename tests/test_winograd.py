@@ -1,34 +1,80 @@
 """Winograd's form is the convolution, and is taken only where a network is frozen."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from kd_jax import models
+from kd_jax import models, native
 from kd_jax.models import layers, winograd
 
 SHAPES = [(32, 16, 16), (16, 32, 32), (8, 64, 64), (16, 64, 128), (8, 128, 256), (12, 3, 5)]
 
 
-@pytest.mark.parametrize(("size", "channels_in", "channels_out"), SHAPES)
-@pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_it_is_the_convolution(size, channels_in, channels_out, scale):
+def problem(size, channels_in, channels_out, scale=1.0, count=3):
     rng = np.random.default_rng(size)
-    x = scale * rng.standard_normal((3, size, size, channels_in))
+    x = scale * rng.standard_normal((count, size, size, channels_in))
     kernel = rng.standard_normal((3, 3, channels_in, channels_out)) / np.sqrt(9 * channels_in)
     with jax.enable_x64(True):
         exact = lax.conv_general_dilated(
             jnp.asarray(x), jnp.asarray(kernel), (1, 1), "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
+    return x, kernel, np.asarray(exact)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_it_is_the_convolution(shape, scale):
+    x, kernel, exact = problem(*shape, scale)
+    with jax.enable_x64(True):  # in float64, where rounding hides nothing
         np.testing.assert_allclose(
             winograd.conv3x3(x, kernel), exact, rtol=1e-10, atol=1e-9 * scale
         )
     got = winograd.conv3x3(x.astype(np.float32), kernel.astype(np.float32))
     assert got.dtype == jnp.float32
-    assert np.abs(got - exact).max() <= 2e-5 * np.abs(exact).max()
+    assert np.abs(got - exact).max() <= 4e-5 * np.abs(exact).max()
+
+
+needs_compiler = pytest.mark.skipif(
+    native.winograd_target() is None, reason="needs a C++ compiler: set CXX"
+)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(4, 512, 512, 1.0, 50), (8, 16, 48, 1.0, 1), *SHAPES[:5]])
+def test_the_compiled_form_is_the_convolution(shape):
+    """Every number of tiles, of channels, and what is left over of both."""
+    x, kernel, exact = problem(*shape)
+    got = winograd._in_tiles(x.astype(np.float32), kernel.astype(np.float32))
+    assert np.abs(got - exact).max() <= 4e-5 * np.abs(exact).max()
+
+
+@needs_compiler
+def test_the_compiled_form_is_the_same_everywhere():
+    """Bits do not depend on the number of images, nor on which thread works."""
+    x, kernel, _ = problem(8, 32, 64, count=40)
+    x, kernel = x.astype(np.float32), kernel.astype(np.float32)
+    convolve = jax.jit(winograd._in_tiles)
+    whole = np.asarray(convolve(x, kernel))
+    for part in (slice(0, 1), slice(3, 20)):
+        np.testing.assert_array_equal(convolve(x[part], kernel), whole[part])
+    apart = jax.pmap(convolve, in_axes=(0, None))(x.reshape(4, 10, *x.shape[1:]), kernel)
+    np.testing.assert_array_equal(np.asarray(apart).reshape(whole.shape), whole)
+
+
+def test_without_a_compiler_there_is_another_way(tmp_path):
+    """A compiler that is not there, one that fails, and none wanted: no target, no error."""
+    code = "from kd_jax import native; assert native.winograd_target() is None"
+    for environment in ({"CXX": "no-such-compiler"}, {"CXX": "false"}, {"KD_JAX_NATIVE": "0"}):
+        variables = os.environ | environment | {"KD_JAX_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code], env=variables, check=True)
+    assert not list(tmp_path.rglob("*.so"))
 
 
 @pytest.mark.parametrize("arch", ["resnet20", "vgg11_bn"])

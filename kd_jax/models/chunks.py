@@ -60,7 +60,7 @@ def _map_bytes(jaxpr: Any) -> tuple[int, int]:
             is_map = value.aval.ndim == 4 and value.aval.shape[0] == 1
             if is_map:
                 largest = max(largest, size)
-            if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            if equation.primitive.name in ("conv_general_dilated", "dot_general", "ffi_call"):
                 products += size if is_map or value.aval.ndim == 2 else 0  # not transformed kernels
         for parameter in equation.params.values():
             inner = getattr(parameter, "jaxpr", parameter)

@@ -83,20 +83,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) ->
     if groups == 1 and (channels_in <= 4 or x.shape[1] < kh):
         patches = jnp.concatenate(_windows(x, (kh, kw), stride, padding), axis=-1)
         return patches @ kernel.reshape(-1, channels_out)
-    if _frozen and groups == 1 and stride == 1 and _suits_winograd(x, kernel):
+    if _frozen and groups == 1 and stride == 1 and winograd.suits(x, kernel):
         return winograd.conv3x3(x, kernel)
     return _conv_plain(x, kernel, stride, padding, groups)
-
-
-def _suits_winograd(x: jax.Array, kernel: jax.Array) -> bool:
-    """Tell whether it is faster; narrow maps have too few tiles (measured, docs/performance.md)."""
-    width = x.shape[2]
-    return (
-        kernel.shape[:2] == (3, 3)
-        and x.dtype == jnp.float32
-        and width % winograd.OUTPUTS == 0
-        and width >= 2 * winograd.OUTPUTS
-    )
 
 
 def _same_padding(kernel: jax.Array) -> Padding:

@@ -1,9 +1,11 @@
-"""3x3 convolutions with half the multiplications, along one axis: Winograd's F(4, 3).
+"""3x3 convolutions with fewer multiplications: Winograd's F(4, 3), along one axis or both.
 
 Four outputs of a three-tap filter need twelve products; from six sums of the inputs and six of the
-taps they need six. It is done along the width, while the height's three taps stay a convolution of
-their own: so the sums are few, whole rows long, and the rounding stays at 1e-5 of the values. Exact
-in real numbers; for frozen networks on CPU, where multiplications are the limit.
+taps they need six. Along both axes sixteen outputs need 36 products instead of 144: the form in
+C++ (`native/winograd.cc`), which keeps the sums of some tiles in the cache. Where there is no
+compiler it is done along the width, while the height's three taps stay a convolution of their own:
+so the sums are few and whole rows long. Exact in real numbers, rounding of 1e-5 of the largest
+value; for frozen networks on CPU, where multiplications are the limit.
 
 Source: Winograd 1980; Lavin and Gray 2016, section 4.
 """
@@ -16,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from kd_jax import native
 
 OUTPUTS = 4  # of a tile
 _TAPS = 3
@@ -33,6 +37,7 @@ _OUTPUT = np.array([
     [1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1],
 ], np.float64)  # fmt: skip
 _FEW_CHANNELS = 16  # up to so many, rows beside each other and one product are faster
+_LANES = 16  # channels that the compiled form takes at a time
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -45,6 +50,43 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       `[batch, height, width, channels_out]`.
     """
+    return _in_tiles(x, kernel) if _suits_tiles(x, kernel) else _along_width(x, kernel)
+
+
+def suits(x: jax.Array, kernel: jax.Array) -> bool:
+    """Tell whether `conv3x3` can do it, and faster (measured, docs/performance.md)."""
+    if kernel.shape[:2] != (3, 3) or x.dtype != jnp.float32:
+        return False
+    width = x.shape[2]  # narrow maps have too few tiles of a row
+    return _suits_tiles(x, kernel) or (width % OUTPUTS == 0 and width >= 2 * OUTPUTS)
+
+
+def _suits_tiles(x: jax.Array, kernel: jax.Array) -> bool:
+    _, height, width, _ = x.shape
+    whole = height % OUTPUTS == width % OUTPUTS == 0
+    channels = all(size % _LANES == 0 for size in kernel.shape[2:])
+    return x.dtype == jnp.float32 and whole and channels and native.winograd_target() is not None
+
+
+def _in_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Along both axes, compiled. It wants the kernel's sums in panels of output channels.
+
+    Panels are made of the kernel and not of its sums: so nothing follows the matrix product, and
+    XLA moves all of it out of a loop over chunks of images.
+    """
+    target = native.winograd_target()
+    assert target is not None
+    channels_in, channels_out = kernel.shape[2:]
+    panel = 2 * _LANES if channels_out % (2 * _LANES) == 0 else _LANES
+    panels = kernel.reshape(_TAPS**2, channels_in, channels_out // panel, panel)
+    panels = panels.transpose(0, 2, 1, 3)
+    sums = np.kron(_KERNEL, _KERNEL).astype(np.float32) @ panels.reshape(_TAPS**2, -1)
+    sums = sums.reshape(-1, *panels.shape[1:])
+    result = jax.ShapeDtypeStruct((*x.shape[:3], channels_out), x.dtype)
+    return jax.ffi.ffi_call(target, result, vmap_method="sequential")(x, sums)
+
+
+def _along_width(x: jax.Array, kernel: jax.Array) -> jax.Array:
     count, height, width, channels = x.shape
     tiles = width // OUTPUTS
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, OUTPUTS - 1), (0, 0)))

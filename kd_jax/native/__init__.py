@@ -1,0 +1,99 @@
+"""Compiled code for CPUs: what XLA's CPU backend has no fast form of.
+
+One C++ file, compiled by the machine's own compiler when it is first needed, kept under a name that
+says what it was made of. Without a compiler everything works, more slowly: callers ask for the
+target and have another way when it is None.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+
+from kd_jax import caches
+from kd_jax.console import logger
+
+_SOURCE = Path(__file__).with_name("winograd.cc")
+_SYMBOL = "KdJaxWinograd"
+_COMPILERS = ("c++", "g++", "clang++")
+# The machine's widest vectors, and products added without rounding in between; nothing that lets
+# a compiler reorder sums, so that two compilations of one source give the same numbers.
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
+_COMPILE_SECONDS = 120.0
+
+
+@functools.cache
+def winograd_target() -> str | None:
+    """Return the name under which XLA knows the compiled convolution; None where there is none.
+
+    `KD_JAX_NATIVE=0` turns it off.
+    """
+    if os.environ.get("KD_JAX_NATIVE") == "0":
+        return None
+    compiler = _compiler()
+    if compiler is None:
+        logger.info("no C++ compiler here: frozen 3x3 convolutions take their slower form")
+        return None
+    try:
+        path = caches.directory("native") / f"winograd-{_digest(compiler)}.so"
+        if not path.exists():
+            _compile(compiler, path)
+        handler = getattr(ctypes.CDLL(str(path)), _SYMBOL)
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        logger.info(
+            "%s cannot be compiled here (%s): frozen 3x3 convolutions take their slower form",
+            _SOURCE.name,
+            " ".join(str(error).split())[:200],
+        )
+        return None
+    target = f"kd_jax_{path.stem}"
+    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(handler), platform="cpu")
+    return target
+
+
+def _compiler() -> str | None:
+    """Return the path of `$CXX`, or of the first compiler there is."""
+    chosen = os.environ.get("CXX")
+    found = (shutil.which(name) for name in ((chosen,) if chosen else _COMPILERS))
+    return next((path for path in found if path), None)
+
+
+def _digest(compiler: str) -> str:
+    """Return what tells apart two results of a compilation: source, compiler, flags, processor."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    made_of = [_SOURCE.read_bytes(), version, " ".join(_FLAGS).encode(), _processor()]
+    made_of += [jax.__version__.encode(), sys.platform.encode()]
+    return hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
+
+
+def _processor() -> bytes:
+    """Return what a program for this very processor depends on: a home may be shared by several."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return b"\n".join(sorted({line for line in lines if line.startswith((b"flags", b"Features"))}))
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Compile to a name of its own, then rename: processes that start together do not meet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        made = Path(directory) / path.name
+        subprocess.run(
+            [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", str(made)],
+            capture_output=True,
+            check=True,
+            timeout=_COMPILE_SECONDS,
+        )
+        os.replace(made, path)
