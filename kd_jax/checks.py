@@ -31,7 +31,7 @@ _CHOICES = {
     "mixup.method": ("mixup", "cutmix"),
     "schedule.name": optim.SCHEDULES,
 }
-_MAY_BE_NONE = ("total_steps", "teacher.claimed_top1")
+_MAY_BE_NONE = ("total_steps", "teacher.claimed_top1", "student.init_seed")
 # Field: (lowest, lowest is allowed, highest, highest is allowed).
 _RANGES = {
     "seed": (0, True, 2**31 - 1, True),
@@ -70,6 +70,8 @@ _RANGES = {
     "eval_every_epochs": (0, False, 1e6, True),
     "log_every_steps": (1, True, 2**31 - 1, True),
     "num_devices": (0, True, 4096, True),
+    "steps_per_call": (1, True, 10_000, True),
+    "student.init_seed": (0, True, 2**31 - 1, True),
 }
 
 
@@ -113,7 +115,7 @@ def _wrong_types(config: ConfigDict) -> list[str]:
     types = {
         path: type(value) for path, value in config_lib.flatten(config_lib.default_config()).items()
     }
-    types |= {"total_steps": int, "teacher.claimed_top1": float}
+    types |= {"total_steps": int, "teacher.claimed_top1": float, "student.init_seed": int}
     problems = []
     for path, value in config_lib.flatten(config).items():
         expected = types[path]

@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "log_every_steps",
     "keep_checkpoints",
     "num_devices",
+    "steps_per_call",
     "dataset.data_dir",
     "dataset.download",
     "dataset.resident",
@@ -104,6 +105,7 @@ def default_config() -> ConfigDict:
     config.student.ema_decay = 0.0
     config.student.normalisation = "dataset"  # dataset | half
     config.student.dtype = "float32"  # float32 | bfloat16, of its computations
+    config.student.init_seed = placeholder(int)  # of the first values; None: the seed above
     config.student.weights = ""  # to start from, as teacher.weights; empty: from the seed
     config.student.freeze = (
         ""  # regular expression: parameters whose path it finds stay as they are
@@ -147,6 +149,9 @@ def default_config() -> ConfigDict:
     config.keep_checkpoints = 2  # the newest; the best on validation is kept besides
     config.eval_every_epochs = 1.0
     config.log_every_steps = 10
+    # Steps that the devices make before they come back to Python, for networks so small that they
+    # would wait for it. The training is the same.
+    config.steps_per_call = 1
     config.num_devices = 0  # 0: all of them; on CPU, one a core
     return config
 

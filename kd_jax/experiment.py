@@ -45,7 +45,9 @@ class Experiment:
 
     def initial_state(self) -> steps.TrainState:
         """Return the state before the first step, on one device."""
-        variables = self.start or self.student.init(self.config.seed, self.dataset.image_shape)
+        chosen = self.config.student.init_seed
+        seed = self.config.seed if chosen is None else chosen
+        variables = self.start or self.student.init(seed, self.dataset.image_shape)
         return steps.init_state(self.config, variables, self.optimizer)
 
 
@@ -59,21 +61,25 @@ def prepare(config: ConfigDict) -> None:
     parallel.prepare(config.num_devices, config.batch_size // config.accumulate)
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(config: ConfigDict, like: Experiment | None = None) -> Experiment:
     """Check a config and build what it describes.
+
+    Args:
+      config: of the experiment.
+      like: another with the same data, teachers and devices, which are then taken from it.
 
     Raises:
       UserError: a value, the weights, the devices or the data are not as they must be.
     """
     prepare(config)
-    its_teachers, start = None, None
-    if config.teacher.weights:
+    its_teachers, start = like.teachers if like else None, None
+    if config.teacher.weights and not like:
         its_teachers = teachers.load(config.teacher, config.dataset.name)
     options = config.student
     if options.weights:
         start = teachers.read(options.weights, options.arch, config.dataset.name, "config.student")
     devices = parallel.select(config.num_devices, config.batch_size, config.accumulate)
-    dataset = data.load(config.dataset)
+    dataset = like.dataset if like else data.load(config.dataset)
     cards = [member.card for member in its_teachers.members] if its_teachers else []
     for card in [*cards, *([start[0]] if start else [])]:
         teachers.check_classes(card, dataset.name, dataset.num_classes)

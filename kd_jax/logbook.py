@@ -104,8 +104,10 @@ class Progress:
     for the host. Compilation, evaluation and saving are not part of the rate.
     """
 
-    def __init__(self, logbook: Logbook, batch_size: int, total_steps: int, examples: int):
-        self._logbook, self._batch_size = logbook, batch_size
+    def __init__(
+        self, logbook: Logbook, batch_size: int, total_steps: int, examples: int, name: str = ""
+    ):
+        self._logbook, self._batch_size, self._name = logbook, batch_size, name
         self._total_steps, self._examples = total_steps, examples
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._since: float | None = None
@@ -138,7 +140,8 @@ class Progress:
         timed = {} if rate is None else {"images_per_second": round(rate, 1)}
         self._logbook.write("train", step, {"epoch": round(epoch, 6), **values, **timed})
         logger.info(
-            "step %d/%d  epoch %.2f  loss %.4f  %s images/s  %s left",
+            "%sstep %d/%d  epoch %.2f  loss %.4f  %s images/s  %s left",
+            self._name,
             step,
             self._total_steps,
             epoch,

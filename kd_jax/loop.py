@@ -1,85 +1,114 @@
-"""The loop of a run: steps, logs, validation, checkpoints, and every reason to stop early."""
+"""The loop of a run: calls, logs, validation, checkpoints, and every reason to stop early.
+
+Of one run, or of a cohort: runs that look at the same batches and differ in what they make of them.
+"""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from kd_jax import (
-    batches,
-    experiment,
-    fixed_view,
-    logbook,
-    losses,
-    measure,
-    models,
-    parallel,
-    processes,
-    steps,
-    streaming,
-)
+from kd_jax import batches, dispatch, experiment, logbook, measure, parallel, processes, steps
 from kd_jax.checkpoint import BEST_METRIC, DamagedError
 from kd_jax.console import logger
 from kd_jax.errors import UserError
 from kd_jax.interrupt import StoppedError, StopRequest
 from kd_jax.shared_checkpoints import SharedCheckpoints
 
-_MOST_IN_FLIGHT = 2  # steps dispatched and not yet finished: enough to keep devices busy
+_MOST_IN_FLIGHT = 2  # calls dispatched and not yet finished: enough to keep devices busy
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A run in the loop, alone or in a cohort.
+
+    Attributes:
+      run: its parts.
+      judge: of its student.
+      checkpoints: its own.
+      workdir: its own.
+    """
+
+    run: experiment.Experiment
+    judge: measure.Judge
+    checkpoints: SharedCheckpoints
+    workdir: Path
+
+
+class MemberError(UserError):
+    """A member of a cohort cannot go on; the others can, without it."""
+
+    def __init__(self, message: str, workdir: Path):
+        super().__init__(message)
+        self.workdir = workdir
 
 
 def loop(
-    run: experiment.Experiment,
-    judge: measure.Judge,
-    state: steps.TrainState,
-    checkpoints: SharedCheckpoints,
-    workdir: Path,
-    stop: StopRequest,
-) -> tuple[steps.TrainState, float | None]:
+    members: Sequence[Member], states: steps.States, stop: StopRequest, until: int | None = None
+) -> tuple[steps.States, float | None]:
     """Train to the last step, or until validation has not been better for `config.patience` times.
 
+    Args:
+      members: runs of the same data, views, teachers and length.
+      states: of each, all at the same step.
+      stop: how a command is asked to stop.
+      until: the step to stop before the last, without a word.
+
     Returns:
-      the state, and the images a second (None if no step was left).
+      the states, and the images a second (None if no step was left).
 
     Raises:
-      StoppedError: `stop` asked for it; the state is saved.
-      UserError: the loss is no longer finite, or something cannot be written; the checkpoints are
-        as they were.
+      StoppedError: `stop` asked for it; the states are saved.
+      MemberError: a loss is no longer finite; the checkpoints are as they were.
+      UserError: something cannot be written.
     """
+    run = members[0].run
     config, examples = run.config, len(run.dataset.train)
-    start = int(state.step)
-    train_step = _prepare_step(run, judge, workdir, stop)
+    start, total = int(states[0].step), run.total_steps
+    end = total if until is None else until
     evaluations = _evaluation_steps(run)
-    log = logbook.Logbook(workdir if processes.is_first() else None, start)
+    marks = [step for step in range(start + 1, end + 1) if _does_something(run, evaluations, step)]
+    of_calls = list(dispatch.calls(start, end, config.steps_per_call, marks))
+    call = dispatch.prepare([m.run for m in members], members[0].judge, members[0].workdir, stop)
+    logs = [
+        logbook.Logbook(member.workdir if processes.is_first() else None, start)
+        for member in members
+    ]
     validated = processes.on_first(
-        lambda: [record["top1"] for record in log.records if record["kind"] == "val"]
+        lambda: [record["top1"] for record in logs[0].records if record["kind"] == "val"]
     )
-    progress = logbook.Progress(log, config.batch_size, run.total_steps, examples)
+    names = [""] if len(members) == 1 else [f"{member.workdir.name}: " for member in members]
+    progress = [
+        logbook.Progress(log, config.batch_size, total, examples, name)
+        for log, name in zip(logs, names, strict=True)
+    ]
     logger.info(
-        "%s: steps %d to %d, %.1f epochs of %d images, on %d %s device(s)",
+        "%s%s: steps %d to %d, %.1f epochs of %d images, on %d %s device(s)",
         "resuming" if start else "starting",
+        "" if len(members) == 1 else f" {len(members)} runs together",
         start,
-        run.total_steps,
-        run.total_steps * config.batch_size / examples,
+        end,
+        total * config.batch_size / examples,
         examples,
         len(run.devices) * processes.count(),
         run.devices[0].platform,
     )
 
-    in_flight: collections.deque[tuple[dict[str, jax.Array], jax.Array | None]]
-    in_flight = collections.deque()
-    feeder = _feeder(run, start)
+    in_flight: collections.deque[tuple[steps.Metrics, jax.Array | None]] = collections.deque()
+    feeder = dispatch.feeder(run, of_calls)
     try:
-        for step in range(start + 1, run.total_steps + 1):
+        for taken in of_calls:
+            step = taken.stop
             if _is_out_of_patience(validated, config.patience):
                 logger.info("validation was best %d times ago: training ends", config.patience)
                 break
-            state, metrics, votes = train_step(state, feeder.next())
-            progress.flush()
+            states, metrics, votes = call(states, feeder.next())
+            _for_each(members, progress, lambda its: its.flush())
             in_flight.append((metrics, votes))
             stops = stop.requested if votes is None else None
             if len(in_flight) > _MOST_IN_FLIGHT:
@@ -87,91 +116,79 @@ def loop(
                 jax.block_until_ready(finished)
                 if votes is not None and int(votes):
                     stops = "a signal to one of its processes"
-            if step == start + 1:
-                jax.block_until_ready(metrics)  # the first step compiles: it is not timed
-                progress.start(step)
+            if taken.start == start:
+                jax.block_until_ready(metrics)  # the first call compiles: it is not timed
+                for its in progress:
+                    its.start(step)
                 stop.has_unsaved_work(True)
-            if step % config.log_every_steps == 0 or step == run.total_steps:
-                progress.note(step, metrics)
+            if step % config.log_every_steps == 0 or step == total:
+                for its, own in zip(progress, metrics, strict=True):
+                    its.note(step, own)
             evaluates = step in evaluations
             if evaluates or stops or step % config.checkpoint_every_steps == 0:
                 jax.block_until_ready(metrics)
-                progress.stop(step)
-                logbook.check_finite(step, {name: float(metrics[name]) for name in metrics})
-                measured = _validate(log, judge, state, step) if evaluates else None
-                checkpoints.save(step, state, measured)
-                validated += [measured[BEST_METRIC]] if measured else []
-                progress.start(step)
-            if stops and step < run.total_steps:
-                checkpoints.wait()
+                _for_each(members, progress, lambda its, step=step: its.stop(step))  # type: ignore[misc]
+                _for_each(members, metrics, lambda own, step=step: _check(step, own))  # type: ignore[misc]
+                for number, (member, state) in enumerate(zip(members, states, strict=True)):
+                    measured = None
+                    if evaluates:
+                        measured = _validate(logs[number], names[number], member, state, step)
+                    member.checkpoints.save(step, state, measured)
+                    if measured and not number:
+                        validated.append(measured[BEST_METRIC])
+                for its in progress:
+                    its.start(step)
+            if stops and step < total:
+                for member in members:
+                    member.checkpoints.wait()
                 raise StoppedError(f"stopped by {stops} at step {step}: the same command resumes")
-    except logbook.DivergedError as diverged:
-        raise UserError(
-            f"{diverged}: {_last_good(run, judge, state, checkpoints)}; try a lower "
-            "config.learning_rate, config.optimizer.clip_norm=1, or a lower "
-            "config.distill.temperature, with another --workdir"
+        _for_each(members, progress, lambda its: its.flush())
+    except _MemberDivergedError as diverged:
+        member, state = diverged.member, states[members.index(diverged.member)]
+        raise MemberError(
+            f"{diverged}: {_last_good(member, state)}; try a lower config.learning_rate, "
+            "config.optimizer.clip_norm=1, or a lower config.distill.temperature, with another "
+            "--workdir",
+            member.workdir,
         ) from None
     finally:
         feeder.close()
-        log.close()
-    checkpoints.wait()
+        for log in logs:
+            log.close()
+    for member in members:
+        member.checkpoints.wait()
     stop.has_unsaved_work(False)
-    return state, progress.images_per_second
+    return states, progress[0].images_per_second
 
 
-def _prepare_step(
-    run: experiment.Experiment, judge: measure.Judge, workdir: Path, stop: StopRequest
-) -> Callable[[steps.TrainState, Any], tuple[Any, Any, jax.Array | None]]:
-    """Return `(state, batch) -> state, metrics, votes` over all devices of all processes.
-
-    What every step reads is laid over the devices once. Several processes must leave in the same
-    step, whichever of them was asked to: so each says in every step whether it was, and `votes`
-    tells all of them. It is None where there is one process.
-    """
-    options = run.config.distill
-    ensemble = run.teachers.ensemble if run.teachers else None
-    step = steps.make_train_step(run.config, run.student, ensemble, run.optimizer)
-    labels, logits = None, None
-    variables: tuple[models.Variables, ...] = ()
-    if options.label_weight > 0 or options.loss in losses.READ_LABELS:
-        labels = parallel.replicate(run.dataset.train.labels, run.devices)
-    if options.label_weight < 1 and options.view == "fixed":
-        logits = parallel.replicate(fixed_view.teacher_logits(run, judge, workdir), run.devices)
-    elif options.label_weight < 1:
-        variables = judge.teacher_variables
-    images: Any = judge.images("train") if run.resident else None
-    constants = steps.Constants(images, labels, variables, logits)
-    if processes.count() == 1:
-        alone = parallel.pmap(step, run.devices, (False, False, True), donate_argnums=0)
-        return lambda state, batch: (
-            *alone(state, constants, batch),
-            None,
-        )
-
-    def voting(
-        state: steps.TrainState, constants: steps.Constants, batch: Any, vote: jax.Array
-    ) -> tuple[steps.TrainState, dict[str, jax.Array], jax.Array]:
-        return *step(state, constants, batch), jax.lax.pmax(vote, parallel.AXIS)
-
-    together = parallel.pmap(voting, run.devices, (False, False, True, True), donate_argnums=0)
-
-    def train_step(state: steps.TrainState, batch: Any) -> tuple[Any, Any, jax.Array]:
-        vote = np.full(len(run.devices), stop.requested is not None, np.int32)
-        return together(state, constants, batch, vote)
-
-    return train_step
+class _MemberDivergedError(Exception):
+    def __init__(self, message: str, member: Member):
+        super().__init__(message)
+        self.member = member
 
 
-def _feeder(run: experiment.Experiment, start: int) -> streaming.Feeder:
-    config, examples = run.config, len(run.dataset.train)
-    return streaming.Feeder(
-        lambda step: batches.batch_at(
-            step, config.batch_size, examples, config.seed, config.mixup.partner
-        ),
-        None if run.resident else run.dataset.train.images,
-        run.devices,
-        partners=config.mixup.kind != "none",
-        steps=range(start, run.total_steps),
+def _for_each(
+    members: Sequence[Member], things: Sequence[Any], work: Callable[[Any], None]
+) -> None:
+    """Do something for every member; if a metric is not finite, say whose."""
+    for member, thing in zip(members, things, strict=True):
+        try:
+            work(thing)
+        except logbook.DivergedError as diverged:
+            raise _MemberDivergedError(str(diverged), member) from None
+
+
+def _check(step: int, metrics: Mapping[str, jax.Array]) -> None:
+    logbook.check_finite(step, {name: float(value) for name, value in metrics.items()})
+
+
+def _does_something(run: experiment.Experiment, evaluations: set[int], step: int) -> bool:
+    """Tell whether the loop logs, measures or saves after so many updates."""
+    config = run.config
+    return (
+        step % config.log_every_steps == 0
+        or step % config.checkpoint_every_steps == 0
+        or step in evaluations
     )
 
 
@@ -182,13 +199,9 @@ def _is_out_of_patience(validated: list[float], patience: int) -> bool:
     return len(validated) - 1 - validated.index(max(validated)) >= patience
 
 
-def _last_good(
-    run: experiment.Experiment,
-    judge: measure.Judge,
-    state: steps.TrainState,
-    checkpoints: SharedCheckpoints,
-) -> str:
+def _last_good(member: Member, state: steps.TrainState) -> str:
     """Measure the newest checkpoint, for the sentence that ends a run."""
+    run, judge, checkpoints = member.run, member.judge, member.checkpoints
     checkpoints.wait()
     step = checkpoints.latest_step()
     if step is None:
@@ -212,10 +225,10 @@ def _evaluation_steps(run: experiment.Experiment) -> set[int]:
 
 
 def _validate(
-    log: logbook.Logbook, judge: measure.Judge, state: steps.TrainState, step: int
+    log: logbook.Logbook, name: str, member: Member, state: steps.TrainState, step: int
 ) -> dict[str, float]:
-    measured = judge.measure_student(state.variables, "val")
+    measured = member.judge.measure_student(state.variables, "val")
     log.write("val", step, measured)
     agrees = f", agreement {measured['agreement']:.2f} %" if "agreement" in measured else ""
-    logger.info("step %d  validation top-1 %.2f %%%s", step, measured["top1"], agrees)
+    logger.info("%sstep %d  validation top-1 %.2f %%%s", name, step, measured["top1"], agrees)
     return {BEST_METRIC: measured["top1"], "val_nll": measured["nll"]}

@@ -9,8 +9,32 @@ from typing import Any
 import jax
 import numpy as np
 
-from kd_jax import fidelity, models, parallel, steps
+from kd_jax import augment, fidelity, models, parallel
 from kd_jax.experiment import Experiment
+
+
+def make_predict_step(
+    logits_of: Callable[[Any, jax.Array], jax.Array],
+) -> Callable[..., jax.Array]:
+    """Return the per-device step `(variables, own, others, share) -> logits` in eval mode.
+
+    `logits_of(variables, pixels)` gives `[..., n, classes]`. `own` is this device's part of the
+    images to look at, uint8 `[n, H, W, C]`. `share` is None, or how much of each is itself while
+    the rest is the image of `others`. The logits returned are those of all devices, float32
+    `[..., global n, classes]`.
+    """
+
+    def predict(
+        variables: Any, own: jax.Array, others: jax.Array | None, share: jax.Array | None
+    ) -> jax.Array:
+        pixels = augment.to_pixels(own)
+        if share is not None:
+            assert others is not None
+            pixels = augment.mix(pixels, augment.to_pixels(others), share)
+        logits = logits_of(variables, pixels)
+        return jax.lax.all_gather(logits, parallel.AXIS, axis=logits.ndim - 2, tiled=True)
+
+    return predict
 
 
 class Predictor:
@@ -24,7 +48,7 @@ class Predictor:
     ):
         """Wrap `logits_of(variables, pixels)`, which gives `[..., n, classes]`."""
         self._devices, self._batch_size = devices, batch_size
-        predict = steps.make_predict_step(logits_of)
+        predict = make_predict_step(logits_of)
 
         def resident(variables: Any, images: jax.Array, index: jax.Array, share: Any) -> jax.Array:
             others = None if share is None else images[(index + 1) % len(images)]
@@ -58,6 +82,39 @@ class Predictor:
         return np.concatenate([np.asarray(part) for part in parts], axis=-2)[..., :count, :]
 
 
+class _Common:
+    """What judges of one data set and the same teachers share."""
+
+    def __init__(self, experiment: Experiment, batch_size: int):
+        self._experiment = experiment
+        if experiment.teachers is not None:
+            logits_of = experiment.teachers.ensemble.logits
+            self._teachers = Predictor(logits_of, experiment.devices, batch_size)
+        self.images = functools.cache(self._images)
+        self.members_logits = functools.cache(lambda split: self.ask(self.images(split)))
+        self.consensus = functools.cache(self._consensus)
+
+    @functools.cached_property
+    def teacher_variables(self) -> tuple[models.Variables, ...]:
+        its_teachers = self._experiment.teachers
+        variables = its_teachers.variables if its_teachers else ()
+        return parallel.replicate(variables, self._experiment.devices)
+
+    def ask(self, images: jax.Array | np.ndarray, share: float | None = None) -> np.ndarray:
+        return self._teachers.logits(self.teacher_variables, images, share)
+
+    def _images(self, split: str) -> jax.Array | np.ndarray:
+        images = self._experiment.dataset.split(split).images
+        if self._experiment.resident:
+            return parallel.replicate(images, self._experiment.devices)
+        return images
+
+    def _consensus(self, split: str) -> np.ndarray | None:
+        if self._experiment.teachers is None:
+            return None
+        return np.asarray(self._experiment.teachers.ensemble.mean(self.members_logits(split)))
+
+
 class Judge:
     """Looks at whole splits in eval mode, without augmentation.
 
@@ -65,48 +122,42 @@ class Judge:
     needed.
     """
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, colleague: Judge | None = None):
+        """Begin.
+
+        Args:
+          experiment: whose student is measured.
+          colleague: the judge of another with the same data and the same teachers, with whom this
+            one shares what is placed on the devices and what the teachers said.
+        """
         self._experiment = experiment
         batch_size = experiment.config.batch_size // experiment.config.accumulate
         self._student = Predictor(experiment.student.logits, experiment.devices, batch_size)
-        self._images: dict[str, jax.Array | np.ndarray] = {}
-        if experiment.teachers is not None:
-            logits_of = experiment.teachers.ensemble.logits
-            self._teachers = Predictor(logits_of, experiment.devices, batch_size)
-        self.members_logits = functools.cache(self._members_logits)
+        self._common: _Common = colleague._common if colleague else _Common(experiment, batch_size)
 
-    @functools.cached_property
+    @property
     def teacher_variables(self) -> tuple[models.Variables, ...]:
         """Every teacher's variables, placed on every device once; empty without a teacher."""
-        its_teachers = self._experiment.teachers
-        variables = its_teachers.variables if its_teachers else ()
-        return parallel.replicate(variables, self._experiment.devices)
+        return self._common.teacher_variables
 
     def images(self, split: str) -> jax.Array | np.ndarray:
         """Return a split's images, uint8 `[N, H, W, C]`, placed on every device once.
 
         In host memory as they are, where the training set is streamed.
         """
-        if split not in self._images:
-            images = self._experiment.dataset.split(split).images
-            if self._experiment.resident:
-                images = parallel.replicate(images, self._experiment.devices)
-            self._images[split] = images
-        return self._images[split]
+        return self._common.images(split)
 
-    def _members_logits(self, split: str) -> np.ndarray:
+    def members_logits(self, split: str) -> np.ndarray:
         """Return every teacher's logits, float32 `[teachers, N, classes]`."""
-        return self._teachers.logits(self.teacher_variables, self.images(split))
+        return self._common.members_logits(split)
 
     def teacher_logits(self, split: str) -> np.ndarray | None:
         """Return what the teachers say together, float32 `[N, classes]`; None without any."""
-        if self._experiment.teachers is None:
-            return None
-        return np.asarray(self._experiment.teachers.ensemble.mean(self.members_logits(split)))
+        return self._common.consensus(split)
 
     def some_members_logits(self, split: str, count: int) -> np.ndarray:
         """Return `members_logits` of a split's first images, computed now."""
-        return self._teachers.logits(self.teacher_variables, self.images(split)[:count])
+        return self._common.ask(self.images(split)[:count])
 
     def student_logits(self, variables: Any, split: str, share: float | None = None) -> np.ndarray:
         """Return the student's logits, float32 `[N, classes]`, see `Predictor.logits`.
@@ -121,8 +172,7 @@ class Judge:
     def teacher_logits_of_mixtures(self, split: str, share: float) -> np.ndarray:
         """Return `teacher_logits` of mixtures of each image with the next."""
         assert self._experiment.teachers is not None
-        images = self.images(split)
-        members = self._teachers.logits(self.teacher_variables, images, share)
+        members = self._common.ask(self.images(split), share)
         return np.asarray(self._experiment.teachers.ensemble.mean(members))
 
     def measure_student(self, variables: Any, split: str) -> dict[str, float]:

@@ -8,8 +8,8 @@ resumed run the same bits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
@@ -23,6 +23,7 @@ from kd_jax.batches import Batch
 from kd_jax.ensemble import Ensemble
 from kd_jax.models import Network, Variables
 from kd_jax.models.layers import running_average
+from kd_jax.objective import student_loss
 from kd_jax.parallel import AXIS
 
 
@@ -85,90 +86,200 @@ def init_state(
     )
 
 
-def distillation_loss(
-    options: ConfigDict,
-    teacher_logits: jax.Array,
-    student_logits: jax.Array,
-    labels: jax.Array | None,
-) -> jax.Array:
-    """Return the loss of each example to one teacher, float32 `[n]`.
-
-    Args:
-      options: `config.distill`.
-      teacher_logits, student_logits: `[n, classes]`.
-      labels: int `[n]`, read by `losses.READ_LABELS` alone.
-    """
-    temperature = options.temperature
-    teacher, student = teacher_logits, student_logits
-    if options.standardize_logits:
-        teacher, student = losses.standardize(teacher), losses.standardize(student)
-    if options.loss == "squared_error":
-        return losses.squared_error(teacher, student)
-    if options.loss == "hard_label":
-        return losses.hard_label(teacher, student)
-    if options.loss == "dist":
-        loss = losses.dist(
-            teacher,
-            student,
-            temperature,
-            inter=options.dist_inter,
-            intra=options.dist_intra,
-            gather=lambda probs: jax.lax.all_gather(probs, AXIS, tiled=True),
-        )
-    elif options.loss == "dkd":
-        assert labels is not None
-        loss = losses.dkd(
-            teacher,
-            student,
-            temperature,
-            labels,
-            target=options.dkd_target,
-            others=options.dkd_others,
-        )
-    else:
-        divergence = {
-            "forward_kl": losses.kl_divergence,
-            "reverse_kl": losses.reverse_kl,
-            "jensen_shannon": losses.jensen_shannon,
-        }[options.loss]
-        loss = divergence(teacher, student, temperature)
-    return loss if options.squared_temperature else loss / temperature**2
-
-
-def student_loss(
-    config: ConfigDict,
-    student_logits: jax.Array,
-    teacher_logits: tuple[jax.Array, ...],
-    shares: tuple[float, ...],
-    label_probs: jax.Array | None,
-    labels: jax.Array | None,
-) -> jax.Array:
-    """Return the loss of each example, float32 `[n]`.
-
-    Args:
-      config: `distill` is read.
-      student_logits: `[n, classes]`.
-      teacher_logits: `[n, classes]` of each target; not read when `label_weight` is 1.
-      shares: of the targets, which sum to 1.
-      label_probs: `[n, classes]`; not read when `label_weight` is 0.
-      labels: int `[n]`, of the examples themselves; read by losses that need them.
-    """
-    weight = config.distill.label_weight
-    loss = jnp.zeros(student_logits.shape[:1])
-    if weight < 1:
-        for share, logits in zip(shares, teacher_logits, strict=True):
-            to_teacher = distillation_loss(config.distill, logits, student_logits, labels)
-            loss += (1 - weight) * share * to_teacher
-    if weight > 0:
-        assert label_probs is not None
-        loss += weight * losses.cross_entropy(student_logits, label_probs)
-    return loss
-
-
 def _mean_over_devices(tree: Any) -> Any:
     """Return the mean of a float32 tree over `AXIS`, in a single collective."""
     flat, unravel = jax.flatten_util.ravel_pytree(tree)
     return unravel(jax.lax.pmean(flat, AXIS))
+
+
+class Pupil(Protocol):
+    """A student with what trains it; an `experiment.Experiment` is one."""
+
+    @property
+    def config(self) -> ConfigDict:
+        """The experiment's."""
+
+    @property
+    def student(self) -> Network:
+        """The network that is trained."""
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """One optax chain."""
+
+
+class Seen(NamedTuple):
+    """What every student of a cohort is given in one step: one device's part.
+
+    Attributes:
+      pixels: float32 `[n, H, W, C]` in [0, 1].
+      share: float32 `[n]`, how much of them is the example itself.
+      position: int32 `[n]`, in the global batch.
+      teacher_logits: float32 `[teachers, n, classes]`; None where nobody learns from a teacher.
+      labels, partner_labels: int32 `[n]`, of the examples and of their partners; None where nobody
+        learns from labels.
+    """
+
+    pixels: jax.Array
+    share: jax.Array
+    position: jax.Array
+    teacher_logits: jax.Array | None
+    labels: jax.Array | None
+    partner_labels: jax.Array | None
+
+
+def _look(
+    config: ConfigDict,
+    teacher: Ensemble | None,
+    state: TrainState,
+    constants: Constants,
+    given: Batch | views.Streamed,
+) -> Seen:
+    """Make the views of a part of the batch, and ask the teacher about them."""
+    view = views.make(constants.images, given, state.seed, state.step, config)
+    batch = given.batch if isinstance(given, views.Streamed) else given
+    logits = None
+    if teacher is not None:
+        if view.teacher is None:
+            assert constants.teacher_logits is not None
+            logits = constants.teacher_logits[:, batch.example]
+        else:
+            logits = teacher.logits(constants.teacher_variables, view.teacher)
+        logits = jax.lax.stop_gradient(logits)
+    labels, partner_labels = None, None
+    if constants.labels is not None:
+        labels = constants.labels[batch.example]
+        partner_labels = constants.labels[batch.partner]
+    position = jnp.asarray(batch.position)
+    return Seen(view.student, view.share, position, logits, labels, partner_labels)
+
+
+def _gradient(
+    pupil: Pupil, teacher: Ensemble | None, state: TrainState, seen: Seen
+) -> tuple[Any, dict[str, jax.Array], Any]:
+    """Return gradients, metrics and batch statistics of one student on what was seen."""
+    config, student = pupil.config, pupil.student
+    distill = config.distill
+    # A sum over the global batch is its mean, times its size: for any number of devices.
+    scale = config.batch_size if distill.reduction == "sum" else 1
+    targets: tuple[jax.Array, ...] = ()
+    shares: tuple[float, ...] = ()
+    consensus = None
+    if distill.label_weight < 1:
+        assert teacher is not None
+        assert seen.teacher_logits is not None
+        targets, shares = teacher.targets(seen.teacher_logits, distill.temperature)
+        consensus = teacher.mean(seen.teacher_logits)
+    label_probs = None
+    if seen.labels is not None:
+        own = jax.nn.one_hot(seen.labels, student.num_classes)
+        partner = jax.nn.one_hot(seen.partner_labels, student.num_classes)
+        label_probs = augment.mix(own, partner, seen.share)
+        if distill.label_smoothing:
+            label_probs = losses.smooth_labels(label_probs, distill.label_smoothing)
+    dropout_keys = None
+    if config.student.dropout:
+        dropout_key = augment.stream_key(state.seed, state.step, augment.STREAM_DROPOUT)
+        dropout_keys = augment.position_keys(dropout_key, seen.position)
+
+    def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, batch_stats = student.train_logits(variables, seen.pixels, dropout_keys)
+        loss = jnp.mean(student_loss(config, logits, targets, shares, label_probs, seen.labels))
+        return scale * loss, (loss, logits, batch_stats)
+
+    grads, (loss, logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+    metrics = {"loss": loss}
+    if consensus is not None:
+        same = jnp.argmax(logits, axis=-1) == jnp.argmax(consensus, axis=-1)
+        metrics["agreement"] = jnp.mean(same.astype(jnp.float32))
+    return grads, metrics, batch_stats
+
+
+def _update(
+    pupil: Pupil, state: TrainState, grads: Any, metrics: dict[str, jax.Array], batch_stats: Any
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Return the state after one update, and the metrics since the last logged step."""
+    config = pupil.config
+    metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+    summed = state.step % config.log_every_steps
+    sums = jax.tree.map(
+        lambda total, new: jnp.where(summed == 0, new, total + new), state.metric_sums, metrics
+    )
+    updates, opt_state = pupil.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    batch_stats = pupil.student.average_statistics(state.batch_stats, batch_stats, state.step)
+    average = state.average
+    if config.student.ema_decay:
+        now = {"params": params, "batch_stats": batch_stats}
+        average = running_average(average, now, state.step, config.student.ema_decay)
+    state = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        average=average,
+        opt_state=opt_state,
+        metric_sums=sums,
+    )
+    return state, jax.tree.map(lambda total: total / (summed + 1), sums)
+
+
+States = tuple[TrainState, ...]
+Metrics = tuple[dict[str, jax.Array], ...]
+
+
+def make_cohort_step(
+    pupils: Sequence[Pupil], teacher: Ensemble | None
+) -> Callable[..., tuple[States, Metrics]]:
+    """Return the per-device step of students that learn together, to run under the axis `AXIS`.
+
+    They share data, views and the teacher's answers, which are computed once; each has its own
+    loss, optimiser and network, so each learns as it would alone. What they must share is in
+    `cohort.MAY_DIFFER`'s complement.
+
+    The step takes `(states, constants, batch)`: what it trains, one for each student; `Constants`;
+    and this device's part of the batch, `Batch` or `views.Streamed`. It returns the new states and
+    for each student scalar float32 metrics: `loss`, a mean over examples whatever
+    `distill.reduction` is; `grad_norm` before clipping; and `agreement`, the share of views on
+    which student and teacher choose the same class. Each is the mean over the global batch, and
+    over the steps since the last multiple of `log_every_steps`: with one lambda a batch, a single
+    step's loss says little. The sums are part of the state, so a resumed run logs the same.
+    """
+    config = pupils[0].config
+    if all(pupil.config.distill.label_weight == 1 for pupil in pupils):
+        teacher = None
+
+    def learn(states: States, constants: Constants, given: Batch | views.Streamed) -> list[Any]:
+        seen = _look(config, teacher, states[0], constants, given)
+        learnt: list[Any] = []
+        for pupil, state in zip(pupils, states, strict=True):
+            if learnt:  # one after another: side by side their maps would all be held at once
+                seen, learnt = jax.lax.optimization_barrier((seen, learnt))
+            learnt.append(_gradient(pupil, teacher, state, seen))
+        return learnt
+
+    def step(
+        states: States, constants: Constants, batch: Batch | views.Streamed
+    ) -> tuple[States, Metrics]:
+        if config.accumulate == 1:
+            learnt = learn(states, constants, batch)
+        else:  # the parts one after another: what one of them holds is what must fit
+            parts = jax.tree.map(lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), batch)
+            each = jax.lax.map(lambda part: learn(states, constants, part), parts)
+            learnt = jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
+        if config.batch_norm.sync:  # then statistics are equal on all devices
+            means = _mean_over_devices([(grads, metrics) for grads, metrics, _ in learnt])
+            learnt = [(*mean, stats) for mean, (_, _, stats) in zip(means, learnt, strict=True)]
+        else:
+            learnt = _mean_over_devices(learnt)
+        updated = [
+            _update(pupil, state, *its)
+            for pupil, state, its in zip(pupils, states, learnt, strict=True)
+        ]
+        return tuple(state for state, _ in updated), tuple(metrics for _, metrics in updated)
+
+    return step
 
 
 def make_train_step(
@@ -177,123 +288,19 @@ def make_train_step(
     teacher: Ensemble | None,
     optimizer: optax.GradientTransformation,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Return the per-device step, to be run under an axis called `AXIS`.
-
-    The step takes `(state, constants, batch)`: what it trains, `Constants`, and this device's part
-    of the batch, `Batch` or `views.Streamed`. It returns the new state and scalar float32 metrics:
-    `loss`, a mean over examples whatever `distill.reduction` is; `grad_norm` before clipping; and
-    `agreement`, the share of views on which student and teacher choose the same class. Each is the
-    mean over the global batch, and over the steps since the last multiple of `log_every_steps`:
-    with one lambda a batch, a single step's loss says little. The sums are part of the state, so a
-    resumed run logs the same numbers.
-    """
-    distill = config.distill
-    # A sum over the global batch is its mean, times its size: for any number of devices.
-    scale = config.batch_size if distill.reduction == "sum" else 1
-
-    def gradient(
-        state: TrainState, constants: Constants, given: Batch | views.Streamed
-    ) -> tuple[Any, dict[str, jax.Array], Any]:
-        """Return gradients, metrics and batch statistics of a part of the batch."""
-        view = views.make(constants.images, given, state.seed, state.step, config)
-        batch = given.batch if isinstance(given, views.Streamed) else given
-        targets: tuple[jax.Array, ...] = ()
-        shares: tuple[float, ...] = ()
-        consensus = None
-        if distill.label_weight < 1:
-            assert teacher is not None
-            if view.teacher is None:
-                assert constants.teacher_logits is not None
-                logits = constants.teacher_logits[:, batch.example]
-            else:
-                logits = teacher.logits(constants.teacher_variables, view.teacher)
-            logits = jax.lax.stop_gradient(logits)
-            targets, shares = teacher.targets(logits, distill.temperature)
-            consensus = teacher.mean(logits)
-        labels, label_probs = None, None
-        if constants.labels is not None:
-            labels = constants.labels[batch.example]
-            own = jax.nn.one_hot(labels, student.num_classes)
-            partner = jax.nn.one_hot(constants.labels[batch.partner], student.num_classes)
-            label_probs = augment.mix(own, partner, view.share)
-            if distill.label_smoothing:
-                label_probs = losses.smooth_labels(label_probs, distill.label_smoothing)
-        dropout_keys = None
-        if config.student.dropout:
-            dropout_key = augment.stream_key(state.seed, state.step, augment.STREAM_DROPOUT)
-            dropout_keys = augment.position_keys(dropout_key, batch.position)
-
-        def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, batch_stats = student.train_logits(variables, view.student, dropout_keys)
-            loss = jnp.mean(student_loss(config, logits, targets, shares, label_probs, labels))
-            return scale * loss, (loss, logits, batch_stats)
-
-        grads, (loss, logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
-        metrics = {"loss": loss}
-        if consensus is not None:
-            same = jnp.argmax(logits, axis=-1) == jnp.argmax(consensus, axis=-1)
-            metrics["agreement"] = jnp.mean(same.astype(jnp.float32))
-        return grads, metrics, batch_stats
+    """Return `make_cohort_step` of one student, without the tuples."""
+    together = make_cohort_step((_Alone(config, student, optimizer),), teacher)
 
     def step(
         state: TrainState, constants: Constants, batch: Batch | views.Streamed
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        if config.accumulate == 1:
-            grads, metrics, batch_stats = gradient(state, constants, batch)
-        else:  # the parts one after another: what one of them holds is what must fit
-            parts = jax.tree.map(lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), batch)
-            each = jax.lax.map(lambda part: gradient(state, constants, part), parts)
-            grads, metrics, batch_stats = jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
-        if config.batch_norm.sync:  # then they are equal on all devices
-            grads, metrics = _mean_over_devices((grads, metrics))
-        else:
-            grads, metrics, batch_stats = _mean_over_devices((grads, metrics, batch_stats))
-        metrics["grad_norm"] = optax.global_norm(grads)
-        summed = state.step % config.log_every_steps
-        sums = jax.tree.map(
-            lambda total, new: jnp.where(summed == 0, new, total + new), state.metric_sums, metrics
-        )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        batch_stats = student.average_statistics(state.batch_stats, batch_stats, state.step)
-        average = state.average
-        if config.student.ema_decay:
-            now = {"params": params, "batch_stats": batch_stats}
-            average = running_average(average, now, state.step, config.student.ema_decay)
-        state = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            average=average,
-            opt_state=opt_state,
-            metric_sums=sums,
-        )
-        return state, jax.tree.map(lambda total: total / (summed + 1), sums)
+        (state,), (metrics,) = together((state,), constants, batch)
+        return state, metrics
 
     return step
 
 
-def make_predict_step(
-    logits_of: Callable[[Any, jax.Array], jax.Array],
-) -> Callable[..., jax.Array]:
-    """Return the per-device step `(variables, own, others, share) -> logits` in eval mode.
-
-    `logits_of(variables, pixels)` gives `[..., n, classes]`. `own` is this device's part of the
-    images to look at, uint8 `[n, H, W, C]`. `share` is None, or how much of each is itself while
-    the rest is the image of `others`. The logits returned are those of all devices, float32
-    `[..., global n, classes]`.
-    """
-
-    def predict(
-        variables: Any, own: jax.Array, others: jax.Array | None, share: jax.Array | None
-    ) -> jax.Array:
-        pixels = augment.to_pixels(own)
-        if share is not None:
-            assert others is not None
-            pixels = augment.mix(pixels, augment.to_pixels(others), share)
-        logits = logits_of(variables, pixels)
-        return jax.lax.all_gather(logits, AXIS, axis=logits.ndim - 2, tiled=True)
-
-    return predict
+class _Alone(NamedTuple):
+    config: ConfigDict
+    student: Network
+    optimizer: optax.GradientTransformation

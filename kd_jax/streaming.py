@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +21,13 @@ from ml_collections import ConfigDict
 from kd_jax import batches, parallel
 from kd_jax.views import Streamed
 
-_AHEAD = 2  # steps
+_AHEAD = 2  # calls
+
+
+class Stacked(NamedTuple):
+    """The batches of several steps that are made in one call: a leading axis is theirs."""
+
+    batches: Any
 
 
 def is_resident(options: ConfigDict, train_bytes: int) -> bool:
@@ -37,7 +43,7 @@ def is_resident(options: ConfigDict, train_bytes: int) -> bool:
 
 
 class Feeder:
-    """Gives the batches of steps in order, cut for this process's devices."""
+    """Gives the batches of calls in order, cut for this process's devices."""
 
     def __init__(
         self,
@@ -46,7 +52,7 @@ class Feeder:
         devices: list[jax.Device],
         *,
         partners: bool,
-        steps: range,
+        calls: Iterable[range],
     ):
         """Begin to gather.
 
@@ -55,10 +61,10 @@ class Feeder:
           images: uint8 `[N, H, W, C]` in host memory; None where the devices have them.
           devices: this process's.
           partners: whether the partners' pixels are needed.
-          steps: that will be asked for, in order.
+          calls: the steps of each call that will be asked for, in order.
         """
         self._batch_of, self._images, self._devices = batch_of, images, devices
-        self._partners, self._steps = partners, iter(steps)
+        self._partners, self._calls = partners, iter(calls)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "feeder")
         self._ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
         for _ in range(_AHEAD if images is not None else 0):
@@ -69,21 +75,31 @@ class Feeder:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def next(self) -> Any:
-        """Return the next step's batch: a `Batch` or a `Streamed`, `[devices, n, ...]` each."""
+        """Return the next call's batch, `[devices, n, ...]` each: a `Batch` or a `Streamed`.
+
+        Of several steps it is a `Stacked` of them, `[devices, steps, n, ...]` each.
+        """
         if self._images is None:
-            return self._make(next(self._steps))
+            return self._make(next(self._calls))
         self._begin_next()
         return self._ahead.popleft().result()
 
     def _begin_next(self) -> None:
-        step = next(self._steps, None)
-        if step is not None:
-            self._ahead.append(self._thread.submit(self._make, step))
+        call = next(self._calls, None)
+        if call is not None:
+            self._ahead.append(self._thread.submit(self._make, call))
 
-    def _make(self, step: int) -> Any:
+    def _make(self, call: range) -> Any:
+        made = [self._gather(step) for step in call]
+        batch = made[0]
+        if len(made) > 1:
+            batch = Stacked(jax.tree.map(lambda *each: np.stack(each, axis=1), *made))
+        return batch if self._images is None else parallel.place(batch, self._devices)
+
+    def _gather(self, step: int) -> Any:
         batch = parallel.shard(self._batch_of(step), self._devices)
         if self._images is None:
             return batch
         own = self._images[batch.example]
         partner = self._images[batch.partner] if self._partners else None
-        return parallel.place(Streamed(batch, own, partner), self._devices)
+        return Streamed(batch, own, partner)

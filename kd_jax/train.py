@@ -5,6 +5,9 @@ The only module that writes to the workdir, and the only one that knows the orde
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from ml_collections import ConfigDict
 
 import kd_jax
 from kd_jax import (
+    cohort,
     experiment,
     files,
     interrupt,
@@ -29,7 +33,7 @@ from kd_jax import (
 from kd_jax.checkpoint import DamagedError
 from kd_jax.console import logger
 from kd_jax.errors import UserError
-from kd_jax.loop import loop
+from kd_jax.loop import Member, loop
 from kd_jax.shared_checkpoints import SharedCheckpoints
 
 
@@ -52,44 +56,111 @@ def train(
         on; then what was saved is kept.
       interrupt.StoppedError: it was asked to stop, and has saved.
     """
-    directory = Path(directory).expanduser().resolve()
-    experiment.prepare(config)
-    processes.on_first(lambda: workdir.check(directory, config))
-    with workdir.Lock(directory) as lock:
-        processes.on_first(lambda: lock.acquire() if directory.is_dir() else None)
-        run = experiment.build(config)
-        fingerprint = run.dataset.fingerprint
-        processes.on_first(lambda: provenance.check_data(directory, fingerprint))
-        judge = measure.Judge(run)
-        _say_what_is_odd(config)
-        certified = _certify(run, judge, directory)
+    return train_together([config], [directory], stop)[0]
 
-        def begin() -> None:
-            lock.acquire()
-            workdir.create(directory, config)
-            if certified is not None:
-                files.write_json(directory / workdir.TEACHER_FILE, certified)
 
-        processes.on_first(begin)
-        checkpoints = SharedCheckpoints(directory / workdir.CHECKPOINTS, config.keep_checkpoints)
-        initial = run.initial_state()
-        restored = checkpoints.restore_newest(initial)
-        state = initial if restored is None else restored
-        processes.on_first(
-            lambda: provenance.add_start(
-                directory,
-                int(state.step),
-                fingerprint,
-                certified["sha256"] if certified else None,
-                len(run.devices) * processes.count(),
-            )
+def train_together(
+    configs: Sequence[ConfigDict],
+    directories: Sequence[str | Path],
+    stop: interrupt.StopRequest | None = None,
+) -> list[dict[str, Any]]:
+    """Run a cohort to its end: each as `train` would, and what they share is computed once.
+
+    Each has its own directory, and may later go on alone or with others. Where they were left at
+    different steps, those behind catch up first.
+
+    Raises:
+      UserError: as `train`; or they cannot train together.
+      loop.MemberError: one of them cannot go on; it names its directory.
+      interrupt.StoppedError: they were asked to stop, and have saved.
+    """
+    places = [Path(directory).expanduser().resolve() for directory in directories]
+    if len(set(places)) < len(places):
+        raise UserError(
+            f"each run needs its own workdir, but these are {', '.join(map(str, places))}"
         )
-        state = parallel.replicate(state, run.devices)
-        stop = stop or interrupt.StopRequest()
-        state, speed = loop(run, judge, state, checkpoints, directory, stop)
-        result = _result(run, judge, state, checkpoints, directory, speed, certified)
-        checkpoints.close()
-        return result
+    for config in configs:
+        experiment.prepare(config)
+    cohort.check(configs)
+    with contextlib.ExitStack() as stack:
+        locks = [stack.enter_context(workdir.Lock(place)) for place in places]
+        for config, place, lock in zip(configs, places, locks, strict=True):
+            processes.on_first(functools.partial(_check_workdir, config, place, lock))
+        first = experiment.build(configs[0])
+        runs = [first, *(experiment.build(config, like=first) for config in configs[1:])]
+        fingerprint = first.dataset.fingerprint
+        for place in places:
+            processes.on_first(functools.partial(provenance.check_data, place, fingerprint))
+        leader = measure.Judge(first)
+        judges = [leader, *(measure.Judge(run, leader) for run in runs[1:])]
+        _say_what_is_odd(configs[0])
+        certified = [_certify(first, leader, place) for place in places]
+        members, states = [], []
+        for number, place in enumerate(places):
+            processes.on_first(
+                functools.partial(_begin, configs[number], place, locks[number], certified[number])
+            )
+            checkpoints = SharedCheckpoints(
+                place / workdir.CHECKPOINTS, configs[number].keep_checkpoints
+            )
+            members.append(Member(runs[number], judges[number], checkpoints, place))
+            states.append(_first_state(members[-1], certified[number]))
+        trained, speed = _loop(members, states, stop or interrupt.StopRequest())
+        results = []
+        for member, state, certificate in zip(members, trained, certified, strict=True):
+            results.append(_result(member, state, speed, certificate, len(members)))
+            member.checkpoints.close()
+        return results
+
+
+def _check_workdir(config: ConfigDict, place: Path, lock: workdir.Lock) -> None:
+    workdir.check(place, config)
+    if place.is_dir():
+        lock.acquire()
+
+
+def _begin(
+    config: ConfigDict, place: Path, lock: workdir.Lock, certified: dict[str, Any] | None
+) -> None:
+    """Make the workdir, or take it up."""
+    lock.acquire()
+    workdir.create(place, config)
+    if certified is not None:
+        files.write_json(place / workdir.TEACHER_FILE, certified)
+
+
+def _first_state(member: Member, certified: dict[str, Any] | None) -> steps.TrainState:
+    """Return the state that this start goes on from, on every device, and record the start."""
+    run = member.run
+    initial = run.initial_state()
+    restored = member.checkpoints.restore_newest(initial)
+    state = initial if restored is None else restored
+    processes.on_first(
+        lambda: provenance.add_start(
+            member.workdir,
+            int(state.step),
+            run.dataset.fingerprint,
+            certified["sha256"] if certified else None,
+            len(run.devices) * processes.count(),
+        )
+    )
+    return parallel.replicate(state, run.devices)
+
+
+def _loop(
+    members: Sequence[Member], states: Sequence[steps.TrainState], stop: interrupt.StopRequest
+) -> tuple[list[steps.TrainState], float | None]:
+    """Train all to the end; those that were left behind catch up, then go on with the others."""
+    trained, speed = list(states), None
+    starts = sorted({int(state.step) for state in states})
+    for start, until in zip(starts, [*starts[1:], None], strict=True):
+        numbers = [n for n, state in enumerate(trained) if int(state.step) == start]
+        active = tuple(trained[n] for n in numbers)
+        done, rate = loop([members[n] for n in numbers], active, stop, until)
+        speed = rate or speed
+        for number, state in zip(numbers, done, strict=True):
+            trained[number] = state
+    return trained, speed
 
 
 def _say_what_is_odd(config: ConfigDict) -> None:
@@ -136,15 +207,16 @@ def _certify(
 
 
 def _result(
-    run: experiment.Experiment,
-    judge: measure.Judge,
+    member: Member,
     state: steps.TrainState,
-    checkpoints: SharedCheckpoints,
-    directory: Path,
     images_per_second: float | None,
     certified: dict[str, Any] | None,
+    together: int,
 ) -> dict[str, Any]:
     """Measure the finished student, and write `result.json` and the student itself."""
+    run, judge, checkpoints, directory = (
+        member.run, member.judge, member.checkpoints, member.workdir
+    )  # fmt: skip
     config, dataset, trained = run.config, run.dataset, int(state.step)
     if config.patience and (step := checkpoints.best_step()) is not None:
         try:
@@ -156,6 +228,7 @@ def _result(
     earlier = processes.on_first(lambda: files.read_json(directory / workdir.RESULT_FILE)) or {}
     if images_per_second is None:  # nothing was left to train
         images_per_second = earlier.get("images_per_second")
+        together = earlier.get("trained_together", together)
     result = {
         "student": config.student.arch,
         "teacher": run.teachers.arch if run.teachers else None,
@@ -169,9 +242,10 @@ def _result(
         "steps": trained,
         "epochs": round(trained * config.batch_size / len(dataset.train), 6),
         "images_per_second": images_per_second and round(images_per_second, 1),
+        "trained_together": together,
         "params": models.count_params(run.student, dataset.image_shape),
         "madds": models.count_madds(run.student, dataset.image_shape),
-        "best": _best(run, judge, checkpoints, state),
+        "best": _best(member, state),
     }
     variables = jax.device_get(state.variables)
     card = weights.ModelCard(
@@ -200,13 +274,9 @@ def _result(
     return result
 
 
-def _best(
-    run: experiment.Experiment,
-    judge: measure.Judge,
-    checkpoints: SharedCheckpoints,
-    state: steps.TrainState,
-) -> dict[str, Any] | None:
+def _best(member: Member, state: steps.TrainState) -> dict[str, Any] | None:
     """Measure the checkpoint that was best on validation, which need not be the last."""
+    run, judge, checkpoints = member.run, member.judge, member.checkpoints
     step = checkpoints.best_step()
     if step is None:
         return None

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from helpers import run as run_command
-from kd_jax import ensemble, models, optim, parallel, recipes, steps
+from kd_jax import ensemble, models, objective, optim, parallel, recipes
 from kd_jax.batches import batch_at
 from kd_jax.errors import UserError
 from training import IMAGES, LABELS, run, small_config
@@ -83,7 +83,7 @@ def test_several_teachers_have_one_gradient_either_way():
         config.distill.temperature = 4.0
 
         def loss(s, targets=targets, shares=shares):
-            return steps.student_loss(config, s, targets, shares, None, None).sum()
+            return objective.student_loss(config, s, targets, shares, None, None).sum()
 
         values.append(float(loss(student)))
         slopes.append(jax.grad(loss)(student))

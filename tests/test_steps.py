@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from helpers import GOLDEN, golden_state_dict
-from kd_jax import batches, models, optim, parallel, recipes, steps, torch_import
+from kd_jax import batches, models, objective, optim, parallel, recipes, torch_import
 from kd_jax.config import default_config
 from training import IMAGES, LABELS, run, set_up, small_config
 
@@ -41,7 +41,7 @@ def test_five_steps_equal_pytorch(row):
 
         def loss_of(params):
             logits, stats = student.train_logits({**variables, "params": params}, x, None)
-            loss = steps.student_loss(config, logits, (teacher_logits,), (1.0,), None, None)
+            loss = objective.student_loss(config, logits, (teacher_logits,), (1.0,), None, None)
             return size * loss.mean(), stats
 
         (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(params)

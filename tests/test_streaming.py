@@ -19,7 +19,7 @@ def feeder(config, devices, steps, *, streamed):
         IMAGES if streamed else None,
         devices,
         partners=config.mixup.kind != "none",
-        steps=steps,
+        calls=[range(n, n + 1) for n in steps],
     )
 
 
