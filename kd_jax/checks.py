@@ -65,6 +65,7 @@ _RANGES = {
     "schedule.step_factor": (0, False, 1, True),
     "schedule.cooldown": (0, True, 1, True),
     "augment.crop_pad_px": (0, True, 16, True),
+    "augment.crop_area": (0, False, 1, True),
     "checkpoint_every_steps": (1, True, 2**31 - 1, True),
     "keep_checkpoints": (1, True, 1000, True),
     "eval_every_epochs": (0, False, 1e6, True),
@@ -204,6 +205,11 @@ def _check_combinations(config: ConfigDict) -> list[str]:
         problems.append(
             f"config.mixup.groups is {config.mixup.groups}, expected 1 unless "
             "config.mixup.kind=group"
+        )
+    if config.augment.crop_pad_px and config.augment.crop_area < 1:
+        problems.append(
+            f"config.augment.crop_area is {config.augment.crop_area}, expected 1 unless "
+            "config.augment.crop_pad_px=0: an image is cropped in one way"
         )
     if config.batch_size % config.accumulate:
         problems.append(

@@ -33,7 +33,12 @@ from kd_jax.errors import UserError
 from kd_jax.models import layers
 
 # Train examples of sets that are known by name, so that they need not be there.
-_TRAIN_EXAMPLES = {"cifar100": 50_000, "cifar10": 50_000, "digits": 1_437}
+_TRAIN_EXAMPLES = {
+    "cifar100": 50_000,
+    "cifar10": 50_000,
+    "digits": 1_437,
+    "imagenet2012": 1_281_167,
+}
 _COLLECTIVES = ("psum", "psum_invariant", "pmax", "all_gather", "all_gather_invariant")
 
 
@@ -78,14 +83,14 @@ def _rows(config: ConfigDict, num_devices: int, images_per_second: float | None)
     if distils and config.teacher.arch:
         teacher = _network(config.teacher.arch, num_classes, config.teacher.dtype, None)
     optimizer = optim.build(config, total_steps, 0)
-    variables = jax.eval_shape(lambda: student.init(0, shape))
+    variables = models.abstract_variables(student, shape)
     state = jax.eval_shape(lambda v: steps.init_state(config, v, optimizer), variables)
     resident = streaming.is_resident(config.dataset, examples * math.prod(shape))
-    images = examples if resident else 2 * config.batch_size // num_devices
+    images = examples if resident else _streamed_images(config) // num_devices
     held = {
         "the training set" if resident else "streamed batches": images * math.prod(shape),
         "the state (parameters, statistics, optimiser)": _bytes(state),
-        "the teacher": _bytes(jax.eval_shape(lambda: teacher.init(0, shape))) if teacher else 0,
+        "the teacher": _bytes(models.abstract_variables(teacher, shape)) if teacher else 0,
         "kept for the student's backward pass": _residual_bytes(
             student,
             config.student.dtype,
@@ -113,12 +118,18 @@ def _rows(config: ConfigDict, num_devices: int, images_per_second: float | None)
     return rows
 
 
+def _streamed_images(config: ConfigDict) -> int:
+    """Return how many images are on the devices at once, partners among them."""
+    batch = config.batch_size * (1 if config.mixup.kind == "none" else 2)
+    return batch * (1 + streaming.AHEAD)
+
+
 def _size_of_data(config: ConfigDict) -> tuple[int, tuple[int, int, int], int]:
     """Return train examples, image shape and classes; other sets than the known are read."""
     options = config.dataset
-    if options.name in _TRAIN_EXAMPLES and options.train_split == "train":
+    size = options.image_size or (data.IMAGE_SHAPE[0] if options.name in data.SMALL_IMAGES else 0)
+    if options.name in _TRAIN_EXAMPLES and options.train_split == "train" and size:
         held_out = options.val_examples if options.validation == "held_out" else 0
-        size = options.image_size or data.IMAGE_SHAPE[0]
         examples = max(1, _TRAIN_EXAMPLES[options.name] - held_out)
         return examples, (size, size, 3), data.NUM_CLASSES[options.name]
     dataset = data.load(options)
@@ -170,7 +181,7 @@ def _collectives(
     """Return how many reductions a step has, and the bytes that they reduce, before XLA fuses."""
     group = ensemble.Ensemble((teacher,), (1.0,), "probabilities") if teacher else None
     step = steps.make_train_step(config, student, group, optimizer)
-    variables = (jax.eval_shape(lambda: teacher.init(0, shape)),) if teacher else ()
+    variables = (models.abstract_variables(teacher, shape),) if teacher else ()
     count = config.batch_size // num_devices
     reads_labels = config.distill.label_weight > 0 or config.distill.loss in losses.READ_LABELS
     fixed = group is not None and config.distill.view == "fixed"

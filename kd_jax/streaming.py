@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from kd_jax import batches, parallel
 from kd_jax.views import Streamed
 
-_AHEAD = 2  # steps
+AHEAD = 2  # steps whose pixels are on their way while another is computed
 
 
 def is_resident(options: ConfigDict, train_bytes: int) -> bool:
@@ -61,7 +61,7 @@ class Feeder:
         self._partners, self._steps = partners, iter(steps)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "feeder")
         self._ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
-        for _ in range(_AHEAD if images is not None else 0):
+        for _ in range(AHEAD if images is not None else 0):
             self._begin_next()
 
     def close(self) -> None:

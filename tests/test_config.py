@@ -21,6 +21,7 @@ CONFIGS = {
     "scratch": [()],
     "teacher": [("resnet44",), ("mobilenetv2_x0_75",), ("vgg11_bn",)],
     "folder": [(), ("teacher",), ("distil",)],
+    "bit": [()],
     "demo": [(), ("teacher",), ("distil",), ("scratch",)],
 }
 
