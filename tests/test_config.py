@@ -165,6 +165,7 @@ WRONG = {
     "distill.loss": "dkd",  # with mixup
     "mixup.groups": 3,  # without kind=group
     "mixup.alpha": 0.0,
+    "augment.crop_area": 0.0,
 }
 
 TOGETHER = {
@@ -176,6 +177,7 @@ TOGETHER = {
     "expected the first in config.teacher.weights": {
         "teacher.weights": "", "distill.label_weight": 1.0, "teacher.ensemble": ("a",)
     },
+    "an image is cropped in one way": {"augment.crop_area": 0.5},
     "cannot answer for a mixture": {"distill.view": "fixed"},
     "a mixture has two": {"distill.loss": "dkd"},
 }  # fmt: skip
