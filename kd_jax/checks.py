@@ -232,11 +232,11 @@ def _check_combinations(config: ConfigDict) -> list[str]:
 
 def ways_to_a_teacher(arch: str, dataset: str) -> str:
     """Return how to get a teacher's weights, as the end of a sentence."""
-    train = f"train it with --config=configs/teacher.py:{arch or 'ARCH'}"
-    if arch and (dataset, arch) not in published.TABLE:
-        return train + " and give that run's --workdir"
+    name = arch or "ARCH"
+    is_published = not arch or (dataset, arch) in published.TABLE
+    what, src = ("the published file", "published") if is_published else ("its file", "FILE")
     return (
-        f"import the published file with `python -m kd_jax.import_teacher --arch={arch or 'ARCH'} "
-        f"--dataset={dataset} --src=published --out=DIR` and give DIR, or {train} and give that "
-        "run's --workdir"
+        f"import {what} with `python -m kd_jax.import_teacher --arch={name} --dataset={dataset} "
+        f"--src={src} --out=DIR` and give DIR, or train it with --config=configs/teacher.py:{name} "
+        "and give that run's --workdir"
     )

@@ -1,7 +1,7 @@
 """Train one experiment.
 
     python -m kd_jax.main --config=configs/NAME.py[:arg] --workdir=DIR [--config.FIELD=VALUE ...]
-    python -m kd_jax.main --config=configs/NAME.py[:arg] --plan [--plan_devices=8]
+    python -m kd_jax.main --config=configs/NAME.py[:arg] --plan [--plan_devices=8] [--plan_compile]
 
 The same command resumes a run that was stopped, and measures one that is finished. SIGTERM and
 SIGINT save, and exit with code 75.
