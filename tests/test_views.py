@@ -75,6 +75,11 @@ def test_a_resized_crop_is_a_part_of_the_image_scaled_linearly():
     origins = firsts + 0.5 - 4.5 * sides
     assert (origins > -1e-3).all()
     assert (origins + size * sides < size + 1e-3).all()
+    for origin, side in zip(origins, sides, strict=True):
+        place = (origin / (size * (1 - side)))[side < 0.9]
+        assert place.min() < 0.02
+        assert place.max() > 0.98
+        assert place.mean() == pytest.approx(0.5, abs=0.05)
     area, aspect = sides[0] * sides[1], sides[1] / sides[0]
     assert least - 1e-3 < area.min() < least + 0.05
     assert area.max() <= 1 + 1e-5
