@@ -1,7 +1,7 @@
 """Crop, flip, mixup and CutMix, as pure functions of pixels and keys.
 
-Randomness is keyed by the example's position in
-the global batch, never by the device that holds it, so any number of devices sees the same views.
+Randomness is keyed by the example's position in the global batch, never by the device that holds
+it, so any number of devices sees the same views.
 """
 
 from __future__ import annotations
@@ -81,8 +81,53 @@ def crop_and_flip(
     return jnp.where(inside[..., None], pixels, 0)
 
 
+_LEAST_ASPECT = 3 / 4  # of a random crop's width over its height, beside the image's; and inverse
+
+
+def resized_crop(
+    images: jax.Array, indices: Array, keys: jax.Array, *, crop_area: float, flip: bool
+) -> jax.Array:
+    """Gather examples, each a random part scaled back to the image's size, and perhaps mirrored.
+
+    Args:
+      images: uint8 `[N, H, W, C]`, the whole set.
+      indices: int32 `[n]` into `images`.
+      keys: keys `[n]`.
+      crop_area: the part's share of the area is uniform over `[crop_area, 1]`; its shape beside the
+        image's is log-uniform over [3/4, 4/3], cut off where it would be larger than the image.
+      flip: mirror left to right with probability one half.
+
+    Returns:
+      float32 `[n, H, W, C]` of the same range as the images, interpolated linearly.
+
+    Source: Szegedy et al. 2014, section 6. At the part's border the pixels beyond it have a share,
+    where others cut first and scale then.
+    """
+    size = images.shape[1:3]
+
+    def crop(image: jax.Array, key: jax.Array) -> jax.Array:
+        key_crop, key_flip = jax.random.split(key)
+        area, aspect, *place = jax.random.uniform(key_crop, (4,))
+        area = crop_area + (1.0 - crop_area) * area
+        aspect = _LEAST_ASPECT ** (1.0 - 2.0 * aspect)
+        sides = jnp.minimum(jnp.sqrt(area * jnp.stack([1.0 / aspect, aspect])), 1.0)
+        origin = (1.0 - sides) * jnp.stack(place) * jnp.array(size)
+        scaled = jax.image.scale_and_translate(
+            image.astype(jnp.float32),
+            image.shape,
+            (0, 1),
+            1.0 / sides,
+            -origin / sides,
+            "linear",
+            antialias=False,
+        )
+        return jnp.where(jax.random.bernoulli(key_flip) & flip, scaled[:, ::-1], scaled)
+
+    return jax.vmap(crop)(images[indices], keys)
+
+
 def to_pixels(images: jax.Array) -> jax.Array:
-    """Return uint8 images as float32 pixels in [0, 1]."""
+    """Return images of bytes as float32 pixels in [0, 1]."""
     return images.astype(jnp.float32) / 255.0
 
 

@@ -65,6 +65,7 @@ _RANGES = {
     "schedule.step_factor": (0, False, 1, True),
     "schedule.cooldown": (0, True, 1, True),
     "augment.crop_pad_px": (0, True, 16, True),
+    "augment.crop_area": (0, False, 1, True),
     "checkpoint_every_steps": (1, True, 2**31 - 1, True),
     "keep_checkpoints": (1, True, 1000, True),
     "eval_every_epochs": (0, False, 1e6, True),
@@ -207,6 +208,11 @@ def _check_combinations(config: ConfigDict) -> list[str]:
             f"config.mixup.groups is {config.mixup.groups}, expected 1 unless "
             "config.mixup.kind=group"
         )
+    if config.augment.crop_pad_px and config.augment.crop_area < 1:
+        problems.append(
+            f"config.augment.crop_area is {config.augment.crop_area}, expected 1 unless "
+            "config.augment.crop_pad_px=0: an image is cropped in one way"
+        )
     if config.batch_size % config.accumulate:
         problems.append(
             f"config.accumulate is {config.accumulate}, expected a divisor of "
@@ -228,11 +234,11 @@ def _check_combinations(config: ConfigDict) -> list[str]:
 
 def ways_to_a_teacher(arch: str, dataset: str) -> str:
     """Return how to get a teacher's weights, as the end of a sentence."""
-    train = f"train it with --config=configs/teacher.py:{arch or 'ARCH'}"
-    if arch and (dataset, arch) not in published.TABLE:
-        return train + " and give that run's --workdir"
+    name = arch or "ARCH"
+    is_published = not arch or (dataset, arch) in published.TABLE
+    what, src = ("the published file", "published") if is_published else ("its file", "FILE")
     return (
-        f"import the published file with `python -m kd_jax.import_teacher --arch={arch or 'ARCH'} "
-        f"--dataset={dataset} --src=published --out=DIR` and give DIR, or {train} and give that "
-        "run's --workdir"
+        f"import {what} with `python -m kd_jax.import_teacher --arch={name} --dataset={dataset} "
+        f"--src={src} --out=DIR` and give DIR, or train it with --config=configs/teacher.py:{name} "
+        "and give that run's --workdir"
     )

@@ -143,6 +143,9 @@ def default_config() -> ConfigDict:
 
     config.augment = ConfigDict()
     config.augment.crop_pad_px = 4
+    # Least share of the image's area that a crop has before it is scaled back to the image's size;
+    # its shape is random too. 1: no such crop. For images that are larger than their subject.
+    config.augment.crop_area = 1.0
     config.augment.flip = True
 
     config.checkpoint_every_steps = 500

@@ -52,9 +52,11 @@ class DataSet:
 NORMALISATION = {
     "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "imagenet2012": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # BiT's; others have their own
 }
-NUM_CLASSES = {"cifar100": 100, "cifar10": 10, "digits": 10}
-IMAGE_SHAPE = (32, 32, 3)  # of all three
+NUM_CLASSES = {"cifar100": 100, "cifar10": 10, "digits": 10, "imagenet2012": 1000}
+IMAGE_SHAPE = (32, 32, 3)  # where all images have it, as they are:
+SMALL_IMAGES = ("cifar100", "cifar10", "digits")
 # Names of the superclasses, and the superclass of each class. Source: Krizhevsky 2009; the data's
 # own coarse labels.
 SUPERCLASSES = {
@@ -84,7 +86,7 @@ def load(config: ConfigDict) -> DataSet:
     train, test, num_classes = source.train, source.test, source.num_classes
     size = config.image_size
     expected = (size, size, 3) if size else (*train.images.shape[1:3], 3)
-    if name in NUM_CLASSES and not size:
+    if name in SMALL_IMAGES and not size:
         expected = IMAGE_SHAPE
     for split_name, split in (("train", train), ("test", test)):
         if len(split) and split.images.shape[1:] != expected:

@@ -1,7 +1,7 @@
 """Train one experiment.
 
     python -m kd_jax.main --config=configs/NAME.py[:arg] --workdir=DIR [--config.FIELD=VALUE ...]
-    python -m kd_jax.main --config=configs/NAME.py[:arg] --plan [--plan_devices=8]
+    python -m kd_jax.main --config=configs/NAME.py[:arg] --plan [--plan_devices=8] [--plan_compile]
 
 The same command resumes a run that was stopped, and measures one that is finished. SIGTERM and
 SIGINT save, and exit with code 75.
@@ -29,6 +29,9 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 _PLAN = flags.DEFINE_bool("plan", False, "Say what the run would take, and do not start it.")
 _PLAN_DEVICES = flags.DEFINE_integer("plan_devices", 1, "Devices to plan for.", lower_bound=1)
+_PLAN_COMPILE = flags.DEFINE_bool(
+    "plan_compile", False, "Compile the step for CPUs, and say what that program sends and holds."
+)
 _PLAN_RATE = flags.DEFINE_float("plan_rate", None, "Images a second to reckon with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; made when missing.")
 
@@ -47,7 +50,8 @@ def main(argv: Sequence[str]) -> None:
     if _PLAN.value:
         from kd_jax import plan
 
-        print(plan.plan(_CONFIG.value, _PLAN_DEVICES.value, _PLAN_RATE.value))
+        number, rate, compiled = _PLAN_DEVICES.value, _PLAN_RATE.value, _PLAN_COMPILE.value
+        print(plan.plan(_CONFIG.value, number, rate, compiled=compiled))
         return
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: expected the directory of this run")

@@ -3,10 +3,15 @@
 Everything is counted from the traced program and from shapes. Memory is an estimate of what must be
 held at once on a device: the training set, the state, the teacher, and what the student's forward
 pass keeps for its backward pass; XLA's own temporaries come on top.
+
+With `--plan_compile` the step is compiled too, for as many CPU devices as are planned for, which
+any machine can pretend to have. Then collectives and temporaries are those of the compiled program:
+of the ordinary convolutions, as on accelerators, but under XLA's choices for CPUs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -20,6 +25,7 @@ from kd_jax import (
     checks,
     data,
     ensemble,
+    hlo,
     logbook,
     losses,
     models,
@@ -28,22 +34,35 @@ from kd_jax import (
     steps,
     streaming,
     tables,
+    views,
 )
 from kd_jax.errors import UserError
 from kd_jax.models import layers
 
 # Train examples of sets that are known by name, so that they need not be there.
-_TRAIN_EXAMPLES = {"cifar100": 50_000, "cifar10": 50_000, "digits": 1_437}
+_TRAIN_EXAMPLES = {
+    "cifar100": 50_000,
+    "cifar10": 50_000,
+    "digits": 1_437,
+    "imagenet2012": 1_281_167,
+}
 _COLLECTIVES = ("psum", "psum_invariant", "pmax", "all_gather", "all_gather_invariant")
 
 
-def plan(config: ConfigDict, num_devices: int, images_per_second: float | None) -> str:
+def plan(
+    config: ConfigDict,
+    num_devices: int,
+    images_per_second: float | None,
+    *,
+    compiled: bool = False,
+) -> str:
     """Return the plan as a Markdown table.
 
     Args:
       config: an experiment; the teacher's weights need not be there, its architecture is enough.
       num_devices: over all processes.
       images_per_second: the rate to reckon with; None: no time is told.
+      compiled: whether to compile the step, which takes as long as it does.
 
     Raises:
       UserError: a value is not as it must be, or the data set is neither known nor there.
@@ -59,10 +78,12 @@ def plan(config: ConfigDict, num_devices: int, images_per_second: float | None) 
             f"{config.accumulate} part(s) do not divide: choose a multiple, or other --plan_devices"
         )
     with layers.lowering("plain"):  # which does not ask what platform this is
-        return tables.markdown(_rows(config, num_devices, images_per_second))
+        return tables.markdown(_rows(config, num_devices, images_per_second, compiled))
 
 
-def _rows(config: ConfigDict, num_devices: int, images_per_second: float | None) -> list[list[str]]:
+def _rows(
+    config: ConfigDict, devices: int, images_per_second: float | None, compiled: bool
+) -> list[list[str]]:
     distils = config.distill.label_weight < 1
     examples, shape, num_classes = _size_of_data(config)
     total_steps = config.total_steps or batches.steps_in(
@@ -78,19 +99,19 @@ def _rows(config: ConfigDict, num_devices: int, images_per_second: float | None)
     if distils and config.teacher.arch:
         teacher = _network(config.teacher.arch, num_classes, config.teacher.dtype, None)
     optimizer = optim.build(config, total_steps, 0)
-    variables = jax.eval_shape(lambda: student.init(0, shape))
+    variables = models.abstract_variables(student, shape)
     state = jax.eval_shape(lambda v: steps.init_state(config, v, optimizer), variables)
     resident = streaming.is_resident(config.dataset, examples * math.prod(shape))
-    images = examples if resident else 2 * config.batch_size // num_devices
+    images = examples if resident else _streamed_images(config) // devices
     held = {
         "the training set" if resident else "streamed batches": images * math.prod(shape),
         "the state (parameters, statistics, optimiser)": _bytes(state),
-        "the teacher": _bytes(jax.eval_shape(lambda: teacher.init(0, shape))) if teacher else 0,
+        "the teacher": _bytes(models.abstract_variables(teacher, shape)) if teacher else 0,
         "kept for the student's backward pass": _residual_bytes(
             student,
             config.student.dtype,
             variables,
-            config.batch_size // num_devices // config.accumulate,
+            config.batch_size // devices // config.accumulate,
             shape,
         ),
     }
@@ -99,26 +120,36 @@ def _rows(config: ConfigDict, num_devices: int, images_per_second: float | None)
         ["student", _cost(student, shape)],
         ["teacher", _cost(teacher, shape) if teacher else "as its weights say" if distils else "-"],
         ["examples, classes, image", f"{examples:,}, {num_classes}, {'x'.join(map(str, shape))}"],
-        ["batch", f"{config.batch_size} on {num_devices} device(s)"],
+        ["batch", f"{config.batch_size} on {devices} device(s)"],
         ["steps, epochs", f"{total_steps:,}, {total_steps * config.batch_size / examples:.1f}"],
         *([f"MB a device: {name}", f"{size / 1e6:,.1f}"] for name, size in held.items()),
         ["MB a device: all of these", f"{sum(held.values()) / 1e6:,.1f}"],
     ]
     if teacher or not distils:
-        number, size = _collectives(config, student, teacher, optimizer, state, shape, num_devices)
+        train = (examples, *shape) if resident else None
+        step, arguments = _step(config, student, teacher, optimizer, state, shape, train, devices)
+        traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, devices)])(*arguments)
+        number, size = _count(traced.jaxpr)
         rows.append(["collectives a step, and their MB", f"{number}, {size / 1e6:.2f}"])
+        rows += _compiled_rows(step, arguments, devices) if compiled else []
     if images_per_second:
         seconds = total_steps * config.batch_size / images_per_second
         rows.append([f"time at {images_per_second:g} images/s", logbook.duration(seconds)])
     return rows
 
 
+def _streamed_images(config: ConfigDict) -> int:
+    """Return how many images are on the devices at once, partners among them."""
+    batch = config.batch_size * (1 if config.mixup.kind == "none" else 2)
+    return batch * (1 + streaming.AHEAD)
+
+
 def _size_of_data(config: ConfigDict) -> tuple[int, tuple[int, int, int], int]:
     """Return train examples, image shape and classes; other sets than the known are read."""
     options = config.dataset
-    if options.name in _TRAIN_EXAMPLES and options.train_split == "train":
+    size = options.image_size or (data.IMAGE_SHAPE[0] if options.name in data.SMALL_IMAGES else 0)
+    if options.name in _TRAIN_EXAMPLES and options.train_split == "train" and size:
         held_out = options.val_examples if options.validation == "held_out" else 0
-        size = options.image_size or data.IMAGE_SHAPE[0]
         examples = max(1, _TRAIN_EXAMPLES[options.name] - held_out)
         return examples, (size, size, 3), data.NUM_CLASSES[options.name]
     dataset = data.load(options)
@@ -158,34 +189,57 @@ def _residual_bytes(
     return max(0, _bytes(kept) - _bytes(variables["params"]))
 
 
-def _collectives(
+def _step(
     config: ConfigDict,
     student: models.Network,
     teacher: models.Network | None,
     optimizer: Any,
     state: Any,
     shape: tuple[int, int, int],
-    num_devices: int,
-) -> tuple[int, int]:
-    """Return how many reductions a step has, and the bytes that they reduce, before XLA fuses."""
+    train_shape: tuple[int, ...] | None,
+    devices: int,
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return the per-device step, and the shapes and dtypes of its arguments.
+
+    `train_shape` is that of the training set on the devices; None when it is streamed.
+    """
     group = ensemble.Ensemble((teacher,), (1.0,), "probabilities") if teacher else None
     step = steps.make_train_step(config, student, group, optimizer)
-    variables = (jax.eval_shape(lambda: teacher.init(0, shape)),) if teacher else ()
-    count = config.batch_size // num_devices
+    variables = (models.abstract_variables(teacher, shape),) if teacher else ()
+    count = config.batch_size // devices
     reads_labels = config.distill.label_weight > 0 or config.distill.loss in losses.READ_LABELS
     fixed = group is not None and config.distill.view == "fixed"
     index, labels = _abstract((count,), np.int32), _abstract((config.batch_size,), np.int32)
+    batch: Any = batches.Batch(index, index, index, index)
+    if train_shape is None:
+        pixels = _abstract((count, *shape), np.uint8)
+        batch = views.Streamed(batch, pixels, None if config.mixup.kind == "none" else pixels)
     logits = _abstract((1, config.batch_size, student.num_classes), np.float32)
     constants = steps.Constants(
-        images=_abstract((config.batch_size, *shape), np.uint8),
+        images=_abstract(train_shape, np.uint8) if train_shape else None,
         labels=labels if reads_labels else None,
         teacher_variables=variables,
         teacher_logits=logits if fixed else None,
     )
-    traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, num_devices)])(
-        state, constants, batches.Batch(index, index, index, index)
-    )
-    return _count(traced.jaxpr)
+    return step, (state, constants, batch)
+
+
+def _compiled_rows(step: Any, arguments: tuple[Any, ...], num_devices: int) -> list[list[str]]:
+    """Return what only the compiled step can say."""
+    with contextlib.suppress(RuntimeError):  # JAX runs already, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", num_devices)
+        jax.config.update("jax_platforms", "cpu")
+    devices = jax.devices("cpu")[:num_devices]
+    *whole, batch = arguments
+    split = jax.tree.map(lambda x: _abstract((num_devices, *x.shape), x.dtype), batch)
+    mapped: Any = parallel.pmap(step, devices, (False, False, True))
+    program = mapped.lower(*whole, split).compile()
+    number, size = hlo.collectives(program.as_text())
+    temporaries = program.memory_analysis().temp_size_in_bytes
+    return [
+        ["the same, compiled for CPUs", f"{number}, {size / 1e6:.2f}"],
+        ["MB a device: all temporaries, compiled for CPUs", f"{temporaries / 1e6:,.1f}"],
+    ]
 
 
 def _abstract(shape: tuple[int, ...], dtype: Any) -> Any:
@@ -193,11 +247,15 @@ def _abstract(shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def _count(jaxpr: Any) -> tuple[int, int]:
+    """Return how many collectives a traced program makes, and the bytes of their results.
+
+    XLA may join some that do not wait for each other.
+    """
     number = size = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name in _COLLECTIVES:
             number += 1
-            size += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.invars)
+            size += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)

@@ -1,10 +1,11 @@
-"""Read PyTorch-named weights from whatever file they are in, running nothing that is in it."""
+"""Read named weights from whatever file they are in, running nothing that is in it."""
 
 from __future__ import annotations
 
 import zipfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -16,7 +17,7 @@ SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".npz")
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a file by their PyTorch names.
+    """Return the arrays of a file by the names that they have there.
 
     Args:
       path: `.safetensors`, `.npz`, or anything else as `torch.save` writes it.
@@ -52,10 +53,21 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, SyntaxError,
             NotImplementedError, MemoryError, zipfile.BadZipFile) as error:  # fmt: skip
         raise UserError(
             f"{path} is not a whole .npz file of plain arrays ({error}): pickled objects are "
             "refused; save it anew with numpy.savez(path, **arrays)"
         ) from None
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub" and array.dtype != "V2":
+            raise UserError(
+                f"{path} has {name} of {array.dtype}: expected arrays of numbers, as "
+                "numpy.savez(path, **arrays) writes them"
+            )
+    # V2 is what NumPy makes of bfloat16.
+    return {
+        name: array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
+        for name, array in arrays.items()
+    }

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from kd_jax import batches, parallel
 from kd_jax.views import Streamed
 
-_AHEAD = 2  # calls
+AHEAD = 2  # calls whose pixels are on their way while another is computed
 
 
 class Stacked(NamedTuple):
@@ -67,7 +67,7 @@ class Feeder:
         self._partners, self._calls = partners, iter(calls)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "feeder")
         self._ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
-        for _ in range(_AHEAD if images is not None else 0):
+        for _ in range(AHEAD if images is not None else 0):
             self._begin_next()
 
     def close(self) -> None:

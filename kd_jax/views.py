@@ -102,14 +102,15 @@ def _look_up(
     images: jax.Array, indices: Array, positions: Array, key: jax.Array, config: ConfigDict
 ) -> jax.Array:
     """Return the augmented pixels of some examples, float32 `[n, H, W, C]`."""
-    options = config.augment
-    pixels = augment.crop_and_flip(
-        images,
-        indices,
-        augment.position_keys(key, positions),
-        crop_pad_px=options.crop_pad_px,
-        flip=options.flip,
-    )
+    options, keys = config.augment, augment.position_keys(key, positions)
+    if options.crop_area < 1:
+        pixels = augment.resized_crop(
+            images, indices, keys, crop_area=options.crop_area, flip=options.flip
+        )
+    else:
+        pixels = augment.crop_and_flip(
+            images, indices, keys, crop_pad_px=options.crop_pad_px, flip=options.flip
+        )
     return augment.to_pixels(pixels)
 
 

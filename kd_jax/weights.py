@@ -116,7 +116,7 @@ def load(directory: str | Path) -> tuple[ModelCard, dict[str, Any]]:
         raise UserError(
             f"{directory / ARRAYS_FILE} cannot be read ({error}): import the network again"
         ) from None
-    variables = flax.traverse_util.unflatten_dict(arrays, sep=_SEPARATOR)
+    variables = models.both_collections(flax.traverse_util.unflatten_dict(arrays, sep=_SEPARATOR))
     check_fit(card.network(), variables, card.image_shape, str(directory))
     return card, variables
 

@@ -1,6 +1,7 @@
 """Configs: one place for defaults, every override checked before anything starts."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from helpers import ROOT
+from helpers import ROOT, run
 from kd_jax import checks, plan
 from kd_jax import config as config_lib
 from kd_jax.errors import UserError
@@ -21,6 +22,7 @@ CONFIGS = {
     "scratch": [()],
     "teacher": [("resnet44",), ("mobilenetv2_x0_75",), ("vgg11_bn",)],
     "folder": [(), ("teacher",), ("distil",)],
+    "bit": [()],
     "demo": [(), ("teacher",), ("distil",), ("scratch",)],
 }
 
@@ -59,22 +61,67 @@ def test_every_config_has_a_plan(name, arguments, tmp_path, monkeypatch):
     values = dict(re.findall(r"\| (\S.*?) +\| +(\S.*?) +\|", said))
     assert f"{config.student.arch}, " in values["student"]
     number, size = values["collectives a step, and their MB"].split(", ")
-    assert int(number) > 1  # batch norm's, and the gradient's
+    # The gradient's; and batch norm's, which BiT has not.
+    assert int(number) == 1 if name == "bit" else int(number) > 1
     params = float(re.search(r"([\d.]+) M parameters", values["student"])[1])
     assert float(size) >= 4 * params * 0.99
     assert "time at 1000 images/s" in values
+
+
+def test_a_plan_of_a_streamed_run():
+    config = load("resnet44").get_config()
+    config.teacher.arch = "resnet20"
     config.dataset.resident = "never"
     config.student.ema_decay = 0.9
-    assert "MB a device: streamed batches" in plan.plan(config, 2, None)
+    said = plan.plan(config, 2, None)
+    # 512 images with their partners, of three steps, on two devices.
+    assert re.search(r"MB a device: streamed batches +\| +4\.7 ", said)
 
 
-def test_a_plan_looks_at_no_device():
-    code = (
-        "from kd_jax import config, plan; c = config.default_config();"
-        "c.teacher.arch = 'resnet20'; plan.plan(c, 8, None);"
-        "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+@pytest.mark.slow
+def test_a_plan_looks_at_no_device(tmp_path):
+    """Of any config: JAX does not even ask which platforms there are."""
+    make_folder(tmp_path, count=40)
+    code = f"""
+from jax._src import xla_bridge
+from kd_jax import plan
+from test_config import CONFIGS, load
+for name, (arguments, *_) in CONFIGS.items():
+    config = load(name).get_config(*arguments)
+    config.teacher.arch = config.teacher.arch or "resnet20"
+    if name == "folder":
+        config.dataset.data_dir = {str(tmp_path)!r}
+    plan.plan(config, 8, None)
+    assert not xla_bridge.backends_are_initialized(), name
+"""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment)
+    assert done.returncode == 0
+
+
+def test_the_command_says_the_plan_of_a_large_run():
+    done = run("kd_jax.main", "--config=configs/bit.py", "--plan", "--plan_devices=32",
+               "--plan_rate=7000")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    values = dict(re.findall(r"\| (\S.*?) +\| +(\S.*?) +\|", done.stdout))
+    assert "236.34 M parameters" in values["teacher"]
+    assert values["examples, classes, image"] == "1,255,544, 1000, 224x224x3"
+    assert values["steps, epochs"] == "367,836, 1200.0"
+    # Parameters and two metrics, in float32.
+    assert values["collectives a step, and their MB"] == f"1, {4 * 25_549_354 / 1e6:.2f}"
+
+
+@pytest.mark.slow
+def test_what_a_plan_counts_is_what_the_compiled_step_sends():
+    config = load("demo").get_config()
+    config.student.arch = "resnet8"
+    said = plan.plan(config, 4, None, compiled=True)
+    values = dict(re.findall(r"\| (\S.*?) +\| +(\S.*?) +\|", said))
+    traced = values["collectives a step, and their MB"].split(", ")
+    compiled = values["the same, compiled for CPUs"].split(", ")
+    assert int(compiled[0]) <= int(traced[0])
+    assert compiled[1] == traced[1]
+    assert float(values["MB a device: all temporaries, compiled for CPUs"]) > 1
 
 
 def test_every_default_has_a_check():
@@ -118,6 +165,7 @@ WRONG = {
     "distill.loss": "dkd",  # with mixup
     "mixup.groups": 3,  # without kind=group
     "mixup.alpha": 0.0,
+    "augment.crop_area": 0.0,
 }
 
 TOGETHER = {
@@ -129,6 +177,7 @@ TOGETHER = {
     "expected the first in config.teacher.weights": {
         "teacher.weights": "", "distill.label_weight": 1.0, "teacher.ensemble": ("a",)
     },
+    "an image is cropped in one way": {"augment.crop_area": 0.5},
     "cannot answer for a mixture": {"distill.view": "fixed"},
     "a mixture has two": {"distill.loss": "dkd"},
 }  # fmt: skip

@@ -11,6 +11,9 @@ from kd_jax import data, sources, tf_quietly
 from kd_jax.config import default_config
 from kd_jax.errors import UserError
 from kd_jax.files import read_json
+from kd_jax.interrupt import StoppedError
+from kd_jax.train import train
+from training import StopAfter, digits_config
 
 
 def options(**changes):
@@ -126,8 +129,27 @@ def test_a_damaged_cache_is_decoded_anew(tmp_path, monkeypatch):
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]  # nothing is left behind
 
 
+def test_a_run_on_a_folder_of_300_images_resumes_to_the_same_bits(tmp_path):
+    make_folder(tmp_path / "set", count=100)
+    config = digits_config(2)
+    config.dataset.name, config.dataset.data_dir = "folder", str(tmp_path / "set")
+    config.dataset.val_examples = 30
+    config.batch_size, config.total_steps = 30, 12  # an epoch and a half
+    unbroken = train(config, tmp_path / "unbroken")
+    for steps in (5, 4):
+        with pytest.raises(StoppedError):
+            train(config, tmp_path / "stopped", StopAfter(steps))
+    assert train(config, tmp_path / "stopped")["test_nll"] == unbroken["test_nll"]
+    starts = [start["step"] for start in read_json(tmp_path / "stopped" / "provenance.json")]
+    assert starts[0] == 0 < starts[1] < starts[2] < 12
+    first, second = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("unbroken", "stopped")
+    )
+    assert first == second
+
+
 @pytest.mark.slow
-def test_a_folder_of_300_images_trains_resumes_and_is_evaluated(tmp_path):
+def test_a_folder_of_300_images_trains_and_is_evaluated(tmp_path):
     make_folder(tmp_path / "set", count=100)
     command = (
         "--config=configs/demo.py:teacher", f"--workdir={tmp_path}/run",

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from helpers import GOLDEN, golden_state_dict
-from kd_jax import batches, models, objective, optim, parallel, recipes, torch_import
+from kd_jax import batches, hlo, models, objective, optim, parallel, recipes, torch_import
 from kd_jax.config import default_config
 from training import IMAGES, LABELS, run, set_up, small_config
 
@@ -174,16 +174,32 @@ def test_nothing_large_is_copied_at_a_step():
     assert int(state.step) == 2
 
 
-def test_gradients_and_statistics_are_reduced_in_few_collectives():
-    """One all-reduce for all gradients and metrics, and one each way for every batch norm."""
-    config = small_config()
+@pytest.mark.parametrize(("options", "parts"), [
+    ({}, 1),
+    ({"accumulate": 2}, 2),
+    ({"batch_norm.sync": False}, 0),
+])  # fmt: skip
+def test_gradients_and_statistics_are_reduced_in_few_collectives(options, parts):
+    """In the compiled program, and to the byte.
+
+    One for all gradients and metrics, and for every batch norm one each way of each part; without
+    synchronisation the statistics go with the gradients.
+    """
+    config = small_config(**options)
     step, state, constants = set_up(config)
     devices = jax.devices()[:2]
     train_step = parallel.pmap(step, devices, (False, False, True))
     batch = parallel.shard(batches.batch_at(0, 32, 200, 3), devices)
-    text = train_step.lower(state, constants, batch).as_text()
+    program = train_step.lower(state, constants, batch).compile()
+    number, size = hlo.collectives(program.as_text())
     norms = len(jax.tree.leaves(state.batch_stats)) // 2
-    assert text.count("stablehlo.all_reduce") <= 1 + 2 * norms
+    assert 1 <= number <= 1 + 2 * norms * parts
+    params, statistics = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (state.params, state.batch_stats)
+    )
+    metrics = 2  # loss and agreement
+    assert size == 4 * (params + metrics + statistics * (2 * parts or 1))
 
 
 def test_decoupled_decay_shrinks_kernels_alone_whatever_the_learning_rate():

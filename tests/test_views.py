@@ -55,12 +55,58 @@ def test_crop_and_flip_equal_padding_and_cutting():
     assert {flip for _, _, flip in seen} == {1, -1}
 
 
+def test_a_resized_crop_is_a_part_of_the_image_scaled_linearly():
+    """Told from an image that holds its own rows and columns, and noise."""
+    size, count, least = 32, 400, 0.3
+    ramp = np.broadcast_to(8 * np.arange(size), (size, size))
+    noise = np.random.default_rng(0).integers(0, 256, (size, size))
+    image = np.stack([ramp.T, ramp, noise], axis=-1).astype(np.uint8)[None]
+    keys = jax.random.split(jax.random.key(5), count)
+    indices = jnp.zeros(count, jnp.int32)
+    crop = jax.jit(lambda *args: augment.resized_crop(*args, crop_area=least, flip=True))
+    got = np.asarray(crop(jnp.asarray(image), indices, keys))
+    middle = slice(4, -4)  # where no pixel outside of the image is asked for
+    rows, columns = got[:, middle, 9, 0] / 8, got[:, 9, middle, 1] / 8
+    steps = [np.diff(line, axis=1).mean(1) for line in (rows, columns)]
+    mirrored = steps[1] < 0
+    assert 0.4 < mirrored.mean() < 0.6
+    sides = np.abs(steps)  # pixels of the image to one of the crop
+    firsts = np.stack([rows[:, 0], np.where(mirrored, columns[:, -1], columns[:, 0])])
+    origins = firsts + 0.5 - 4.5 * sides
+    assert (origins > -1e-3).all()
+    assert (origins + size * sides < size + 1e-3).all()
+    for origin, side in zip(origins, sides, strict=True):
+        free = side < 0.9
+        place = origin[free] / (size * (1 - side[free]))
+        assert place.min() < 0.02
+        assert place.max() > 0.98
+        assert place.mean() == pytest.approx(0.5, abs=0.05)
+    area, aspect = sides[0] * sides[1], sides[1] / sides[0]
+    assert least - 1e-3 < area.min() < least + 0.05
+    assert area.max() <= 1 + 1e-5
+    assert 3 / 4 - 1e-3 < aspect.min() < 0.8
+    assert 1.25 < aspect.max() < 4 / 3 + 1e-3
+    for i in range(0, count, 40):
+        lines = []
+        for axis in (0, 1):
+            place = origins[axis, i] + (np.arange(size)[middle] + 0.5) * sides[axis, i] - 0.5
+            low = np.floor(place).astype(int)
+            lines.append((low, np.minimum(low + 1, size - 1), place - low))
+        (top, bottom, down), (left, right, across) = lines
+        above = noise[top][:, left] * (1 - across) + noise[top][:, right] * across
+        below = noise[bottom][:, left] * (1 - across) + noise[bottom][:, right] * across
+        expected = above * (1 - down)[:, None] + below * down[:, None]
+        ours = got[i, middle, :, 2][:, ::-1] if mirrored[i] else got[i, middle, :, 2]
+        np.testing.assert_allclose(ours[:, middle], expected, atol=0.1)
+
+
 SPLIT = {
     "none": {"mixup.kind": "none"},
     "batch": {},
     "example": {"mixup.kind": "example", "mixup.alpha": 0.3, "mixup.partner": "permutation"},
     "group": {"mixup.kind": "group", "mixup.groups": 8, "mixup.partner": "uniform"},
     "cutmix": {"mixup.method": "cutmix", "mixup.kind": "example"},
+    "resized": {"augment.crop_pad_px": 0, "augment.crop_area": 0.2},
 }
 
 

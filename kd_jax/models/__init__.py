@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.errors import UserError
-from kd_jax.models import chunks, layers, mobilenetv3, vgg
+from kd_jax.models import bit, chunks, layers, mobilenetv3, vgg
+from kd_jax.models.bit import BiT
 from kd_jax.models.mobilenetv2 import MobileNetV2
 from kd_jax.models.mobilenetv3 import MobileNetV3
 from kd_jax.models.resnet import ResNet
@@ -48,6 +50,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v3_small_cifar": functools.partial(MobileNetV3, **_V3_SMALL, cifar=True),
     "mobilenet_v3_large": functools.partial(MobileNetV3, **_V3_LARGE),
     "mobilenet_v3_large_cifar": functools.partial(MobileNetV3, **_V3_LARGE, cifar=True),
+    "bit_r50x1": functools.partial(BiT, bit.UNITS[50], 1),
+    "bit_r101x1": functools.partial(BiT, bit.UNITS[101], 1),
+    "bit_r152x2": functools.partial(BiT, bit.UNITS[152], 2),
 }
 
 Variables = Mapping[str, Any]
@@ -85,9 +90,12 @@ class Network:
         Drawn by NumPy, each leaf from (seed, its path): the same on every platform and under every
         version of JAX, and without compiling a program of a hundred random generators.
         """
-        shapes = flat_shapes(self, image_shape)
-        flat = {path: _initial_value(path, shape, seed) for path, shape in shapes.items()}
-        return flax.traverse_util.unflatten_dict(flat)
+        std_of = getattr(self.module, "kernel_std", _kernel_std)
+        flat = {
+            path: _initial_value(path, shape, seed, std_of)
+            for path, shape in flat_shapes(self, image_shape).items()
+        }
+        return both_collections(flax.traverse_util.unflatten_dict(flat))
 
     def logits(self, variables: Variables, pixels: jax.Array) -> jax.Array:
         """Return float32 logits `[batch, classes]` in eval mode, under running statistics."""
@@ -116,7 +124,7 @@ class Network:
             dropout_keys=dropout_keys,
             mutable=["batch_stats"],
         )
-        return logits.astype(jnp.float32), updates["batch_stats"]
+        return logits.astype(jnp.float32), both_collections(updates)["batch_stats"]
 
     def average_statistics(self, running: Any, of_batch: Any, step: jax.Array) -> Any:
         """Return the running statistics after one more batch, see `layers.running_average`."""
@@ -157,18 +165,34 @@ def build(
     return Network(arch, module, tuple(map(float, mean)), tuple(map(float, std)))
 
 
-def _initial_value(path: tuple[str, ...], shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Return a leaf's first value: He over the fan-out for convolutions, as the references do."""
+def both_collections(variables: Variables) -> dict[str, Any]:
+    """Return variables with `batch_stats`, which Flax leaves out where no norm keeps any."""
+    return {"batch_stats": {}, **variables}
+
+
+def _kernel_std(path: tuple[str, ...], shape: tuple[int, ...]) -> float:
+    """Return the spread of a kernel's first values: He's over the fan-out for convolutions.
+
+    As the references of all families have it but of those whose module has its own `kernel_std`.
+    """
+    return math.sqrt(2.0 / (shape[0] * shape[1] * shape[3])) if len(shape) == 4 else _DENSE_STD
+
+
+def _initial_value(
+    path: tuple[str, ...],
+    shape: tuple[int, ...],
+    seed: int,
+    std_of: Callable[[tuple[str, ...], tuple[int, ...]], float],
+) -> np.ndarray:
+    """Return a leaf's first value."""
     if path[-1] in ("scale", "var"):
         return np.ones(shape, np.float32)
     if path[-1] in ("bias", "mean"):
         return np.zeros(shape, np.float32)
     if path[-1] != "kernel":
         raise ValueError(f"no initialiser for {'/'.join(path)}")
-    convolution = len(shape) == 4
-    std = np.sqrt(2.0 / (shape[0] * shape[1] * shape[3])) if convolution else _DENSE_STD
     rng = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])
-    return (std * rng.standard_normal(shape)).astype(np.float32)
+    return (std_of(path, shape) * rng.standard_normal(shape)).astype(np.float32)
 
 
 def check_arch(arch: str) -> None:
@@ -179,7 +203,7 @@ def check_arch(arch: str) -> None:
 
 def count_params(network: Network, image_shape: tuple[int, int, int]) -> int:
     """Return the number of trained parameters; nothing is computed on a device."""
-    variables = _abstract_variables(network, image_shape)
+    variables = abstract_variables(network, image_shape)
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
@@ -189,30 +213,35 @@ def count_madds(network: Network, image_shape: tuple[int, int, int]) -> int:
     Counted from the traced program, so it cannot disagree with the code. Padding counts as if it
     were pixels, the custom of published tables.
     """
-    variables = _abstract_variables(network, image_shape)
+    variables = abstract_variables(network, image_shape)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with layers.lowering("plain"):
         traced = jax.make_jaxpr(network.logits)(variables, images)
     return _madds(traced.jaxpr)
 
 
-def flat_shapes(
-    network: Network, image_shape: tuple[int, int, int]
-) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Return the shape of every leaf by its path; nothing is computed on a device."""
-    tree = _abstract_variables(network, image_shape)
-    shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree).items()}
-    if not all(all(shape) for shape in shapes.values()):
+def abstract_variables(network: Network, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Return shapes and dtypes of what `Network.init` returns; nothing is drawn or computed.
+
+    Raises:
+      UserError: the network's strides leave nothing of such an image.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    tree = jax.eval_shape(lambda x: network.module.init(jax.random.key(0), x), images)
+    if not all(all(leaf.shape) for leaf in jax.tree.leaves(tree)):
         raise UserError(
             f"{network.arch} leaves nothing of an image of {image_shape[0]} x {image_shape[1]} "
             "pixels: expected larger images, or a network with fewer strides"
         )
-    return shapes
+    return both_collections(tree)
 
 
-def _abstract_variables(network: Network, image_shape: tuple[int, int, int]) -> Any:
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(lambda x: network.module.init(jax.random.key(0), x), images)
+def flat_shapes(
+    network: Network, image_shape: tuple[int, int, int]
+) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Return the shape of every leaf by its path; nothing is computed on a device."""
+    tree = abstract_variables(network, image_shape)
+    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree).items()}
 
 
 def _madds(jaxpr: Any) -> int:
