@@ -1,0 +1,134 @@
+"""What all figures have in common: colours, axes without ornament, and SVG for a page.
+
+Ink is `currentColor` and the other colours are the page's variables (`PALETTE`), so a figure
+follows the reader's light or dark mode.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+# (light, dark), by the variable of the page. The hues are Okabe and Ito's, which colour-blind
+# readers tell apart; each is as dark, or as light, as small text on the page has to be.
+PALETTE = {
+    "--c1": ("#0067a8", "#62b5f5"),
+    "--c2": ("#b84a00", "#ff9a5c"),
+    "--c3": ("#007257", "#45cfa3"),
+    "--c4": ("#9c3f80", "#ea94cf"),
+    "--c5": ("#7a6200", "#e3c64d"),
+    "--c6": ("#4b5bc4", "#a9b4ff"),
+    "--muted": ("#68707a", "#9aa4af"),
+}
+INK, MUTED = "#000000", PALETTE["--muted"][0]
+SERIES = tuple(light for name, (light, _) in PALETTE.items() if name != "--muted")
+MOST_LINES = 2 * len(SERIES)  # in one figure: each colour whole, and dashed
+SIZE = (4.8, 3.1)  # inches: as wide as a phone, so that text keeps its size there
+FONT_PT = 10
+LINE_GAP = 0.075  # between labels, of the height of the axes
+
+
+def limit(axes: Any, heights: Sequence[float], percent: bool) -> None:
+    """Set the limits upwards: from 0 unless the values are all far from it; log if they span."""
+    low, high = min(heights), max(heights)
+    if low > 0 and high > 30 * low and not percent:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.3, high * 1.3)
+        return
+    margin = 0.06 * (high - low) or max(abs(high) * 0.1, 0.1)
+    bottom = 0.0 if 0 <= low < 0.5 * high else low - margin
+    top = min(high + margin, 100.0) if percent else high + margin
+    axes.set_ylim(bottom, max(top, bottom + 1e-6))
+
+
+def fraction(axes: Any, x: float, y: float) -> tuple[float, float]:
+    """Return where a point lies in the axes, whose limits are set, in [0, 1] each way."""
+    where = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+    return float(where[0]), float(where[1])
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Move heights in [0, 1] apart until none is nearer to another than `gap`, order kept.
+
+    Where all of them do not fit, they fill [0, 1] evenly.
+    """
+    gap = min(gap, 1 / max(len(heights) - 1, 1))
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed = list(heights)
+    lowest = 0.0
+    for i in order:
+        placed[i] = lowest = max(heights[i], lowest)
+        lowest += gap
+    highest = 1.0
+    for i in reversed(order):
+        placed[i] = highest = min(placed[i], highest)
+        highest -= gap
+    return placed
+
+
+def head(axes: Any, text: str) -> None:
+    """Write above the axes what they measure, where other figures turn it on its side."""
+    axes.set_title(text, fontsize=FONT_PT, loc="left", color=MUTED)
+
+
+def strip(axes: Any) -> None:
+    """Leave of the frame the line at the bottom."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(color=MUTED, length=3)
+
+
+@contextmanager
+def blank(width: float = SIZE[0], height: float = SIZE[1]) -> Iterator[Any]:
+    """Give an empty figure, `width` and `height` in inches; it must be saved inside."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",  # text stays text: small, and in the reader's font
+        "svg.hashsalt": "kd_jax",  # the same names of parts each time
+        "font.family": "DejaVu Sans",
+        "font.size": FONT_PT,
+        "text.parse_math": False,  # a dollar in a label is a dollar
+    }
+    with matplotlib.rc_context(settings):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+@contextmanager
+def one_axes(width: float = SIZE[0], height: float = SIZE[1]) -> Iterator[tuple[Any, Any]]:
+    """Give a figure, as `blank`, and its only axes."""
+    with blank(width, height) as figure:
+        axes = figure.subplots()
+        strip(axes)
+        yield figure, axes
+
+
+_ATTRIBUTES = re.compile(r'\b(?:d|x|y|x1|x2|y1|y2|transform|points|width|height)="[^"]*"')
+_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+
+
+def svg(figure: Any, label: str) -> str:
+    """Return a figure as an element of a page, told to those who cannot see it by `label`."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # The style is of everything in a page, which sets it for its figures itself.
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # named alike in every figure of the page
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", text)
+    text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
+    round_off: Callable[[re.Match[str]], str] = lambda m: f"{float(m[0]):.2f}"  # noqa: E731
+    text = _ATTRIBUTES.sub(lambda m: _LONG_NUMBER.sub(round_off, m[0]), text)
+    for name, (light, _) in PALETTE.items():
+        text = text.replace(light, f"var({name})")
+    text = text.replace(INK, "currentColor")
+    text = re.sub(r"\n\s*", "\n", text)
+    tag = f'<svg role="img" aria-label="{html.escape(label)}" '
+    return text.replace("<svg ", tag, 1).strip()

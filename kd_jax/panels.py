@@ -1,0 +1,222 @@
+"""The parts of a report that come from the runs' logs and results: each a heading and figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kd_jax import comparisons, drawing, figures, published_study
+from kd_jax.comparisons import Comparison
+from kd_jax.page import Panel, Section
+from kd_jax.records import Row, Run, Study
+
+_TITLES = {
+    comparisons.TEACHER: "Teachers",
+    comparisons.TEMPERATURE: "Temperatures",
+    comparisons.LEARNING_RATE: "Learning rates",
+    comparisons.MIXUP: "Mixup",
+}
+_PUBLISHED = "Dotted: top-1 on test as published ({source})."
+_Points = Sequence[tuple[float, float]]
+
+
+def overview(study: Study) -> Section | None:
+    """Show every row's top-1 beside what is published."""
+    if not study.rows:
+        return None
+    rows = [
+        (row.label, row.values("test_top1"), row.published.top1 if row.published else None)
+        for row in study.rows
+    ]
+    seeds = any(len(row.runs) > 1 for row in study.rows)
+    caption = "A dot a run" + (", a bar at the mean of the seeds" if seeds else "")
+    sources = sorted({row.published.source for row in study.rows if row.published})
+    if sources:
+        caption += f"; diamonds: published ({', '.join(sources)})"
+    figure = figures.dots(rows, "top-1 on test, %")
+    return Section("Accuracy", "", (Panel(figure, f"{caption}. From result.json: test_top1."),))
+
+
+def all_rows(study: Study) -> Section | None:
+    """Draw every row over the epochs."""
+    drawn = study.rows[: drawing.MOST_LINES]
+    panels = _over_epochs([(row.label, row) for row in drawn], references=False)
+    if len(study.rows) < 2 or not panels:
+        return None
+    rest = study.rows[drawing.MOST_LINES :]
+    left_out = f"Not drawn, for want of colours: {_listed(rest)}." if rest else ""
+    return Section("All of them over the epochs", left_out, tuple(panels))
+
+
+def compared(study: Study) -> list[Section]:
+    """Draw every comparison that the configs allow."""
+    sections = []
+    for comparison in comparisons.find(study.rows):
+        pairs = list(zip(comparison.labels, comparison.rows, strict=True))
+        panels = _over_epochs(pairs[: drawing.MOST_LINES], references=True)
+        if panels:
+            sections.append(
+                Section(_heading(comparison), _finding(comparison), tuple(panels), compares=True)
+            )
+    return sections
+
+
+def from_scratch(study: Study) -> Section | None:
+    """Draw the students that learnt from labels alone."""
+    alone = [row for row in study.rows if comparisons.learns_from_labels(row)]
+    taught = {row.first.result["student"] for row in study.rows if row not in alone}
+    alone = [row for row in alone if not taught or row.first.result["student"] in taught]
+    panels = _over_epochs([(row.label, row) for row in alone], references=True)
+    if not panels:
+        return None
+    where = f" (the study's {published_study.SCRATCH_FIGURE})"
+    return Section(f"From scratch: the student alone, with labels{where}", "", tuple(panels))
+
+
+def teachers_and_students(study: Study) -> Section | None:
+    """Set the students' accuracy beside their teachers', and beside what they cost."""
+    panels = [panel for panel in (_by_teacher(study), _by_cost(study)) if panel]
+    return Section("What it takes", "", tuple(panels)) if panels else None
+
+
+def _by_teacher(study: Study) -> Panel | None:
+    taught = [row for row in study.rows if not comparisons.learns_from_labels(row)]
+    points = [
+        figures.Point(row.label, x, y)
+        for row in taught
+        if (x := row.mean("teacher_top1")) is not None and (y := row.mean("test_top1")) is not None
+    ]
+    if len({point.x for point in points}) < 2:
+        return None
+    caption = "A student a point. From result.json: teacher_top1 and test_top1."
+    if any(published_study.is_its_question(row.first.result) for row in taught):
+        of_teacher = {network.name: network.top1 for network in published_study.TABLE_1}
+        points += [
+            figures.Point(f"{row.teacher}, published", of_teacher[row.teacher], row.top1, True)
+            for row in published_study.TABLE_2
+            if row.teacher and row.epochs == 400
+        ]
+        caption += " Hollow: the study's Tables 1 and 2, 400 epochs."
+    figure = figures.scatter(points, "student's top-1 on test, %", "teacher's top-1 on test, %")
+    return Panel(figure, caption, "Is the better teacher the better one to learn from?")
+
+
+def _by_cost(study: Study) -> Panel | None:
+    points = [
+        figures.Point(row.label, x, y)
+        for row in study.rows
+        if (x := row.mean("madds")) is not None and (y := row.mean("test_top1")) is not None
+    ]
+    caption = "From result.json: madds and test_top1."
+    if any(published_study.is_its_question(row.first.result) for row in study.rows):
+        points += [
+            figures.Point(f"{network.name}, published", network.madds, network.top1, True)
+            for network in published_study.TABLE_1
+        ]
+        caption += " Hollow: the study's Table 1."
+    if len({point.x for point in points}) < 2:
+        return None
+    figure = figures.scatter(points, "top-1 on test, %", "multiply-adds an image", log_x=True)
+    return Panel(figure, caption, "What accuracy costs")
+
+
+def _over_epochs(pairs: Sequence[tuple[str, Row]], references: bool) -> list[Panel]:
+    """Return accuracy, loss and fidelity over the epochs, as far as the runs have them."""
+    published = [row.published for _, row in pairs if row.published] if references else []
+    sources = ", ".join(sorted({found.source for found in published}))
+    reference = _PUBLISHED.format(source=sources) if published else ""
+    panels = [
+        _curves(pairs, "top-1 on validation, %", "val", "top1", "{:.1f}", reference),
+        _curves(pairs, "loss in training", "train", "loss", "{:.3g}"),
+        _curves(pairs, "KL to the teacher on validation, nats", "val", "kl_to_teacher", "{:.3f}"),
+    ]
+    if panels[2] is None:
+        panels[2] = _curves(pairs, "NLL on validation, nats", "val", "nll", "{:.2f}")
+    return [panel for panel in panels if panel]
+
+
+def _curves(
+    pairs: Sequence[tuple[str, Row]],
+    what: str,
+    kind: str,
+    field: str,
+    form: str,
+    reference: str = "",
+) -> Panel | None:
+    """Return a figure of one field of `metrics.jsonl`; None if no run has it."""
+    points: Callable[[Run], _Points] = lambda run: _points(run, kind, field)  # noqa: E731
+    drawn = []
+    for label, row in pairs:
+        seeds = _alike([own for run in row.runs if (own := points(run))])
+        if seeds:
+            height = row.published.top1 if reference and row.published else None
+            drawn.append(figures.Line(label, seeds, height))
+    if not drawn:
+        return None
+    several = any(len(line.seeds) > 1 for line in drawn)
+    caption = f"From metrics.jsonl: {kind}, {field}"
+    caption += ", the mean of each epoch" if kind == "train" else ""
+    caption += "; lines: mean of the seeds, bands: lowest to highest" if several else ""
+    figure = figures.lines(drawn, what, "epoch", form, percent=field == "top1")
+    return Panel(figure, f"{caption}. {reference}".strip())
+
+
+def _points(run: Run, kind: str, field: str) -> _Points:
+    """Return a field over the epochs; of training, whose steps are noisy, each epoch's mean."""
+    records = run.val if kind == "val" else run.train
+    points = [(r["epoch"], r[field]) for r in records if r.get(field) is not None]
+    if kind == "val" or not points:
+        return points
+    last = points[-1][0]
+    by_epoch: dict[int, list[float]] = {}
+    for epoch, value in points:
+        by_epoch.setdefault(max(math.ceil(epoch), 1), []).append(value)
+    return [(min(k, last), sum(values) / len(values)) for k, values in by_epoch.items()]
+
+
+def _alike(seeds: list[_Points]) -> list[_Points]:
+    """Return the seeds that were measured at the same epochs as the first."""
+    return [own for own in seeds if [x for x, _ in own] == [x for x, _ in seeds[0]]]
+
+
+def _heading(comparison: Comparison) -> str:
+    title = _TITLES.get(comparison.field, comparison.field)
+    its_question = published_study.is_its_question(comparison.rows[0].first.result)
+    figure = published_study.FIGURES.get(comparison.field) if its_question else None
+    return f"{title} (the study's {figure})" if figure else title
+
+
+def _finding(comparison: Comparison) -> str:
+    """Say which row is the most accurate, and how sure that is."""
+    ranked = sorted(
+        zip(comparison.labels, comparison.rows, strict=True),
+        key=lambda pair: -(pair[1].mean("test_top1") or 0.0),
+    )
+    (best, first), (worst, last) = ranked[0], ranked[-1]
+    text = (
+        f"Highest on test: {best}, {first.mean('test_top1'):.2f} %; "
+        f"lowest: {worst}, {last.mean('test_top1'):.2f} %."
+    )
+    if all(len(row.runs) == 1 for row in comparison.rows):
+        text += " One seed each: a small difference may be chance."
+    if comparison.field == comparisons.TEMPERATURE:
+        text += " The losses are of different temperatures: compare their course, not their height."
+    return f"{text} Nothing else differs but the length of training: {_common(comparison)}."
+
+
+def _common(comparison: Comparison) -> str:
+    """Say what the compared rows have in common, of what the study asks about."""
+    config: Mapping[str, Any] = comparison.rows[0].first.config
+    result = comparison.rows[0].first.result
+    known = {
+        comparisons.TEACHER: f"teacher {result.get('teacher')}",
+        comparisons.TEMPERATURE: f"T = {config['distill.temperature']:g}",
+        comparisons.LEARNING_RATE: f"learning rate {config['learning_rate']:g}",
+        comparisons.MIXUP: f"mixup {config['mixup.kind']}",
+    }
+    return ", ".join(text for field, text in known.items() if field != comparison.field)
+
+
+def _listed(rows: Sequence[Row]) -> str:
+    return ", ".join(row.label for row in rows)
