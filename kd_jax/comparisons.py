@@ -80,7 +80,7 @@ def in_words(field: str, value: Any) -> str:
     if field == TEACHER:
         return str(value[0])
     if field == MIXUP:
-        return "no mixup" if value == "none" else f"mixup, a λ for each {value[0]}"
+        return "no mixup" if value == "none" else f"mixup by {dict(value)['mixup.kind']}"
     return str(value)
 
 
@@ -88,7 +88,7 @@ def _factors(row: Row) -> dict[str, Any]:
     """Return everything in which a row may differ from another, fields that do nothing left out."""
     run = row.first
     flat = {name: v for name, v in run.config.items() if name not in _NOT_COMPARED}
-    mixup = tuple(v for name, v in flat.items() if name.startswith("mixup."))
+    mixup = tuple((name, v) for name, v in flat.items() if name.startswith("mixup."))
     factors = {name: v for name, v in flat.items() if not name.startswith("mixup.")}
     factors[MIXUP] = mixup if run.config["mixup.kind"] != "none" else "none"
     sha256 = (run.certificate or {}).get("sha256")

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from typing import Any
 
 # (light, dark), by the variable of the page. The hues are Okabe and Ito's, which colour-blind
-# readers tell apart; each is as dark, or as light, as small text on the page has to be.
+# readers tell apart, and a grey; each is as dark, or as light, as small text on the page has to be.
 PALETTE = {
     "--c1": ("#0067a8", "#62b5f5"),
     "--c2": ("#b84a00", "#ff9a5c"),
     "--c3": ("#007257", "#45cfa3"),
     "--c4": ("#9c3f80", "#ea94cf"),
     "--c5": ("#7a6200", "#e3c64d"),
-    "--c6": ("#4b5bc4", "#a9b4ff"),
+    "--c6": ("#3f454c", "#d3d9df"),
     "--muted": ("#68707a", "#9aa4af"),
 }
 INK, MUTED = "#000000", PALETTE["--muted"][0]
@@ -38,11 +38,29 @@ def limit(axes: Any, heights: Sequence[float], percent: bool) -> None:
     if low > 0 and high > 30 * low and not percent:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.3, high * 1.3)
+        plain_log(axes.yaxis)
         return
     margin = 0.06 * (high - low) or max(abs(high) * 0.1, 0.1)
     bottom = 0.0 if 0 <= low < 0.5 * high else low - margin
     top = min(high + margin, 100.0) if percent else high + margin
     axes.set_ylim(bottom, max(top, bottom + 1e-6))
+
+
+def plain_log(axis: Any) -> None:
+    """Mark a logarithmic axis at 1, 2 and 5 of every decade, in plain numbers."""
+    from matplotlib import ticker
+
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(ticker.NullLocator())
+    axis.set_major_formatter(lambda x, _: engineering(x))
+
+
+def engineering(value: float) -> str:
+    """Return a number as `2.3 M`, to three digits."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 def fraction(axes: Any, x: float, y: float) -> tuple[float, float]:

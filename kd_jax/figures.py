@@ -12,11 +12,14 @@ import numpy as np
 
 from kd_jax import drawing
 
+_LONGEST_AT_A_LINE = 16  # characters: longer ones would leave the lines no room
+
 
 class Line(NamedTuple):
     """A line and its label, or several that differ in the seed: then their mean, and their band.
 
     Attributes:
+      label: empty where it is told elsewhere; the line's last value then stands alone.
       seeds: x and y of each.
       reference: a height to compare with, drawn dotted in the line's colour.
     """
@@ -49,12 +52,15 @@ def lines(
     """
     with drawing.one_axes() as (figure, axes):
         means = [_mean(line.seeds) for line in series]
-        heights = [y for mean in means for _, y in mean]
+        known = [mean for mean in means if mean]
+        heights = [y for mean in known for _, y in mean]
         heights += [line.reference for line in series if line.reference is not None]
         drawing.limit(axes, heights, percent)
-        axes.set_xlim(min(m[0][0] for m in means), max(m[-1][0] for m in means))
-        ends = []
+        axes.set_xlim(min(mean[0][0] for mean in known), max(mean[-1][0] for mean in known))
+        ends, references = [], []
         for number, (line, mean) in enumerate(zip(series, means, strict=True)):
+            if not mean:
+                continue
             colour = drawing.SERIES[number % len(drawing.SERIES)]
             dash = "--" if number >= len(drawing.SERIES) else "-"
             x, y = zip(*mean, strict=True)
@@ -64,9 +70,11 @@ def lines(
             if len(line.seeds) > 1:
                 low, high = _band(line.seeds)
                 axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-            ends.append((x[-1], y[-1], f"{line.label}  {form.format(y[-1])}", colour))
+            ends.append((x[-1], y[-1], _end(line.label, form.format(y[-1])), colour))
+            if line.reference is not None:
+                references.append((line.reference, colour))
         _name_ends(axes, ends)
-        _draw_references(axes, [(s.reference, e[3]) for s, e in zip(series, ends, strict=True)])
+        _draw_references(axes, references)
         axes.set_xlabel(x_label)
         drawing.head(axes, what)
         axes.grid(axis="y", color=drawing.MUTED, alpha=0.25, linewidth=0.6)
@@ -75,8 +83,6 @@ def lines(
 
 def scatter(points: Sequence[Point], what: str, x_label: str, log_x: bool = False) -> str:
     """Return labelled points; `what` is the quantity upwards, in percent."""
-    from matplotlib import ticker
-
     with drawing.one_axes() as (figure, axes):
         if log_x:
             axes.set_xscale("log")
@@ -87,9 +93,7 @@ def scatter(points: Sequence[Point], what: str, x_label: str, log_x: bool = Fals
             (min(xs) / 1.6, max(xs) * 1.6) if log_x else (min(xs) - margin, max(xs) + margin)
         ))  # fmt: skip
         if log_x:
-            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(lambda x, _: engineering(x))
-            axes.xaxis.set_minor_formatter(lambda x, _: "")
+            drawing.plain_log(axes.xaxis)
         at = [drawing.fraction(axes, point.x, point.y) for point in points]
         for point in points:
             colour = drawing.MUTED if point.hollow else drawing.SERIES[0]
@@ -119,7 +123,7 @@ def dots(rows: Sequence[tuple[str, Sequence[float], float | None]], what: str) -
       rows: label, values in percent, and what is published, if anything.
       what: the quantity.
     """
-    with drawing.one_axes(height=0.75 + 0.27 * len(rows), width=6.4) as (figure, axes):
+    with drawing.one_axes(height=0.75 + 0.27 * len(rows), width=5.4) as (figure, axes):
         values = [v for _, own, other in rows for v in (*own, *([] if other is None else [other]))]
         low, high = min(values), max(values)
         margin = 0.06 * (high - low) or 1.0
@@ -153,7 +157,7 @@ def bars(columns: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], w
       names: of the classes, from the top.
       what: the quantity, for readers who see no figure.
     """
-    with drawing.blank(height=0.55 + 0.25 * len(names), width=6.0) as figure:
+    with drawing.blank(height=0.55 + 0.25 * len(names), width=5.6) as figure:
         every = figure.subplots(1, len(columns), sharey=True)
         for number, (axes, (heading, probs)) in enumerate(zip(every, columns, strict=True)):
             drawing.strip(axes)
@@ -211,22 +215,25 @@ def heatmap(counts: np.ndarray, names: Sequence[str], what: str) -> str:
         return drawing.svg(figure, what)
 
 
-def engineering(value: float) -> str:
-    """Return a number as `2.3 M`, to three digits."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+def legend_of(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels if they are too long to stand at their lines; nothing if they fit there."""
+    return tuple(labels) if max(map(len, labels), default=0) > _LONGEST_AT_A_LINE else ()
+
+
+def _end(label: str, value: str) -> str:
+    return f"{label}: {value}" if label else value
 
 
 def _percent(probability: float) -> str:
     percent = 100 * probability
-    return f"{percent:.0f} %" if percent >= 0.95 or percent < 0.05 else f"{percent:.1f} %"
+    if percent >= 1:
+        return f"{percent:.0f} %"
+    return f"{percent:.1f} %" if percent >= 0.05 else "< 0.1 %"
 
 
 def _mean(seeds: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
     """Return the mean over the seeds, where all of them have a point."""
-    common = [x for x, _ in seeds[0] if all(x in dict(seed) for seed in seeds)]
+    common = [x for x, _ in (seeds or [[]])[0] if all(x in dict(seed) for seed in seeds)]
     return [(x, sum(dict(seed)[x] for seed in seeds) / len(seeds)) for x in common]
 
 
@@ -248,12 +255,11 @@ def _name_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None
         axes.text(1.03, height, text, transform=axes.transAxes, color=colour, va="center")
 
 
-def _draw_references(axes: Any, references: Sequence[tuple[float | None, str]]) -> None:
+def _draw_references(axes: Any, references: Sequence[tuple[float, str]]) -> None:
     """Draw heights to compare with across the axes, each with its number at the left."""
-    known = [(height, colour) for height, colour in references if height is not None]
-    at = [drawing.fraction(axes, axes.get_xlim()[0], height)[1] for height, _ in known]
+    at = [drawing.fraction(axes, axes.get_xlim()[0], height)[1] for height, _ in references]
     for (height, colour), y in zip(
-        known, drawing.spread([y + 0.03 for y in at], 0.065), strict=True
+        references, drawing.spread([y + 0.03 for y in at], 0.065), strict=True
     ):
         axes.axhline(height, color=colour, linewidth=1.1, linestyle=(0, (1, 2)))
         axes.text(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import re
 from collections.abc import Sequence
 
 from kd_jax import drawing
@@ -18,13 +19,13 @@ class Panel:
     Attributes:
       content: SVG or HTML, with whatever came from files escaped.
       caption, title: text.
-      wide: whether it takes a line of its own.
+      kind: `broad` takes a line of its own, `full` all of that line.
     """
 
     content: str
     caption: str
     title: str = ""
-    wide: bool = False
+    kind: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +34,13 @@ class Section:
 
     Attributes:
       title, text: as people read them; they are escaped here.
-      compares: whether it is one of the comparisons, which stand under a heading of their own.
+      legend: labels of the lines of all panels, where they do not stand at the lines.
     """
 
     title: str
     text: str
     panels: tuple[Panel, ...]
-    compares: bool = False
+    legend: tuple[str, ...] = ()
 
 
 _STYLE = """
@@ -59,10 +60,16 @@ th { font-size: .82rem; font-weight: 600; color: var(--muted); }
 .left { text-align: left; }
 .results td:first-child { font-weight: 600; }
 .results .small { font-weight: 400; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .2rem 0 .8rem; }
+.legend i { display: inline-block; width: 1.4rem; margin-right: .4rem; vertical-align: .25em;
+  border-top: 3px solid; }
+.legend .dashed { border-top-style: dashed; }
 .panels { display: grid; gap: 1.6rem 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
 .panel { margin: 0; min-width: 0; max-width: 32rem; }
 .panel.broad { grid-column: 1 / -1; max-width: 46rem; }
+.panel.full { grid-column: 1 / -1; max-width: none; }
+.panel > img { margin: 0 0 .5rem; }
 .panel svg { display: block; width: 100%; height: auto; fill: currentColor; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .cards { display: grid; gap: 1.2rem;
@@ -73,7 +80,8 @@ svg * { stroke-linejoin: round; stroke-linecap: butt; }
 img { display: block; width: 100%; max-width: 5rem; margin: 0 auto .25rem; border-radius: .25rem;
   image-rendering: pixelated; }
 .says { margin: .7rem 0 0; font-size: .82rem; }
-.bar { display: grid; grid-template-columns: 7.5rem 1fr 3rem; gap: .4rem; align-items: center; }
+.bar { display: grid; grid-template-columns: 6.5rem 1fr 3.2rem; gap: .4rem; align-items: center; }
+.bar .inside { font-weight: 700; }
 .bar span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .bar i { display: block; height: .6rem; background: var(--c1); border-radius: 2px; }
 .student .bar i { background: var(--c2); }
@@ -114,19 +122,34 @@ def render(title: str, parts: Sequence[str]) -> str:
 def section(part: Section) -> str:
     """Return a section's HTML."""
     shown = "\n".join(_panel(panel) for panel in part.panels)
-    text = f"<p>{escape(part.text)}</p>\n" if part.text else ""
+    text = f"<p>{prose(part.text)}</p>\n" if part.text else ""
+    if part.legend:
+        keys = "".join(_key(number, label) for number, label in enumerate(part.legend))
+        text += f'<div class="legend">{keys}</div>\n'
     return (
-        f"<section>\n<h2>{escape(part.title)}</h2>\n{text}"
+        f"<section>\n<h2>{prose(part.title)}</h2>\n{text}"
         f'<div class="panels">\n{shown}\n</div>\n</section>'
     )
 
 
+def prose(text: str) -> str:
+    """Return text as HTML whose lines do not break between a number and its unit."""
+    return escape(re.sub(r"(?<=\d) (?=%|nats)|(?<==) |(?<=\bT) (?==)", "\N{NO-BREAK SPACE}", text))
+
+
+def _key(number: int, label: str) -> str:
+    """Return how the legend shows a line, see `figures.lines`."""
+    colours = [name for name in drawing.PALETTE if name != "--muted"]
+    kind = "dashed" if number >= len(colours) else "whole"
+    colour = f"var({colours[number % len(colours)]})"
+    return f'<span><i class="{kind}" style="color: {colour}"></i>{escape(label)}</span>'
+
+
 def _panel(panel: Panel) -> str:
     title = f"<h3>{escape(panel.title)}</h3>" if panel.title else ""
-    kind = "panel broad" if panel.wide else "panel"
     return (
-        f'<figure class="{kind}">{title}{panel.content}'
-        f"<figcaption>{escape(panel.caption)}</figcaption></figure>"
+        f'<figure class="panel {panel.kind}">{title}{panel.content}'
+        f"<figcaption>{prose(panel.caption)}</figcaption></figure>"
     )
 
 

@@ -21,10 +21,15 @@ _PUBLISHED = "Dotted: top-1 on test as published ({source})."
 _Points = Sequence[tuple[float, float]]
 
 
-def overview(study: Study) -> Section | None:
-    """Show every row's top-1 beside what is published."""
+def accuracy(study: Study) -> Section | None:
+    """Show every row's top-1, beside what is published, its teacher's, and what it costs."""
     if not study.rows:
         return None
+    panels = (_overview(study), _by_teacher(study), _by_cost(study))
+    return Section("Accuracy", "", tuple(panel for panel in panels if panel))
+
+
+def _overview(study: Study) -> Panel:
     rows = [
         (row.label, row.values("test_top1"), row.published.top1 if row.published else None)
         for row in study.rows
@@ -35,30 +40,29 @@ def overview(study: Study) -> Section | None:
     if sources:
         caption += f"; diamonds: published ({', '.join(sources)})"
     figure = figures.dots(rows, "top-1 on test, %")
-    return Section("Accuracy", "", (Panel(figure, f"{caption}. From result.json: test_top1."),))
+    return Panel(figure, f"{caption}. From result.json: test_top1.", "How right each is")
 
 
 def all_rows(study: Study) -> Section | None:
     """Draw every row over the epochs."""
     drawn = study.rows[: drawing.MOST_LINES]
-    panels = _over_epochs([(row.label, row) for row in drawn], references=False)
-    if len(study.rows) < 2 or not panels:
+    if len(drawn) < 2:
         return None
     rest = study.rows[drawing.MOST_LINES :]
     left_out = f"Not drawn, for want of colours: {_listed(rest)}." if rest else ""
-    return Section("All of them over the epochs", left_out, tuple(panels))
+    pairs = [(row.label, row) for row in drawn]
+    return _over_epochs("All of them over the epochs", left_out, pairs, references=False)
 
 
 def compared(study: Study) -> list[Section]:
     """Draw every comparison that the configs allow."""
-    sections = []
+    sections: list[Section] = []
     for comparison in comparisons.find(study.rows):
         pairs = list(zip(comparison.labels, comparison.rows, strict=True))
-        panels = _over_epochs(pairs[: drawing.MOST_LINES], references=True)
-        if panels:
-            sections.append(
-                Section(_heading(comparison), _finding(comparison), tuple(panels), compares=True)
-            )
+        found = _over_epochs(
+            _heading(comparison), _finding(comparison), pairs[: drawing.MOST_LINES], references=True
+        )
+        sections += [found] if found else []
     return sections
 
 
@@ -67,21 +71,18 @@ def from_scratch(study: Study) -> Section | None:
     alone = [row for row in study.rows if comparisons.learns_from_labels(row)]
     taught = {row.first.result["student"] for row in study.rows if row not in alone}
     alone = [row for row in alone if not taught or row.first.result["student"] in taught]
-    panels = _over_epochs([(row.label, row) for row in alone], references=True)
-    if not panels:
-        return None
-    where = f" (the study's {published_study.SCRATCH_FIGURE})"
-    return Section(f"From scratch: the student alone, with labels{where}", "", tuple(panels))
-
-
-def teachers_and_students(study: Study) -> Section | None:
-    """Set the students' accuracy beside their teachers', and beside what they cost."""
-    panels = [panel for panel in (_by_teacher(study), _by_cost(study)) if panel]
-    return Section("What it takes", "", tuple(panels)) if panels else None
+    title = "From scratch: the student alone, with labels"
+    if alone and published_study.is_its_question(alone[0].first.result):
+        title += f" (the study's {published_study.SCRATCH_FIGURE})"
+    pairs = [(row.label, row) for row in alone[: drawing.MOST_LINES]]
+    return _over_epochs(title, "", pairs, references=True)
 
 
 def _by_teacher(study: Study) -> Panel | None:
+    compared = [c.rows for c in comparisons.find(study.rows) if c.field == comparisons.TEACHER]
     taught = [row for row in study.rows if not comparisons.learns_from_labels(row)]
+    if compared:  # what differs in nothing else
+        taught = [row for row in taught if any(row in rows for rows in compared)]
     points = [
         figures.Point(row.label, x, y)
         for row in taught
@@ -121,19 +122,30 @@ def _by_cost(study: Study) -> Panel | None:
     return Panel(figure, caption, "What accuracy costs")
 
 
-def _over_epochs(pairs: Sequence[tuple[str, Row]], references: bool) -> list[Panel]:
-    """Return accuracy, loss and fidelity over the epochs, as far as the runs have them."""
+def _over_epochs(
+    title: str, text: str, pairs: Sequence[tuple[str, Row]], references: bool
+) -> Section | None:
+    """Draw accuracy, loss and fidelity over the epochs, as far as the runs have them.
+
+    Args:
+      title, text: of the section.
+      pairs: label and row of each line.
+      references: whether what is published is drawn too.
+    """
     published = [row.published for _, row in pairs if row.published] if references else []
     sources = ", ".join(sorted({found.source for found in published}))
     reference = _PUBLISHED.format(source=sources) if published else ""
+    legend = figures.legend_of([label for label, _ in pairs])
+    if legend:
+        pairs = [("", row) for _, row in pairs]
     panels = [
         _curves(pairs, "top-1 on validation, %", "val", "top1", "{:.1f}", reference),
         _curves(pairs, "loss in training", "train", "loss", "{:.3g}"),
-        _curves(pairs, "KL to the teacher on validation, nats", "val", "kl_to_teacher", "{:.3f}"),
+        _curves(pairs, "KL to the teacher on validation, nats", "val", "kl_to_teacher", "{:.3f}")
+        or _curves(pairs, "NLL on validation, nats", "val", "nll", "{:.2f}"),
     ]
-    if panels[2] is None:
-        panels[2] = _curves(pairs, "NLL on validation, nats", "val", "nll", "{:.2f}")
-    return [panel for panel in panels if panel]
+    found = tuple(panel for panel in panels if panel)
+    return Section(title, text, found, legend) if found else None
 
 
 def _curves(
@@ -149,10 +161,9 @@ def _curves(
     drawn = []
     for label, row in pairs:
         seeds = _alike([own for run in row.runs if (own := points(run))])
-        if seeds:
-            height = row.published.top1 if reference and row.published else None
-            drawn.append(figures.Line(label, seeds, height))
-    if not drawn:
+        height = row.published.top1 if reference and row.published else None
+        drawn.append(figures.Line(label, seeds, height if seeds else None))
+    if not any(line.seeds for line in drawn):
         return None
     several = any(len(line.seeds) > 1 for line in drawn)
     caption = f"From metrics.jsonl: {kind}, {field}"
@@ -168,11 +179,11 @@ def _points(run: Run, kind: str, field: str) -> _Points:
     points = [(r["epoch"], r[field]) for r in records if r.get(field) is not None]
     if kind == "val" or not points:
         return points
-    last = points[-1][0]
+    last = max(round(points[-1][0]), 1)  # a few steps more are not another epoch
     by_epoch: dict[int, list[float]] = {}
     for epoch, value in points:
-        by_epoch.setdefault(max(math.ceil(epoch), 1), []).append(value)
-    return [(min(k, last), sum(values) / len(values)) for k, values in by_epoch.items()]
+        by_epoch.setdefault(min(max(math.ceil(epoch), 1), last), []).append(value)
+    return [(k, sum(values) / len(values)) for k, values in by_epoch.items()]
 
 
 def _alike(seeds: list[_Points]) -> list[_Points]:
@@ -188,21 +199,26 @@ def _heading(comparison: Comparison) -> str:
 
 
 def _finding(comparison: Comparison) -> str:
-    """Say which row is the most accurate, and how sure that is."""
-    ranked = sorted(
-        zip(comparison.labels, comparison.rows, strict=True),
-        key=lambda pair: -(pair[1].mean("test_top1") or 0.0),
-    )
-    (best, first), (worst, last) = ranked[0], ranked[-1]
+    """Say which row is the most accurate, how sure that is, and what all have in common."""
+    reached = {
+        label: f"{row.mean('test_top1'):.2f}"
+        for label, row in zip(comparison.labels, comparison.rows, strict=True)
+    }
+    high, low = (choose(reached.values(), key=float) for choose in (max, min))
     text = (
-        f"Highest on test: {best}, {first.mean('test_top1'):.2f} %; "
-        f"lowest: {worst}, {last.mean('test_top1'):.2f} %."
+        f"Highest on test: {_who(reached, high)}, {high} %; lowest: {_who(reached, low)}, {low} %."
     )
+    if high == low:
+        text = f"On test all of them reach {high} %."
     if all(len(row.runs) == 1 for row in comparison.rows):
         text += " One seed each: a small difference may be chance."
     if comparison.field == comparisons.TEMPERATURE:
         text += " The losses are of different temperatures: compare their course, not their height."
-    return f"{text} Nothing else differs but the length of training: {_common(comparison)}."
+    return f"{text} {_common(comparison)}"
+
+
+def _who(reached: Mapping[str, str], value: str) -> str:
+    return " and ".join(label for label, own in reached.items() if own == value)
 
 
 def _common(comparison: Comparison) -> str:
@@ -215,7 +231,10 @@ def _common(comparison: Comparison) -> str:
         comparisons.LEARNING_RATE: f"learning rate {config['learning_rate']:g}",
         comparisons.MIXUP: f"mixup {config['mixup.kind']}",
     }
-    return ", ".join(text for field, text in known.items() if field != comparison.field)
+    text = ", ".join(words for field, words in known.items() if field != comparison.field)
+    lengths = {round(row.first.result["epochs"]) for row in comparison.rows}
+    but = "" if len(lengths) == 1 else " but the length of training"
+    return f"The same in all: {text}, and everything else in their configs{but}."
 
 
 def _listed(rows: Sequence[Row]) -> str:

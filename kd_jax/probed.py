@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from kd_jax import drawing, fidelity, figures, published_study
 from kd_jax.errors import UserError
-from kd_jax.page import Panel, Section, escape
+from kd_jax.page import Panel, Section, escape, prose
 from kd_jax.records import PROBE_FILE, Row, Study
 
 _TEMPERATURES = (1.0, 2.0, 5.0, 10.0)
@@ -55,32 +55,30 @@ def _along_the_line(probed: Sequence[tuple[str, Mapping[str, Any]]]) -> Section 
     if not probed:
         return None
     drawn = probed[: drawing.MOST_LINES]
+    legend = figures.legend_of([label for label, _ in drawn])
 
-    def panel(what: str, fields: Mapping[str, str], form: str, percent: bool = False) -> Panel:
+    def panel(what: str, field: str, form: str, percent: bool = False) -> Panel:
         series = [
             figures.Line(
-                f"{who}{label}", [[(record["share"], record[field]) for record in probe["line"]]]
+                "" if legend else label,
+                [[(record["share"], record[field]) for record in probe["line"]]],
             )
             for label, probe in drawn
-            for field, who in fields.items()
         ]
-        # Both networks of the first row stand for all: with more rows lines would hide each other.
-        series = series[: len(fields)] if len(fields) > 1 else series
         figure = figures.lines(series, what, "share of the image in the mixture", form, percent)
-        return Panel(figure, f"From {PROBE_FILE}: line, {', '.join(fields)}.")
+        return Panel(figure, f"From {PROBE_FILE}: line, {field}.")
 
-    both = {"teacher_entropy": "teacher of ", "student_entropy": ""}
     panels = (
-        panel("entropy of the predictions, nats", both, "{:.2f}"),
-        panel("KL to the teacher, nats", {"kl_to_teacher": ""}, "{:.2f}"),
-        panel("agreement with the teacher, %", {"agreement": ""}, "{:.1f}", percent=True),
+        panel("the teacher's entropy, nats", "teacher_entropy", "{:.2f}"),
+        panel("KL to the teacher, nats", "kl_to_teacher", "{:.2f}"),
+        panel("agreement with the teacher, %", "agreement", "{:.1f}", percent=True),
     )
     text = (
         "Every test image is mixed with the next in eleven proportions. At 0 and 1 the mixtures "
         "are the images themselves; between them one sees how sure the teacher still is, and how "
         "far the student follows it."
     )
-    return Section("Along the mixup line", text, panels)
+    return Section("Along the mixup line", text, panels, legend)
 
 
 def _mixtures(label: str, probe: Mapping[str, Any]) -> Section | None:
@@ -88,41 +86,49 @@ def _mixtures(label: str, probe: Mapping[str, Any]) -> Section | None:
     if not probe.get("examples"):
         return None
     name = _namer(probe)
-    cards = "\n".join(_card(example, name) for example in probe["examples"])
+    examples = sorted(probe["examples"], key=lambda example: -example["share"])
+    cards = "\n".join(_card(example, name) for example in examples)
     text = (
         f"Test images as {label} and its teacher see them: the first three classes of each, at "
-        f"temperature 1 (as in the study's {published_study.MIXUP_FIGURE})."
+        f"temperature 1 (as in the study's {published_study.MIXUP_FIGURE}). Bold: what is in the "
+        "mixture."
     )
     content = f'<div class="cards">\n{cards}\n</div>'
-    panel = Panel(content, f"From {PROBE_FILE}: examples.", wide=True)
+    panel = Panel(content, f"From {PROBE_FILE}: examples.", kind="full")
     return Section("What they make of mixed images", text, (panel,))
 
 
-def _card(example: Mapping[str, Any], name: Any) -> str:
-    share = example["share"]
+def _card(example: Mapping[str, Any], name: Callable[[int], str]) -> str:
+    share, own, other = example["share"], example["own"], example["other"]
     images = "".join(
-        f'<div><img src="{_image(uri)}" width="80" height="80" alt="{escape(said)}">'
-        f"{escape(said)}</div>"
+        f'<div><img src="{_image(uri)}" width="80" height="80" alt="">{prose(said)}</div>'
         for uri, said in (
-            (example["own"]["image"], f"{share:.0%} {name(example['own']['label'])}"),
-            (example["other"]["image"], f"{1 - share:.0%} {name(example['other']['label'])}"),
+            (own["image"], f"{name(own['label'])}, {100 * share:.0f} %"),
+            (other["image"], f"{name(other['label'])}, {100 * (1 - share):.0f} %"),
             (example["mixture"], "mixture"),
         )
     )
+    inside = {own["label"], other["label"]}
     says = "".join(
-        f'<div class="says {who}">{who}{_bars(example[who], name)}</div>'
+        f'<div class="says {who}">{who}{_bars(example[who], inside, name)}</div>'
         for who in ("teacher", "student")
     )
     return f'<div class="card"><div class="images">{images}</div>{says}</div>'
 
 
-def _bars(classes: Sequence[Mapping[str, Any]], name: Any) -> str:
-    return "".join(
-        f'<div class="bar"><span>{escape(name(one["class"]))}</span>'
-        f'<div><i style="width: {100 * float(one["probability"]):.1f}%"></i></div>'
-        f"<b>{float(one['probability']):.1%}</b></div>"
-        for one in classes
-    )
+def _bars(
+    classes: Sequence[Mapping[str, Any]], inside: set[int], name: Callable[[int], str]
+) -> str:
+    """Return a bar a class; those that are `inside` the image in bold."""
+    lines = []
+    for one in classes:
+        percent = 100 * float(one["probability"])
+        kind = "inside" if one["class"] in inside else ""
+        lines.append(
+            f'<div class="bar"><span class="{kind}">{escape(name(one["class"]))}</span>'
+            f'<div><i style="width: {percent:.1f}%"></i></div><b>{percent:.1f} %</b></div>'
+        )
+    return "".join(lines)
 
 
 def _softened(label: str, probe: Mapping[str, Any]) -> Section | None:
@@ -147,7 +153,9 @@ def _softened(label: str, probe: Mapping[str, Any]) -> Section | None:
     more = len(logits) - len(order)
     caption = f"From {PROBE_FILE}: softmax"
     caption += f"; {more} less probable classes are not shown." if more else "."
-    return Section("Softmax under temperature", text, (Panel(image + figure, caption, wide=True),))
+    return Section(
+        "Softmax under temperature", text, (Panel(image + figure, caption, kind="broad"),)
+    )
 
 
 def _confusion(label: str, probe: Mapping[str, Any]) -> Section | None:
@@ -168,10 +176,10 @@ def _confusion(label: str, probe: Mapping[str, Any]) -> Section | None:
         )
     figure = figures.heatmap(counts, names, f"confusion by {kind}")
     caption = f"Numbers: right, in %. Shade: share of the mistakes. From {PROBE_FILE}: confusion."
-    return Section(f"Confusion by {kind}", text, (Panel(figure, caption, wide=True),))
+    return Section(f"Confusion by {kind}", text, (Panel(figure, caption, kind="broad"),))
 
 
-def _namer(probe: Mapping[str, Any]) -> Any:
+def _namer(probe: Mapping[str, Any]) -> Callable[[int], str]:
     """Return what names a class by its label."""
     names = probe.get("class_names")
     return lambda label: str(names[label]) if names else f"class {int(label)}"

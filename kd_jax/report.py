@@ -47,11 +47,10 @@ def write_study(study: Study, out: Path, csv: Path | None = None) -> str:
 def to_html(study: Study, base: Path) -> str:
     """Return the page; its links to the runs' files are relative to `base`."""
     drawn = [
-        panels.overview(study),
+        panels.accuracy(study),
         *panels.compared(study),
         panels.from_scratch(study),
         panels.all_rows(study),
-        panels.teachers_and_students(study),
         *probed.sections(study),
     ]
     parts = [_lead(study), _results(study, base), *(page.section(s) for s in drawn if s)]
@@ -62,16 +61,19 @@ def _lead(study: Study) -> str:
     """Say in a sentence or two what came out."""
     if not study.rows:
         return "<p>No run is finished yet.</p>"
-    best = max(study.rows, key=lambda row: row.mean("test_top1") or 0.0)
-    sentences = [f"{best.label} is the most accurate on test, {best.mean('test_top1'):.2f} %."]
+    reached = {row.label: f"{row.mean('test_top1'):.2f}" for row in study.rows}
+    high = max(reached.values(), key=float)
+    best = [label for label, own in reached.items() if own == high]
+    verb = "is" if len(best) == 1 else "are"
+    sentences = [f"Most accurate on test {verb} {' and '.join(best)}, with {high} %."]
     followers = [row for row in study.rows if row.mean("kl_to_teacher") is not None]
     if followers:
         nearest = min(followers, key=lambda row: row.mean("kl_to_teacher") or 0.0)
         sentences.append(
-            f"{nearest.label} is nearest to its teacher: {nearest.mean('kl_to_teacher'):.3f} nats "
-            f"from it, of one opinion on {nearest.mean('agreement'):.2f} % of the images."
+            f"Nearest to its teacher is {nearest.label}: {nearest.mean('kl_to_teacher'):.3f} nats "
+            f"from it, and it agrees with it on {nearest.mean('agreement'):.2f} % of the images."
         )
-    return f"<p>{escape(' '.join(sentences))}</p>"
+    return f"<p>{page.prose(' '.join(sentences))}</p>"
 
 
 def _results(study: Study, base: Path) -> str:
@@ -79,21 +81,26 @@ def _results(study: Study, base: Path) -> str:
     if not study.rows:
         return ""
     header, *lines = result_table.rows(study)
-    rows = [[escape(cell) for cell in header]]
-    for row, line in zip(study.rows, lines, strict=True):
+    rows = [[escape(cell) for cell in ("", *header[_NAMES:])]]
+    for row, (label, network, *numbers) in zip(study.rows, lines, strict=True):
         places = "<br>".join(_link(run, workdir.RESULT_FILE, base) for run in row.runs)
-        name = f'{escape(line[0])}<div class="small">{places}</div>'
-        rows.append([name, *(escape(cell) for cell in line[1:])])
+        about = f'<div class="small">{escape(network)}<br>{places}</div>'
+        rows.append([escape(label) + about, *map(_number, numbers)])
     note = (
         "All of the test split, each image counted once, at the last step (or the best on "
         "validation, where a run has patience). ECE: expected calibration error."
     )
     seeds = any(len(row.runs) > 1 for row in study.rows)
-    note += (
-        " Of several seeds the mean, and in brackets the lowest and the highest." if seeds else ""
-    )
-    table = page.table(rows, _NAMES, "results")
+    note += " Of several seeds the mean, and below it the lowest and the highest." if seeds else ""
+    table = page.table(rows, 1, "results")
     return f'<section><h2>Results</h2>{table}<p class="small">{escape(note)}</p></section>'
+
+
+def _number(cell: str) -> str:
+    """Return a cell with the range of the seeds below their mean."""
+    mean, bracket, seeds = cell.partition(" (")
+    below = f'<div class="small">{escape(seeds.rstrip(")"))}</div>' if bracket else ""
+    return escape(mean) + below
 
 
 def _unfinished(study: Study, base: Path) -> str:
