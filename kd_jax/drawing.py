@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-# (light, dark), by the variable of the page. The hues are Okabe and Ito's, which colour-blind
-# readers tell apart, and a grey; each is as dark, or as light, as small text on the page has to be.
+# (light, dark), by the variable of the page. Each is legible as small text on the page, and the
+# lines' colours can be told apart by the colour-blind too: `tests/test_report.py` measures both.
 PALETTE = {
-    "--c1": ("#0067a8", "#62b5f5"),
-    "--c2": ("#b84a00", "#ff9a5c"),
-    "--c3": ("#007257", "#45cfa3"),
-    "--c4": ("#9c3f80", "#ea94cf"),
-    "--c5": ("#7a6200", "#e3c64d"),
-    "--c6": ("#3f454c", "#d3d9df"),
+    "--c1": ("#1257d6", "#4f8fff"),
+    "--c2": ("#b9550c", "#ff7f3f"),
+    "--c3": ("#14603a", "#63eaa8"),
+    "--c4": ("#74148f", "#f0a0e8"),
+    "--c5": ("#2a2d31", "#f1f3f5"),
     "--muted": ("#68707a", "#9aa4af"),
 }
 INK, MUTED = "#000000", PALETTE["--muted"][0]
