@@ -71,6 +71,12 @@ def learns_from_labels(row: Row) -> bool:
     return row.first.config.get("distill.label_weight") == 1
 
 
+def asked(row: Row) -> dict[str, Any]:
+    """Return a row's answers to the study's own questions, as they are compared."""
+    factors = _factors(row)
+    return {field: factors[field] for field in _FIRST}
+
+
 def in_words(field: str, value: Any) -> str:
     """Return a value of a field as a label."""
     if field == TEMPERATURE:
@@ -80,7 +86,7 @@ def in_words(field: str, value: Any) -> str:
     if field == TEACHER:
         return str(value[0])
     if field == MIXUP:
-        return "no mixup" if value == "none" else f"mixup by {dict(value)['mixup.kind']}"
+        return "no mixup" if value == "none" else f"mixup per {dict(value)['mixup.kind']}"
     return str(value)
 
 

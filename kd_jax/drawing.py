@@ -31,8 +31,15 @@ FONT_PT = 10
 LINE_GAP = 0.075  # between labels, of the height of the axes
 
 
-def limit(axes: Any, heights: Sequence[float], percent: bool) -> None:
-    """Set the limits upwards: from 0 unless the values are all far from it; log if they span."""
+def limit(axes: Any, heights: Sequence[float], percent: bool, from_zero: bool = True) -> None:
+    """Set the limits upwards: from 0 where that wastes no room, logarithmic where values span.
+
+    Args:
+      axes: not yet drawn in.
+      heights: all that will be drawn.
+      percent: the values end at 100, and are never drawn logarithmically.
+      from_zero: False leaves 0 out.
+    """
     low, high = min(heights), max(heights)
     if low > 0 and high > 30 * low and not percent:
         axes.set_yscale("log")
@@ -40,7 +47,7 @@ def limit(axes: Any, heights: Sequence[float], percent: bool) -> None:
         plain_log(axes.yaxis)
         return
     margin = 0.06 * (high - low) or max(abs(high) * 0.1, 0.1)
-    bottom = 0.0 if 0 <= low < 0.5 * high else low - margin
+    bottom = 0.0 if from_zero and 0 <= low < 0.5 * high else low - margin
     top = min(high + margin, 100.0) if percent else high + margin
     axes.set_ylim(bottom, max(top, bottom + 1e-6))
 

@@ -21,7 +21,7 @@ class Line(NamedTuple):
     Attributes:
       label: empty where it is told elsewhere; the line's last value then stands alone.
       seeds: x and y of each.
-      reference: a height to compare with, drawn dotted in the line's colour.
+      reference: a height to compare with, dotted in the line's colour and in brackets at its end.
     """
 
     label: str
@@ -57,7 +57,7 @@ def lines(
         heights += [line.reference for line in series if line.reference is not None]
         drawing.limit(axes, heights, percent)
         axes.set_xlim(min(mean[0][0] for mean in known), max(mean[-1][0] for mean in known))
-        ends, references = [], []
+        ends = []
         for number, (line, mean) in enumerate(zip(series, means, strict=True)):
             if not mean:
                 continue
@@ -70,12 +70,15 @@ def lines(
             if len(line.seeds) > 1:
                 low, high = _band(line.seeds)
                 axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-            ends.append((x[-1], y[-1], _end(line.label, form.format(y[-1])), colour))
+            said = form.format(y[-1])
             if line.reference is not None:
-                references.append((line.reference, colour))
+                axes.axhline(line.reference, color=colour, linewidth=1.1, linestyle=(0, (1, 2)))
+                said += f" ({line.reference:.2f})"
+            ends.append((x[-1], y[-1], f"{line.label}: {said}" if line.label else said, colour))
         _name_ends(axes, ends)
-        _draw_references(axes, references)
         axes.set_xlabel(x_label)
+        if axes.get_xlim()[1] >= 5:
+            axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         drawing.head(axes, what)
         axes.grid(axis="y", color=drawing.MUTED, alpha=0.25, linewidth=0.6)
         return drawing.svg(figure, f"{what}, over {x_label}")
@@ -86,7 +89,7 @@ def scatter(points: Sequence[Point], what: str, x_label: str, log_x: bool = Fals
     with drawing.one_axes() as (figure, axes):
         if log_x:
             axes.set_xscale("log")
-        drawing.limit(axes, [point.y for point in points], percent=True)
+        drawing.limit(axes, [point.y for point in points], percent=True, from_zero=False)
         xs = [point.x for point in points]
         margin = 0.08 * (max(xs) - min(xs)) or 1.0
         axes.set_xlim(*(
@@ -220,10 +223,6 @@ def legend_of(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(labels) if max(map(len, labels), default=0) > _LONGEST_AT_A_LINE else ()
 
 
-def _end(label: str, value: str) -> str:
-    return f"{label}: {value}" if label else value
-
-
 def _percent(probability: float) -> str:
     percent = 100 * probability
     if percent >= 1:
@@ -253,19 +252,6 @@ def _name_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None
                 linewidth=0.6, alpha=0.6, clip_on=False,
             )  # fmt: skip
         axes.text(1.03, height, text, transform=axes.transAxes, color=colour, va="center")
-
-
-def _draw_references(axes: Any, references: Sequence[tuple[float, str]]) -> None:
-    """Draw heights to compare with across the axes, each with its number at the left."""
-    at = [drawing.fraction(axes, axes.get_xlim()[0], height)[1] for height, _ in references]
-    for (height, colour), y in zip(
-        references, drawing.spread([y + 0.03 for y in at], 0.065), strict=True
-    ):
-        axes.axhline(height, color=colour, linewidth=1.1, linestyle=(0, (1, 2)))
-        axes.text(
-            0.01, y, f"{height:.2f}", transform=axes.transAxes, color=colour, va="center",
-            fontsize=drawing.FONT_PT - 2,
-        )  # fmt: skip
 
 
 def _beside(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from kd_jax import comparisons, drawing, figures, published_study
 from kd_jax.comparisons import Comparison
@@ -17,7 +16,7 @@ _TITLES = {
     comparisons.LEARNING_RATE: "Learning rates",
     comparisons.MIXUP: "Mixup",
 }
-_PUBLISHED = "Dotted: top-1 on test as published ({source})."
+_PUBLISHED = "Dotted, and in brackets: published top-1 on test ({source})."
 _Points = Sequence[tuple[float, float]]
 
 
@@ -40,7 +39,8 @@ def _overview(study: Study) -> Panel:
     if sources:
         caption += f"; diamonds: published ({', '.join(sources)})"
     figure = figures.dots(rows, "top-1 on test, %")
-    return Panel(figure, f"{caption}. From result.json: test_top1.", "How right each is")
+    title = "Beside what was published" if sources else "Top-1, run by run"
+    return Panel(figure, f"{caption}. From result.json: test_top1.", title)
 
 
 def all_rows(study: Study) -> Section | None:
@@ -56,14 +56,20 @@ def all_rows(study: Study) -> Section | None:
 
 def compared(study: Study) -> list[Section]:
     """Draw every comparison that the configs allow."""
-    sections: list[Section] = []
-    for comparison in comparisons.find(study.rows):
+    found = comparisons.find(study.rows)
+    sections = []
+    for comparison in found:
+        alike = [other for other in found if other.field == comparison.field]
         pairs = list(zip(comparison.labels, comparison.rows, strict=True))
-        found = _over_epochs(
-            _heading(comparison), _finding(comparison), pairs[: drawing.MOST_LINES], references=True
+        sections.append(
+            _over_epochs(
+                _heading(comparison, alike),
+                _finding(comparison),
+                pairs[: drawing.MOST_LINES],
+                references=True,
+            )
         )
-        sections += [found] if found else []
-    return sections
+    return [section for section in sections if section]
 
 
 def from_scratch(study: Study) -> Section | None:
@@ -104,12 +110,15 @@ def _by_teacher(study: Study) -> Panel | None:
 
 
 def _by_cost(study: Study) -> Panel | None:
-    points = [
-        figures.Point(row.label, x, y)
+    measured = [
+        (x, y, row.label)
         for row in study.rows
         if (x := row.mean("madds")) is not None and (y := row.mean("test_top1")) is not None
     ]
+    best = {x: max(own for own in measured if own[0] == x) for x, _, _ in measured}
+    points = [figures.Point(label if best[x][2] == label else "", x, y) for x, y, label in measured]
     caption = "From result.json: madds and test_top1."
+    caption += " Named: the best of those that cost the same." if len(best) < len(points) else ""
     if any(published_study.is_its_question(row.first.result) for row in study.rows):
         points += [
             figures.Point(f"{network.name}, published", network.madds, network.top1, True)
@@ -191,8 +200,12 @@ def _alike(seeds: list[_Points]) -> list[_Points]:
     return [own for own in seeds if [x for x, _ in own] == [x for x, _ in seeds[0]]]
 
 
-def _heading(comparison: Comparison) -> str:
+def _heading(comparison: Comparison, alike: Sequence[Comparison]) -> str:
+    """Name what is compared, and where several are of one field, what tells this one apart."""
     title = _TITLES.get(comparison.field, comparison.field)
+    everywhere = set.intersection(*(set(_shared(other)) for other in alike))
+    apart = [words for words in _shared(comparison) if words not in everywhere]
+    title += f" at {', '.join(apart)}" if apart else ""
     its_question = published_study.is_its_question(comparison.rows[0].first.result)
     figure = published_study.FIGURES.get(comparison.field) if its_question else None
     return f"{title} (the study's {figure})" if figure else title
@@ -222,19 +235,19 @@ def _who(reached: Mapping[str, str], value: str) -> str:
 
 
 def _common(comparison: Comparison) -> str:
-    """Say what the compared rows have in common, of what the study asks about."""
-    config: Mapping[str, Any] = comparison.rows[0].first.config
-    result = comparison.rows[0].first.result
-    known = {
-        comparisons.TEACHER: f"teacher {result.get('teacher')}",
-        comparisons.TEMPERATURE: f"T = {config['distill.temperature']:g}",
-        comparisons.LEARNING_RATE: f"learning rate {config['learning_rate']:g}",
-        comparisons.MIXUP: f"mixup {config['mixup.kind']}",
-    }
-    text = ", ".join(words for field, words in known.items() if field != comparison.field)
+    """Say what the compared rows have in common."""
     lengths = {round(row.first.result["epochs"]) for row in comparison.rows}
     but = "" if len(lengths) == 1 else " but the length of training"
-    return f"The same in all: {text}, and everything else in their configs{but}."
+    shared = ", ".join(_shared(comparison))
+    return f"The same in all: {shared}, and everything else in their configs{but}."
+
+
+def _shared(comparison: Comparison) -> list[str]:
+    """Return what the compared rows have in common of what the study asks about, in words."""
+    values = comparisons.asked(comparison.rows[0])
+    words = {field: comparisons.in_words(field, value) for field, value in values.items()}
+    names = {comparisons.TEACHER: "teacher ", comparisons.LEARNING_RATE: "learning rate "}
+    return [names.get(f, "") + text for f, text in words.items() if f != comparison.field]
 
 
 def _listed(rows: Sequence[Row]) -> str:

@@ -41,6 +41,7 @@ class Published(NamedTuple):
     source: str
 
 
+SOURCE = "Table 2 of the study"
 DATASET, STUDENT = "cifar100", "mobilenet_v3_small"
 TABLE_1 = (
     Network("resnet44", 71.63, 97.44e6),
@@ -94,5 +95,5 @@ def find(config: Mapping[str, Any], result: Mapping[str, Any]) -> Published | No
         if (row.teacher, row.mixup, row.learning_rate) == settings and (
             alone or config["distill.temperature"] in row.temperatures
         ):
-            return Published(row.top1, f"the study's Table 2, {row.epochs} epochs")
+            return Published(row.top1, SOURCE)
     return None

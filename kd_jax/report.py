@@ -119,12 +119,12 @@ def _progress(run: Run) -> str:
     """Say how far an unfinished run is."""
     if not run.config:
         return "not begun"
-    planned = run.config["total_steps"]
-    end = f"step {planned}" if planned else f"epoch {run.config['total_epochs']:g}"
     if not run.train:
-        return f"begun, of {end}"
-    last = run.train[-1]
-    return f"at step {last['step']}, epoch {last['epoch']:.2f}, of {end}"
+        return "begun"
+    last, planned = run.train[-1], run.config["total_steps"]
+    of_steps = f" of {planned}" if planned else ""
+    of_epochs = "" if planned else f" of {run.config['total_epochs']:g}"
+    return f"at step {last['step']}{of_steps}, epoch {last['epoch']:.2f}{of_epochs}"
 
 
 def _sources(study: Study, base: Path) -> str:

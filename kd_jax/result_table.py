@@ -50,9 +50,8 @@ def _cell(row: Row, field: str, form: str, differs: bool) -> str:
     if not differs:
         return form.format(values[0])
     text = form.format(sum(values) / len(values))
-    if len(values) == 1:
-        return text
-    return f"{text} ({form.format(min(values))} to {form.format(max(values))})"
+    low, high = form.format(min(values)), form.format(max(values))
+    return text if low == high else f"{text} ({low} to {high})"
 
 
 def to_csv(study: Study) -> str:
