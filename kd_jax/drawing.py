@@ -94,6 +94,62 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return placed
 
 
+# Of the axes of a figure of `SIZE`, roughly: a letter's width, a line's height, half a point.
+_LETTER, _LINE, _POINT = 0.0185, 0.068, 0.018
+_Box = tuple[float, float, float, float]  # left, bottom, right, top
+
+
+def places(
+    labels: Sequence[str], points: Sequence[tuple[float, float]]
+) -> list[tuple[float, float, str]]:
+    """Return where each label stands: beside its point, and on nothing else as far as possible.
+
+    Args:
+      labels: empty ones take no room.
+      points: in [0, 1] of the axes each way.
+
+    Returns:
+      x and y in [0, 1], and which side of the label x is, `left`, `right` or `center`.
+    """
+    taken: list[_Box] = [
+        (x - _POINT, y - 2 * _POINT, x + _POINT, y + 2 * _POINT) for x, y in points
+    ]
+    found = []
+    for label, (x, y) in zip(labels, points, strict=True):
+        width = _LETTER * len(label)
+        candidates = []
+        for up in (0, _LINE, -_LINE, 2 * _LINE, -2 * _LINE):
+            aside = 1.4 * _POINT if up == 0 else 0
+            candidates += [(x + aside, y + up, "left"), (x - aside, y + up, "right")]
+            candidates += [(x, y + up, "center")] if up else []
+
+        # Of equals the nearest, which stands first.
+        best = min(candidates, key=lambda place: _in_the_way(_box(place, width), taken))
+        found.append(best)
+        taken += [_box(best, width)] if label else []
+    return found
+
+
+def _box(place: tuple[float, float, str], width: float) -> _Box:
+    x, y, side = place
+    left = x - {"left": 0.0, "center": width / 2, "right": width}[side]
+    return left, y - _LINE / 2, left + width, y + _LINE / 2
+
+
+def _in_the_way(box: _Box, taken: Sequence[_Box]) -> float:
+    """Return how much of a box is outside of the axes, or on others; most of all if any is."""
+    outside = max(-box[0], 0) + max(box[2] - 1, 0) + max(-box[1], 0) + max(box[3] - 1, 0)
+    shared = [_overlap(box, other) for other in taken]
+    return 10 * outside + sum(shared) + 0.1 * sum(area > 0 for area in shared)
+
+
+def _overlap(one: _Box, other: _Box) -> float:
+    """Return the area that two boxes share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return width * height if width > 0 and height > 0 else 0.0
+
+
 def head(axes: Any, text: str) -> None:
     """Write above the axes what they measure, where other figures turn it on its side."""
     axes.set_title(text, fontsize=FONT_PT, loc="left", color=MUTED)

@@ -5,7 +5,7 @@ No figure has a title: the page says above it what one sees. Lines are labelled 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,10 +102,11 @@ def scatter(points: Sequence[Point], what: str, x_label: str, log_x: bool = Fals
             colour = drawing.MUTED if point.hollow else drawing.SERIES[0]
             face = "none" if point.hollow else colour
             axes.plot(point.x, point.y, "o", markersize=6, color=colour, markerfacecolor=face)
-        for point, (x, y), (dx, dy, side) in zip(points, at, _beside(points, at), strict=True):
+        places = drawing.places([point.label for point in points], at)
+        for point, (x, y, side) in zip(points, places, strict=True):
             axes.text(
-                x + dx,
-                y + dy,
+                x,
+                y,
                 point.label,
                 transform=axes.transAxes,
                 color=drawing.MUTED if point.hollow else drawing.INK,
@@ -252,17 +253,3 @@ def _name_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None
                 linewidth=0.6, alpha=0.6, clip_on=False,
             )  # fmt: skip
         axes.text(1.03, height, text, transform=axes.transAxes, color=colour, va="center")
-
-
-def _beside(
-    points: Sequence[Point], at: Sequence[tuple[float, float]]
-) -> Iterator[tuple[float, float, str]]:
-    """Return how far from its point each label stands, and which of its sides is there."""
-    left = [x > 0.6 for x, _ in at]
-    moved = list(at)
-    for side in (True, False):  # labels on one side of their points can only meet each other
-        members = [i for i, own in enumerate(left) if own is side]
-        for i, y in zip(members, drawing.spread([at[i][1] for i in members], 0.065), strict=True):
-            moved[i] = (at[i][0], y)
-    for own, (_, y), (_, height) in zip(left, at, moved, strict=True):
-        yield (-0.025 if own else 0.025), height - y, "right" if own else "left"

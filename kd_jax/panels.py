@@ -100,7 +100,7 @@ def _by_teacher(study: Study) -> Panel | None:
     if any(published_study.is_its_question(row.first.result) for row in taught):
         of_teacher = {network.name: network.top1 for network in published_study.TABLE_1}
         points += [
-            figures.Point(f"{row.teacher}, published", of_teacher[row.teacher], row.top1, True)
+            figures.Point(row.teacher, of_teacher[row.teacher], row.top1, True)
             for row in published_study.TABLE_2
             if row.teacher and row.epochs == 400
         ]
@@ -121,7 +121,7 @@ def _by_cost(study: Study) -> Panel | None:
     caption += " Named: the best of those that cost the same." if len(best) < len(points) else ""
     if any(published_study.is_its_question(row.first.result) for row in study.rows):
         points += [
-            figures.Point(f"{network.name}, published", network.madds, network.top1, True)
+            figures.Point(network.name, network.madds, network.top1, True)
             for network in published_study.TABLE_1
         ]
         caption += " Hollow: the study's Table 1."
