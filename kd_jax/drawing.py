@@ -112,7 +112,7 @@ def places(
       x and y in [0, 1], and which side of the label x is, `left`, `right` or `center`.
     """
     taken: list[_Box] = [
-        (x - _POINT, y - 2 * _POINT, x + _POINT, y + 2 * _POINT) for x, y in points
+        (x - _POINT, y - 1.4 * _POINT, x + _POINT, y + 1.4 * _POINT) for x, y in points
     ]
     found = []
     for label, (x, y) in zip(labels, points, strict=True):
