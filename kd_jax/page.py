@@ -80,12 +80,13 @@ svg * { stroke-linejoin: round; stroke-linecap: butt; }
 img { display: block; width: 100%; max-width: 5rem; margin: 0 auto .25rem; border-radius: .25rem;
   image-rendering: pixelated; }
 .says { margin: .7rem 0 0; font-size: .82rem; }
-.bar { display: grid; grid-template-columns: 6.5rem 1fr 3.2rem; gap: .4rem; align-items: center; }
+.bar { display: grid; grid-template-columns: 6.5rem 1fr 3.7rem; gap: .4rem; align-items: center; }
 .bar .inside { font-weight: 700; }
 .bar span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .bar i { display: block; height: .6rem; background: var(--c1); border-radius: 2px; }
 .student .bar i { background: var(--c2); }
-.bar b { font-weight: 400; text-align: right; font-variant-numeric: tabular-nums; }
+.bar b { font-weight: 400; white-space: nowrap; text-align: right;
+  font-variant-numeric: tabular-nums; }
 details { margin: 1rem 0; } summary { cursor: pointer; }
 pre { overflow-x: auto; font-size: .78rem; }
 """

@@ -1,0 +1,384 @@
+"""The report: what is compared, what is shown and what is not, and where every number is from."""
+
+import csv
+import html.parser
+import io
+import itertools
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import ROOT, run
+from kd_jax import (
+    class_names,
+    comparisons,
+    drawing,
+    figures,
+    published_study,
+    records,
+    report,
+    result_table,
+    showcase,
+)
+from kd_jax.errors import UserError
+from kd_jax.files import read_json
+from kd_jax.sources import Split
+from synthetic import ROWS, write_probe, write_run, write_study
+
+HEADINGS = (
+    "Results",
+    "Accuracy",
+    "Beside what was published",
+    "Is the better teacher the better one to learn from?",
+    "What accuracy costs",
+    "Teachers (the study's Fig. 7)",
+    "Temperatures (the study's Fig. 8)",
+    "Learning rates at T = 5 (the study's Figs. 9 and 10)",
+    "Learning rates at T = 10 (the study's Figs. 9 and 10)",
+    "Mixup (the study's Fig. 11)",
+    "From scratch: the student alone, with labels (the study's Fig. 6)",
+    "All of them over the epochs",
+    "Along the mixup line",
+    "What they make of mixed images",
+    "Softmax under temperature",
+    "Confusion by superclass",
+    "Unfinished",
+    "Where the numbers come from",
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("study"))
+
+
+class Page(html.parser.HTMLParser):
+    """Headings, references and visible text of a page, as a browser would read them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.headings, self.references, self.tags, self.texts = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        wanted = {"href", "src", "xlink:href", "srcset", "action"}
+        self.references += [value for name, value in attributes if name in wanted]
+        if tag in ("h2", "h3"):
+            self.headings.append("")
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1] in ("h2", "h3"):
+            self.headings[-1] += data.replace("\N{NO-BREAK SPACE}", " ").strip()
+        self.texts.append(data)
+
+
+def page_of(workdirs, tmp_path, title="a report"):
+    table = report.write(workdirs, tmp_path / "report.html", title)
+    text = (tmp_path / "report.html").read_text()
+    return table, text, Page(text)
+
+
+def test_a_study_has_every_figure(study, tmp_path):
+    report.write_study(records.of_study(study), tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text())
+    assert [heading for heading in page.headings if heading] == list(HEADINGS)
+    # 3 of accuracy, 3 over the epochs of 7 sections, 3 along the line, softmax, confusion.
+    assert page.tags.count("svg") == 3 + 3 * 7 + 3 + 1 + 1
+    assert page.tags.count("img") == 3 * 3 + 1
+
+
+def test_what_is_not_there_is_not_shown(tmp_path):
+    alone = write_run(tmp_path / "w", result={"dataset": "digits"})
+    _, _, page = page_of({"alone": alone}, tmp_path)
+    assert page.headings == [
+        "Results", "Accuracy", "Top-1, run by run", "Where the numbers come from"
+    ]  # fmt: skip
+    (alone / "config.json").unlink()
+    (alone / "metrics.jsonl").unlink()
+    _, _, page = page_of({"alone": alone}, tmp_path)
+    assert page.tags.count("svg") == 1
+
+
+def test_seeds_are_one_row_with_their_mean(study, tmp_path):
+    content = records.of_study(study)
+    assert [row.label for row in content.rows] == [name for name, *_ in ROWS]
+    table = result_table.rows(content)
+    resnet44 = dict(zip(table[0], table[2], strict=True))
+    assert resnet44["seeds"] == "2"
+    assert resnet44["top-1 %"] == "41.40 (41.20 to 41.60)"
+    assert resnet44["published %"] == "40.67"
+    assert resnet44["ECE %"] == "7.25"
+    scratch = dict(zip(table[0], table[1], strict=True))
+    assert scratch["agreement %"] == scratch["KL to teacher"] == "-"
+    markdown = report.write_study(content, tmp_path / "page.html")
+    assert len(markdown.splitlines()) == 2 + len(ROWS) + 1
+    assert markdown.endswith("unfinished: more, at step 200, epoch 20.00 of 20")
+
+
+def test_the_csv_has_what_the_files_have(study, tmp_path):
+    report.write_study(records.of_study(study), tmp_path / "page.html", tmp_path / "runs.csv")
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "runs.csv").read_text())))
+    assert len(lines) == 2 * len(ROWS) + 1
+    for line in lines[:-1]:
+        result = read_json(study / "runs" / line["run"] / "result.json")
+        best = result.pop("best")
+        for field, value in (*result.items(), *((f"best.{k}", v) for k, v in best.items())):
+            written = line[field]
+            assert written == ("" if value is None else str(value)), field
+    assert lines[-1]["finished"] == "False"
+    assert lines[-1]["test_top1"] == ""
+
+
+def test_runs_are_compared_where_one_field_differs(study):
+    found = comparisons.find(records.of_study(study).rows)
+    assert [(c.field, [row.label for row in c.rows]) for c in found] == [
+        ("teacher", ["ResNet44", "VGG11", "MobileNetV2"]),
+        ("distill.temperature", ["T 2", "MobileNetV2", "T 10"]),
+        ("learning_rate", ["MobileNetV2", "lr 0.003"]),
+        ("learning_rate", ["T 10", "lr 0.01"]),
+        ("mixup", ["T 10", "no mixup"]),
+    ]
+    assert found[1].labels == ("T = 2", "T = 5", "T = 10")
+
+
+def test_other_fields_are_compared_too_and_lengths_are_told(tmp_path):
+    for name, overrides, epochs in (
+        ("same", {}, 20),
+        ("own crops", {"distill.view": "independent"}, 20),
+        ("longer", {}, 30),
+        ("both", {"distill.view": "independent", "learning_rate": 0.1, "seed": 5}, 20),
+    ):
+        write_run(tmp_path / name, overrides=overrides, epochs=epochs)
+    names = ("same", "own crops", "longer", "both")
+    rows = records.of_runs({name: tmp_path / name for name in names}, "").rows
+    found = {c.field: c for c in comparisons.find(rows)}
+    assert set(found) == {"distill.view", "learning_rate"}
+    assert set(found["distill.view"].labels) == {
+        "same, 20 epochs", "same, 30 epochs", "independent, 20 epochs"
+    }  # fmt: skip
+    assert found["learning_rate"].labels == ("0.001", "0.1")
+
+
+@pytest.mark.parametrize("row", published_study.TABLE_2, ids=str)
+def test_each_published_row_is_found_by_its_settings(row):
+    config = {
+        "distill.label_weight": 0.0 if row.teacher else 1.0,
+        "mixup.kind": "example" if row.mixup else "none",
+        "learning_rate": row.learning_rate,
+        "distill.temperature": row.temperatures[0] if row.teacher else 5.0,
+    }
+    result = {"dataset": "cifar100", "student": "mobilenet_v3_small", "teacher": row.teacher}
+    assert published_study.find(config, result).top1 == row.top1
+    assert published_study.find(config | {"learning_rate": 0.5}, result) is None
+    assert published_study.find(config, result | {"dataset": "cifar10"}) is None
+    assert published_study.find(config, result | {"student": "mobilenet_v3_small_cifar"}) is None
+
+
+EVIL = "<script>alert(1)</script>\"'&$x_1$"
+
+
+def test_what_files_say_is_escaped(tmp_path):
+    workdir = write_run(tmp_path / "w", result={"student": EVIL, "teacher": EVIL, EVIL: EVIL})
+    other = write_run(tmp_path / "v", overrides={"distill.temperature": 2.0})
+    write_probe(workdir, names=[EVIL] * 100)
+    _, text, page = page_of({EVIL: workdir, "other": other}, tmp_path, title=EVIL)
+    assert not {"script", "iframe", "link"} & set(page.tags)
+    assert "<script" not in text
+    assert EVIL in "".join(page.texts)
+    assert text.count("<svg") == text.count("</svg>")
+
+
+def test_nothing_is_fetched_and_every_row_leads_to_its_files(study, tmp_path):
+    report.write_study(records.of_study(study), study / "page.html")
+    text = (study / "page.html").read_text()
+    page = Page(text)
+    local = [r for r in page.references if not r.startswith(("#", "data:image/png;base64,"))]
+    for reference in local:
+        assert (study / reference).is_file(), reference
+    for row, seed in ((name, seed) for name, *_ in ROWS for seed in (0, 1)):
+        assert f"runs/{row.replace(' ', '_')}-{seed}/result.json" in local
+    style = re.sub(r"url\(#[\w-]+\)", "", text)
+    for outside in ("@import", "url(", "<script", "<link", "javascript:"):
+        assert outside not in style
+
+
+def test_the_same_runs_give_the_same_page(study):
+    report.write_study(records.of_study(study), study / "page.html")
+    first = (study / "page.html").read_bytes()
+    # Another process has other hashes, so what depends on the order of a set would differ.
+    environment = {"PYTHONHASHSEED": "7"}
+    done = run("kd_jax.report", f"--study={study}", f"--out={study}/page.html",
+               environment=environment)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (study / "page.html").read_bytes() == first
+    assert len(first) < 600_000
+
+
+def test_the_report_needs_neither_jax_nor_tensorflow(study, tmp_path):
+    code = (
+        "import sys; from kd_jax import report\n"
+        f"sys.argv = ['report', '--study={study}', '--out={tmp_path}/page.html']\n"
+        "report.main()\n"
+        "print(sorted({'jax', 'tensorflow', 'flax'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_log_that_a_kill_cut_short_is_read_as_far_as_it_goes(tmp_path):
+    workdir = write_run(tmp_path / "w")
+    log = workdir / "metrics.jsonl"
+    whole = len(records.read_run("w", workdir).val)
+    log.write_text(log.read_text()[:-20] + '\n[1]\n{"kind": "val"}\n')
+    assert len(records.read_run("w", workdir).val) == whole - 1
+
+
+def damaged(name, file, content, says):
+    return pytest.param(file, content, says, id=name)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        damaged("no study", "study.json", None, "no study in .*expected a study.json"),
+        damaged("study of words", "study.json", '"words"', "is not a study"),
+        damaged("cut study", "study.json", '{"title": "a', "study.json is damaged"),
+        damaged("study without rows", "study.json", '{"title": "a", "baseline": null}',
+                "is not a study .*'runs'"),
+        damaged("result of words", "runs/scratch-0/result.json", "[]", "is not what a run writes"),
+        damaged("result without accuracy", "runs/scratch-0/result.json",
+                '{"student": "a", "dataset": "b", "steps": 1, "epochs": 1}', "its test_top1 is"),
+        damaged("config of words", "runs/scratch-0/config.json", "words", "not the config"),
+        damaged("probe of words", "runs/MobileNetV2-0/probe.json", "{}", "step, confusion"),
+        damaged("probe of other fields", "runs/MobileNetV2-0/probe.json",
+                '{"step": 1, "line": [{"share": 1}], "confusion": {}}', "is not what kd_jax.probe"),
+        damaged("image from elsewhere", "runs/MobileNetV2-0/probe.json", "http", "no PNG"),
+    ],
+)  # fmt: skip
+def test_wrong_files_are_one_sentence(file, content, says, tmp_path):
+    study = write_study(tmp_path / "study", seeds=1)
+    path = study / file
+    if content == "http":
+        probe = read_json(path)
+        probe["softmax"]["image"] = "http://example.com/x.png"
+        content = json.dumps(probe)
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=says):
+        report.write_study(records.of_study(study), tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_wrong_words_are_one_sentence(tmp_path):
+    for arguments, says in (
+        ((f"--study={tmp_path}", "a=b"), "expected one or the other"),
+        (("words",), "'words' is not LABEL=WORKDIR"),
+        (("--csv",), "expected one argument"),
+    ):
+        done = run("kd_jax.report", *arguments, f"--out={tmp_path}/page.html")
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+@given(st.lists(st.floats(0, 1), max_size=15), st.floats(0, 0.3))
+def test_labels_are_spread_and_keep_their_order(heights, gap):
+    placed = drawing.spread(heights, gap)
+    needed = min(gap, 1 / max(len(heights) - 1, 1))
+    assert all(-1e-9 <= y <= 1 + 1e-9 for y in placed)
+    ordered = [y for _, y in sorted(zip(heights, placed, strict=True))]
+    assert all(b - a >= needed - 1e-9 for a, b in itertools.pairwise(ordered))
+
+
+def test_labels_of_points_stand_on_nothing():
+    points = [(0.68, 0.95), (0.82, 0.91), (0.905, 0.885), (0.09, 0.35), (0.09, 0.4)]
+    labels = ["mobilenetv2_x0_75", "resnet44", "vgg11_bn", "", "no mixup"]
+    places = drawing.places(labels, points)
+    boxes = [
+        drawing._box(place, drawing._LETTER * len(label))
+        for place, label in zip(places, labels, strict=True)
+        if label
+    ]
+    for i, box in enumerate(boxes):
+        assert box[0] >= 0 and box[2] <= 1  # noqa: PT018
+        assert not any(drawing._overlap(box, other) for other in boxes[:i])
+
+
+def test_a_line_ends_with_its_last_value_and_what_was_published():
+    seeds = [[(1, 10.0), (2, 20.0)], [(1, 12.0), (2, 22.0)]]
+    svg = figures.lines([figures.Line("T = 2", seeds, 39.14)], "top-1, %", "epoch")
+    assert ">T = 2: 21.0 (39.14)<" in svg
+    assert "$" not in figures.lines([figures.Line("a", [[(0, 1e-4), (1, 10.0)]])], "loss", "x")
+
+
+# Machado et al. 2009: what is left of linear RGB without one kind of cone.
+_VISIONS = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                   [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                     [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+                   [0.004733, 0.691367, 0.303900]],
+}  # fmt: skip
+
+
+def _linear(colour):
+    parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def _lab(linear):
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    scaled = (np.array(to_xyz) @ np.clip(linear, 0, 1)) / (0.9505, 1, 1.089)
+    x, y, z = np.where(scaled > 0.008856, np.cbrt(scaled), 7.787 * scaled + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize(("mode", "paper"), [(0, "#ffffff"), (1, "#15181c")])
+def test_colours_are_legible_and_can_be_told_apart(mode, paper):
+    def light(colour):
+        return float(_linear(colour) @ (0.2126, 0.7152, 0.0722))
+
+    for name, pair in drawing.PALETTE.items():
+        bright, dim = sorted((light(pair[mode]), light(paper)), reverse=True)
+        assert (bright + 0.05) / (dim + 0.05) >= 4.5, name  # WCAG AA for small text
+    colours = [pair[mode] for name, pair in drawing.PALETTE.items() if name != "--muted"]
+    for vision, matrix in _VISIONS.items():
+        seen = [_lab(np.array(matrix) @ _linear(colour)) for colour in colours]
+        distances = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+        assert min(distances) > 20, vision  # of 100 from black to white
+
+
+def test_the_examples_are_what_the_networks_saw():
+    images = np.zeros((12, 8, 8, 3), np.uint8)
+    images[2], images[3] = 200, 100
+    split = Split(images, np.arange(12, dtype=np.int32) % 4)
+    logits = np.tile(np.array([0.0, 3.0, 1.0, 2.0]), (12, 1))
+    shown = showcase.mixtures(split, 0.8, logits, -logits)
+    assert len(shown) == 1
+    assert (shown[0]["own"]["label"], shown[0]["other"]["label"]) == (2, 3)
+    assert shown[0]["mixture"] == showcase.png(np.full((8, 8, 3), 180, np.uint8))
+    assert [one["class"] for one in shown[0]["teacher"]] == [1, 3, 2]
+    assert [one["class"] for one in shown[0]["student"]] == [0, 2, 3]
+    assert showcase.mixtures(split, 0.3, logits, logits) == []
+
+
+def test_the_softened_image_is_a_typical_right_one():
+    logits = np.log(np.array([[0.89, 0.11], [0.1, 0.9], [0.6, 0.4]]))
+    split = Split(np.zeros((3, 8, 8, 3), np.uint8), np.array([0, 0, 0], np.int32))
+    assert showcase.softmax(split, logits)["index"] == 0  # nearer to 0.9 is wrong
+
+
+def test_class_names_are_the_data_sets_own(cifar100_dir):
+    published = sorted(cifar100_dir.glob("cifar100/*/label.labels.txt"))[-1].read_text().split()
+    assert [name.replace(" ", "_") for name in class_names.NAMES["cifar100"]] == published
