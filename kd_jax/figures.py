@@ -104,6 +104,8 @@ def scatter(points: Sequence[Point], what: str, x_label: str, log_x: bool = Fals
             axes.plot(point.x, point.y, "o", markersize=6, color=colour, markerfacecolor=face)
         places = drawing.places([point.label for point in points], at)
         for point, (x, y, side) in zip(points, places, strict=True):
+            if not point.label:
+                continue
             axes.text(
                 x,
                 y,

@@ -88,6 +88,7 @@ img { display: block; width: 100%; max-width: 5rem; margin: 0 auto .25rem; borde
 .bar b { font-weight: 400; white-space: nowrap; text-align: right;
   font-variant-numeric: tabular-nums; }
 details { margin: 1rem 0; } summary { cursor: pointer; }
+@media (max-width: 40rem) { th, td { padding: .35rem .4rem; } }
 pre { overflow-x: auto; font-size: .78rem; }
 """
 

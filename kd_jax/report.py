@@ -81,11 +81,13 @@ def _results(study: Study, base: Path) -> str:
     if not study.rows:
         return ""
     header, *lines = result_table.rows(study)
-    rows = [[escape(cell) for cell in ("", *header[_NAMES:])]]
-    for row, (label, network, *numbers) in zip(study.rows, lines, strict=True):
+    first = header.index(result_table.HEADLINE)  # what stands before it is told under the label
+    rows = [["", *map(escape, header[first:])]]
+    for row, line in zip(study.rows, lines, strict=True):
         places = "<br>".join(_link(run, workdir.RESULT_FILE, base) for run in row.runs)
-        about = f'<div class="small">{escape(network)}<br>{places}</div>'
-        rows.append([escape(label) + about, *map(_number, numbers)])
+        seeds = f", {len(row.runs)} seeds" if len(row.runs) > 1 else ""
+        about = f'<div class="small">{escape(line[1])}{seeds}<br>{places}</div>'
+        rows.append([escape(line[0]) + about, *map(_number, line[first:])])
     note = (
         "All of the test split, each image counted once, at the last step (or the best on "
         "validation, where a run has patience). ECE: expected calibration error."

@@ -8,9 +8,10 @@ from typing import Any
 
 from kd_jax.records import Row, Run, Study
 
+HEADLINE = "top-1 %"
 # Title, field of `result.json`, format, and whether seeds can differ in it.
 _COLUMNS = (
-    ("top-1 %", "test_top1", "{:.2f}", True),
+    (HEADLINE, "test_top1", "{:.2f}", True),
     ("ECE %", "test_ece", "{:.2f}", True),
     ("agreement %", "agreement", "{:.2f}", True),
     ("KL to teacher", "kl_to_teacher", "{:.3f}", True),

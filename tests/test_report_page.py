@@ -46,9 +46,10 @@ addEventListener("load", () => {
     broken: [...document.images].filter(image => !image.naturalWidth).length,
     ink: getComputedStyle(document.body).color,
     figureInk: getComputedStyle(document.querySelector("svg text")).fill,
-    smallest: Math.min(...[...document.querySelectorAll("svg text")].map(
-      t => t.getBoundingClientRect().height && parseFloat(getComputedStyle(t).fontSize)
-        * t.getScreenCTM().a)),
+    smallest: Math.min(...[...document.querySelectorAll("svg text")]
+      .filter(t => t.textContent.trim())
+      .map(t => [parseFloat(getComputedStyle(t).fontSize), t.getScreenCTM()])
+      .map(([size, to]) => size * Math.hypot(to.a, to.b))),
   }, "*");
 });
 </script>
@@ -102,6 +103,19 @@ def test_nothing_sticks_out_and_no_label_lies_on_another(page, device, dark):
     assert seen["smallest"] >= 5.5  # px; the heatmap's on a phone
     assert seen["figureInk"] == seen["ink"]
     assert seen["ink"] == ("rgb(233, 236, 239)" if dark else "rgb(22, 25, 29)")
+
+
+def test_the_measure_sees_what_is_wrong(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<!doctype html><body><div style='width: 900px'>wide</div><img src='none.png'>"
+        "<svg aria-label='a figure' viewBox='0 0 100 50' width='300'><text x='5' y='20'>one</text>"
+        "<text x='8' y='20'>two</text><text x='95' y='40'>three</text></svg></body>"
+    )
+    seen = measure(page, 390, dark=False)
+    assert seen["scroll"] > 390
+    assert seen["broken"] == 1
+    assert seen["overlaps"] == [["a figure", "two", "one"], ["a figure", "three", "sticks out"]]
 
 
 @pytest.mark.parametrize(("device", "dark"), [("desktop", False), ("phone", True)])
