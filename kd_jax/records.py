@@ -122,13 +122,7 @@ def of_study(directory: Path) -> Study:
     try:
         title, baseline = str(content["title"]), content["baseline"]
         named = [(str(r["row"]), str(r["name"]), str(r["workdir"])) for r in content["runs"]]
-        published = {
-            str(r["row"]): published_study.Published(
-                float(r["published"]["top1"]), str(r["published"]["source"])
-            )
-            for r in content["runs"]
-            if r["published"]
-        }
+        published = {str(r["row"]): _published(r) for r in content["runs"] if r["published"]}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a study ({error!r}): expected title, baseline, and runs with name, "
@@ -151,6 +145,14 @@ def of_study(directory: Path) -> Study:
         for label, runs in grouped.items()
     )
     return Study(title, baseline, rows, tuple(unfinished))
+
+
+def _published(run: Mapping[str, Any]) -> published_study.Published:
+    """Return what a run of `study.json` is compared with: an object, or a number and a `source`."""
+    found = run["published"]
+    if isinstance(found, dict):
+        return published_study.Published(float(found["top1"]), str(found["source"]))
+    return published_study.Published(float(found), str(run["source"]))
 
 
 def read_run(name: str, directory: Path) -> Run:

@@ -92,8 +92,8 @@ def _results(study: Study, base: Path) -> str:
         "All of the test split, each image counted once, at the last step (or the best on "
         "validation, where a run has patience). ECE: expected calibration error."
     )
-    seeds = any(len(row.runs) > 1 for row in study.rows)
-    note += " Of several seeds the mean, and below it the lowest and the highest." if seeds else ""
+    if any(len(row.runs) > 1 for row in study.rows):
+        note += " Of several seeds the mean, and below it the lowest and the highest."
     table = page.table(rows, 1, "results")
     return f'<section><h2>Results</h2>{table}<p class="small">{escape(note)}</p></section>'
 

@@ -243,6 +243,27 @@ def test_a_log_that_a_kill_cut_short_is_read_as_far_as_it_goes(tmp_path):
     assert len(records.read_run("w", workdir).val) == whole - 1
 
 
+def test_a_study_may_bring_what_is_published_and_may_have_nothing_yet(tmp_path):
+    write_run(tmp_path / "a", result={"dataset": "digits"})
+    write_run(tmp_path / "b", finished=False)
+    listed = [{"name": name, "row": name, "workdir": name, "published": None} for name in "ab"]
+    content = {"title": "t", "baseline": None, "runs": listed}
+    for published in (
+        {"published": {"top1": 39.5, "source": "somebody <2020>"}},
+        {"published": 39.5, "source": "somebody <2020>"},
+    ):
+        listed[0] |= published
+        (tmp_path / "study.json").write_text(json.dumps(content))
+        markdown = report.write_study(records.of_study(tmp_path), tmp_path / "page.html")
+        assert "39.50" in markdown
+        assert "somebody &lt;2020&gt;" in (tmp_path / "page.html").read_text()
+    (tmp_path / "a" / "result.json").unlink()
+    report.write_study(records.of_study(tmp_path), tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text())
+    assert page.headings == ["Unfinished"]
+    assert "No run is finished yet." in page.texts
+
+
 def damaged(name, file, content, says):
     return pytest.param(file, content, says, id=name)
 
