@@ -189,7 +189,7 @@ def one_axes(width: float = SIZE[0], height: float = SIZE[1]) -> Iterator[tuple[
 
 
 _ATTRIBUTES = re.compile(r'\b(?:d|x|y|x1|x2|y1|y2|transform|points|width|height)="[^"]*"')
-_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+_LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
 
 
 def svg(figure: Any, label: str) -> str:
@@ -204,7 +204,7 @@ def svg(figure: Any, label: str) -> str:
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # named alike in every figure of the page
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", text)
     text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
-    round_off: Callable[[re.Match[str]], str] = lambda m: f"{float(m[0]):.2f}"  # noqa: E731
+    round_off: Callable[[re.Match[str]], str] = lambda m: f"{float(m[0]):.1f}"  # noqa: E731
     text = _ATTRIBUTES.sub(lambda m: _LONG_NUMBER.sub(round_off, m[0]), text)
     for name, (light, _) in PALETTE.items():
         text = text.replace(light, f"var({name})")

@@ -51,12 +51,14 @@ def lines(
       percent: the quantity ends at 100.
     """
     with drawing.one_axes() as (figure, axes):
-        means = [_mean(line.seeds) for line in series]
+        common = [_common(line.seeds) if line.seeds else [] for line in series]
+        means = [[(x, sum(ys) / len(ys)) for x, ys in points] for points in common]
         known = [mean for mean in means if mean]
         heights = [y for mean in known for _, y in mean]
         heights += [line.reference for line in series if line.reference is not None]
         drawing.limit(axes, heights, percent)
-        axes.set_xlim(min(mean[0][0] for mean in known), max(mean[-1][0] for mean in known))
+        first, last = min(mean[0][0] for mean in known), max(mean[-1][0] for mean in known)
+        axes.set_xlim(first, last if last > first else first + 1)
         ends = []
         for number, (line, mean) in enumerate(zip(series, means, strict=True)):
             if not mean:
@@ -68,7 +70,7 @@ def lines(
             if len(mean) == 1:
                 axes.plot(x, y, color=colour, marker="o", clip_on=False)
             if len(line.seeds) > 1:
-                low, high = _band(line.seeds)
+                low, high = zip(*((min(ys), max(ys)) for _, ys in common[number]), strict=True)
                 axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
             said = form.format(y[-1])
             if line.reference is not None:
@@ -233,15 +235,10 @@ def _percent(probability: float) -> str:
     return f"{percent:.1f} %" if percent >= 0.05 else "< 0.1 %"
 
 
-def _mean(seeds: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Return the mean over the seeds, where all of them have a point."""
-    common = [x for x, _ in (seeds or [[]])[0] if all(x in dict(seed) for seed in seeds)]
-    return [(x, sum(dict(seed)[x] for seed in seeds) / len(seeds)) for x in common]
-
-
-def _band(seeds: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[float]]:
-    at = [[dict(seed)[x] for seed in seeds] for x, _ in _mean(seeds)]
-    return [min(ys) for ys in at], [max(ys) for ys in at]
+def _common(seeds: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, list[float]]]:
+    """Return x and every seed's y, where all seeds have a point."""
+    known = [dict(seed) for seed in seeds]
+    return [(x, [y[x] for y in known]) for x in known[0] if all(x in y for y in known)]
 
 
 def _name_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:

@@ -169,7 +169,7 @@ def _curves(
     points: Callable[[Run], _Points] = lambda run: _points(run, kind, field)  # noqa: E731
     drawn = []
     for label, row in pairs:
-        seeds = _alike([own for run in row.runs if (own := points(run))])
+        seeds = _together([own for run in row.runs if (own := points(run))])
         height = row.published.top1 if reference and row.published else None
         drawn.append(figures.Line(label, seeds, height if seeds else None))
     if not any(line.seeds for line in drawn):
@@ -195,9 +195,10 @@ def _points(run: Run, kind: str, field: str) -> _Points:
     return [(k, sum(values) / len(values)) for k, values in by_epoch.items()]
 
 
-def _alike(seeds: list[_Points]) -> list[_Points]:
-    """Return the seeds that were measured at the same epochs as the first."""
-    return [own for own in seeds if [x for x, _ in own] == [x for x, _ in seeds[0]]]
+def _together(seeds: list[_Points]) -> list[_Points]:
+    """Return the seeds; the first alone where they have no epoch in common to average."""
+    common = set.intersection(*({x for x, _ in own} for own in seeds)) if seeds else set()
+    return seeds if common else seeds[:1]
 
 
 def _heading(comparison: Comparison, alike: Sequence[Comparison]) -> str:

@@ -341,6 +341,19 @@ def test_a_line_ends_with_its_last_value_and_what_was_published():
     assert "$" not in figures.lines([figures.Line("a", [[(0, 1e-4), (1, 10.0)]])], "loss", "x")
 
 
+def test_seeds_are_averaged_where_all_of_them_are(tmp_path):
+    for seed, epochs in enumerate((3, 1)):
+        write_run(tmp_path / str(seed), overrides={"seed": seed}, epochs=epochs)
+    runs = [{"name": n, "row": "row", "workdir": n, "published": None} for n in "01"]
+    runs.append({"name": "2", "row": "other", "workdir": "1", "published": None})
+    content = {"title": "t", "baseline": None, "runs": runs}
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    study = records.of_study(tmp_path)
+    ends = [run.val[0]["top1"] for run in study.rows[0].runs]
+    report.write_study(study, tmp_path / "page.html")
+    assert f">row: {sum(ends) / 2:.1f}<" in (tmp_path / "page.html").read_text()
+
+
 # Machado et al. 2009: what is left of linear RGB without one kind of cone.
 _VISIONS = {
     "normal": np.eye(3),
