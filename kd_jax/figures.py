@@ -12,6 +12,7 @@ import numpy as np
 
 from kd_jax import drawing
 
+FEW_GROUPS = 12  # whose heatmap is small
 _LONGEST_AT_A_LINE = 16  # characters: longer ones would leave the lines no room
 
 
@@ -198,7 +199,8 @@ def heatmap(counts: np.ndarray, names: Sequence[str], what: str) -> str:
     shares = 100.0 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mistakes = shares * (1 - np.eye(len(shares)))
     most = max(mistakes.max(), 1e-9)
-    with drawing.one_axes(width=6.6, height=6.2) as (figure, axes):
+    width, height = (6.6, 6.2) if len(names) > FEW_GROUPS else (4.8, 4.6)
+    with drawing.one_axes(width, height) as (figure, axes):
         for (i, j), share in np.ndenumerate(mistakes):
             if share > 0:
                 alpha = round(0.08 + 0.92 * float(share / most), 2)

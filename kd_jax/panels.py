@@ -17,6 +17,7 @@ _TITLES = {
     comparisons.MIXUP: "Mixup",
 }
 _PUBLISHED = "Dotted, and in brackets: published top-1 on test ({source})."
+_MOST_NAMED = 3  # points above each other
 _Points = Sequence[tuple[float, float]]
 
 
@@ -115,10 +116,16 @@ def _by_cost(study: Study) -> Panel | None:
         for row in study.rows
         if (x := row.mean("madds")) is not None and (y := row.mean("test_top1")) is not None
     ]
-    best = {x: max(own for own in measured if own[0] == x) for x, _, _ in measured}
-    points = [figures.Point(label if best[x][2] == label else "", x, y) for x, y, label in measured]
+    alike = {x: sorted(own for own in measured if own[0] == x) for x, _, _ in measured}
+    named = {
+        label
+        for group in alike.values()
+        for _, _, label in (group if len(group) <= _MOST_NAMED else group[-1:])
+    }
+    points = [figures.Point(label if label in named else "", x, y) for x, y, label in measured]
     caption = "From result.json: madds and test_top1."
-    caption += " Named: the best of those that cost the same." if len(best) < len(points) else ""
+    if len(named) < len(points):
+        caption += " Named: the best of those that cost the same."
     if any(published_study.is_its_question(row.first.result) for row in study.rows):
         points += [
             figures.Point(network.name, network.madds, network.top1, True)

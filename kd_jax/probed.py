@@ -176,7 +176,8 @@ def _confusion(label: str, probe: Mapping[str, Any]) -> Section | None:
         )
     figure = figures.heatmap(counts, names, f"confusion by {kind}")
     caption = f"Numbers: right, in %. Shade: share of the mistakes. From {PROBE_FILE}: confusion."
-    return Section(f"Confusion by {kind}", text, (Panel(figure, caption, kind="broad"),))
+    size = "broad" if len(names) > figures.FEW_GROUPS else ""
+    return Section(f"Confusion by {kind}", text, (Panel(figure, caption, kind=size),))
 
 
 def _namer(probe: Mapping[str, Any]) -> Callable[[int], str]:
