@@ -1,7 +1,7 @@
 """What all figures have in common: colours, axes without ornament, and SVG for a page.
 
-Ink is `currentColor` and the other colours are the page's variables (`PALETTE`), so a figure
-follows the reader's light or dark mode.
+Text is black, which matplotlib leaves unsaid, so it takes the page's ink; the other colours are the
+page's variables (`PALETTE`). So a figure follows the reader's light or dark mode.
 """
 
 from __future__ import annotations
@@ -208,7 +208,6 @@ def svg(figure: Any, label: str) -> str:
     text = _ATTRIBUTES.sub(lambda m: _LONG_NUMBER.sub(round_off, m[0]), text)
     for name, (light, _) in PALETTE.items():
         text = text.replace(light, f"var({name})")
-    text = text.replace(INK, "currentColor")
     text = re.sub(r"\n\s*", "\n", text)
     tag = f'<svg role="img" aria-label="{html.escape(label)}" '
     return text.replace("<svg ", tag, 1).strip()

@@ -93,6 +93,8 @@ def test_a_study_has_every_figure(study, tmp_path):
     # 3 of accuracy, 3 over the epochs of 7 sections, 3 along the line, softmax, confusion.
     assert page.tags.count("svg") == 3 + 3 * 7 + 3 + 1 + 1
     assert page.tags.count("img") == 3 * 3 + 1
+    figures_only = (tmp_path / "page.html").read_text().partition("</style>")[2]
+    assert not re.search(r"#[0-9a-f]{6}\b", figures_only)  # every colour is the page's
 
 
 def test_what_is_not_there_is_not_shown(tmp_path):
