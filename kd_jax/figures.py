@@ -230,6 +230,12 @@ def legend_of(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(labels) if max(map(len, labels), default=0) > _LONGEST_AT_A_LINE else ()
 
 
+def left_out(labels: Sequence[str]) -> str:
+    """Say which lines cannot be drawn, of more than there are colours."""
+    rest = labels[drawing.MOST_LINES :]
+    return f" Not drawn, for want of colours: {', '.join(rest)}." if rest else ""
+
+
 def _percent(probability: float) -> str:
     percent = 100 * probability
     if percent >= 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from kd_jax import comparisons, drawing, figures, published_study
 from kd_jax.comparisons import Comparison
@@ -46,13 +47,10 @@ def _overview(study: Study) -> Panel:
 
 def all_rows(study: Study) -> Section | None:
     """Draw every row over the epochs."""
-    drawn = study.rows[: drawing.MOST_LINES]
-    if len(drawn) < 2:
+    if len(study.rows) < 2:
         return None
-    rest = study.rows[drawing.MOST_LINES :]
-    left_out = f"Not drawn, for want of colours: {_listed(rest)}." if rest else ""
-    pairs = [(row.label, row) for row in drawn]
-    return _over_epochs("All of them over the epochs", left_out, pairs, references=False)
+    pairs = [(row.label, row) for row in study.rows]
+    return _over_epochs("All of them over the epochs", "", pairs, references=False)
 
 
 def compared(study: Study) -> list[Section]:
@@ -66,7 +64,7 @@ def compared(study: Study) -> list[Section]:
             _over_epochs(
                 _heading(comparison, alike),
                 _finding(comparison),
-                pairs[: drawing.MOST_LINES],
+                pairs,
                 references=True,
             )
         )
@@ -81,7 +79,7 @@ def from_scratch(study: Study) -> Section | None:
     title = "From scratch: the student alone, with labels"
     if alone and published_study.is_its_question(alone[0].first.result):
         title += f" (the study's {published_study.SCRATCH_FIGURE})"
-    pairs = [(row.label, row) for row in alone[: drawing.MOST_LINES]]
+    pairs = [(row.label, row) for row in alone]
     return _over_epochs(title, "", pairs, references=True)
 
 
@@ -148,6 +146,8 @@ def _over_epochs(
       pairs: label and row of each line.
       references: whether what is published is drawn too.
     """
+    text += figures.left_out([label for label, _ in pairs])
+    pairs = pairs[: drawing.MOST_LINES]
     published = [row.published for _, row in pairs if row.published] if references else []
     sources = ", ".join(sorted({found.source for found in published}))
     reference = _PUBLISHED.format(source=sources) if published else ""
@@ -161,7 +161,7 @@ def _over_epochs(
         or _curves(pairs, "NLL on validation, nats", "val", "nll", "{:.2f}"),
     ]
     found = tuple(panel for panel in panels if panel)
-    return Section(title, text, found, legend) if found else None
+    return Section(title, text.strip(), found, legend) if found else None
 
 
 def _curves(
@@ -192,7 +192,7 @@ def _curves(
 def _points(run: Run, kind: str, field: str) -> _Points:
     """Return a field over the epochs; of training, whose steps are noisy, each epoch's mean."""
     records = run.val if kind == "val" else run.train
-    points = [(r["epoch"], r[field]) for r in records if r.get(field) is not None]
+    points = [(r["epoch"], r[field]) for r in records if _is_finite(r.get(field))]
     if kind == "val" or not points:
         return points
     last = max(round(points[-1][0]), 1)  # a few steps more are not another epoch
@@ -200,6 +200,10 @@ def _points(run: Run, kind: str, field: str) -> _Points:
     for epoch, value in points:
         by_epoch.setdefault(min(max(math.ceil(epoch), 1), last), []).append(value)
     return [(k, sum(values) / len(values)) for k, values in by_epoch.items()]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _together(seeds: list[_Points]) -> list[_Points]:
@@ -256,7 +260,3 @@ def _shared(comparison: Comparison) -> list[str]:
     words = {field: comparisons.in_words(field, value) for field, value in values.items()}
     names = {comparisons.TEACHER: "teacher ", comparisons.LEARNING_RATE: "learning rate "}
     return [names.get(f, "") + text for f, text in words.items() if f != comparison.field]
-
-
-def _listed(rows: Sequence[Row]) -> str:
-    return ", ".join(row.label for row in rows)

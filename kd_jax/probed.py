@@ -77,7 +77,7 @@ def _along_the_line(probed: Sequence[tuple[str, Mapping[str, Any]]]) -> Section 
         "Every test image is mixed with the next in eleven proportions. At 0 and 1 the mixtures "
         "are the images themselves; between them one sees how sure the teacher still is, and how "
         "far the student follows it."
-    )
+    ) + figures.left_out([label for label, _ in probed])
     return Section("Along the mixup line", text, panels, legend)
 
 

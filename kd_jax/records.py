@@ -18,6 +18,9 @@ STUDY_FILE = "study.json"
 PROBE_FILE = "probe.json"
 _NEEDED = {"student": str, "dataset": str, "test_top1": (int, float), "steps": int,
            "epochs": (int, float)}  # fmt: skip
+_NUMBERS = ("teacher_top1", "test_ece", "agreement", "kl_to_teacher", "params", "madds",
+            "images_per_second")  # fmt: skip  # each may be missing, or None
+_NUMBER_OR_NONE = (int, float, type(None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,11 +198,9 @@ def _object(path: Path, needed: Mapping[str, Any]) -> dict[str, Any] | None:
     content = files.read_json(path)
     if content is None:
         return None
-    wrong = [
-        field
-        for field, kind in needed.items()
-        if not isinstance(content, dict) or not isinstance(content.get(field), kind)
-    ]
+    known = content if isinstance(content, dict) else {}
+    wrong = [field for field, kind in needed.items() if not isinstance(known.get(field), kind)]
+    wrong += [field for field in _NUMBERS if not isinstance(known.get(field, 0), _NUMBER_OR_NONE)]
     if wrong:
         raise UserError(
             f"{path} is not what a run writes there, its {', '.join(wrong)} is missing or of "

@@ -66,7 +66,8 @@ def _lead(study: Study) -> str:
     best = [label for label, own in reached.items() if own == high]
     verb = "is" if len(best) == 1 else "are"
     sentences = [f"Most accurate on test {verb} {' and '.join(best)}, with {high} %."]
-    followers = [row for row in study.rows if row.mean("kl_to_teacher") is not None]
+    measures = ("kl_to_teacher", "agreement")
+    followers = [row for row in study.rows if all(row.mean(m) is not None for m in measures)]
     if followers:
         nearest = min(followers, key=lambda row: row.mean("kl_to_teacher") or 0.0)
         sentences.append(

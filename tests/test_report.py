@@ -243,6 +243,17 @@ def test_a_log_that_a_kill_cut_short_is_read_as_far_as_it_goes(tmp_path):
     whole = len(records.read_run("w", workdir).val)
     log.write_text(log.read_text()[:-20] + '\n[1]\n{"kind": "val"}\n')
     assert len(records.read_run("w", workdir).val) == whole - 1
+    with log.open("a") as file:
+        file.write('{"kind": "val", "step": 199, "top1": NaN, "nll": "words"}\n')
+    _, text, _ = page_of({"w": workdir, "again": workdir}, tmp_path)
+    assert "NaN" not in text.partition("<details>")[0]
+
+
+def test_lines_beyond_the_colours_are_named(tmp_path):
+    workdir = write_run(tmp_path / "w", epochs=2)
+    names = [f"run {i}" for i in range(drawing.MOST_LINES + 2)]
+    _, text, _ = page_of(dict.fromkeys(names, workdir), tmp_path)
+    assert f"Not drawn, for want of colours: {names[-2]}, {names[-1]}." in text
 
 
 def test_a_study_may_bring_what_is_published_and_may_have_nothing_yet(tmp_path):
@@ -281,6 +292,9 @@ def damaged(name, file, content, says):
         damaged("result of words", "runs/scratch-0/result.json", "[]", "is not what a run writes"),
         damaged("result without accuracy", "runs/scratch-0/result.json",
                 '{"student": "a", "dataset": "b", "steps": 1, "epochs": 1}', "its test_top1 is"),
+        damaged("result with words", "runs/scratch-0/result.json",
+                '{"student": "a", "dataset": "b", "test_top1": 1, "steps": 1, "epochs": 1, '
+                '"test_ece": "c"}', "its test_ece is"),
         damaged("config of words", "runs/scratch-0/config.json", "words", "not the config"),
         damaged("probe of words", "runs/MobileNetV2-0/probe.json", "{}", "step, confusion"),
         damaged("probe of other fields", "runs/MobileNetV2-0/probe.json",
