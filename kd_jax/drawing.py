@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 # (light, dark), by the variable of the page. Each is legible as small text on the page, and the
-# lines' colours can be told apart by the colour-blind too: `tests/test_report_figures.py` measures both.
+# lines' colours can be told apart by the colour-blind too: a test measures both.
 PALETTE = {
     "--c1": ("#1257d6", "#4f8fff"),
     "--c2": ("#b9550c", "#ff7f3f"),

@@ -47,10 +47,10 @@ def _overview(study: Study) -> Panel:
 
 def all_rows(study: Study) -> Section | None:
     """Draw every row over the epochs."""
-    if len(study.rows) < 2:
-        return None
-    pairs = [(row.label, row) for row in study.rows]
-    return _over_epochs("All of them over the epochs", "", pairs, references=False)
+    if len(study.rows) == 1 and comparisons.learns_from_labels(study.rows[0]):
+        return None  # it is drawn as the student alone
+    title = "Over the epochs" if len(study.rows) == 1 else "All of them over the epochs"
+    return _over_epochs(title, "", [(row.label, row) for row in study.rows], references=False)
 
 
 def compared(study: Study) -> list[Section]:

@@ -77,13 +77,14 @@ def is_its_question(result: Mapping[str, Any]) -> bool:
 def find(config: Mapping[str, Any], result: Mapping[str, Any]) -> Published | None:
     """Return what the study published for a run's settings; None where it has no such row.
 
-    Teacher, mixup, learning rate and temperature decide; recipe and epochs may be others.
+    Teacher, mixup, learning rate and temperature decide; recipe and epochs may be others, but not
+    the test images.
 
     Args:
       config: flat, `field.path` to value.
       result: of the run.
     """
-    if not config or not is_its_question(result):
+    if not config or not is_its_question(result) or config["dataset.test_split"] != "test":
         return None
     alone = config["distill.label_weight"] == 1
     settings = (

@@ -66,9 +66,11 @@ def _lead(study: Study) -> str:
     best = [label for label, own in reached.items() if own == high]
     verb = "is" if len(best) == 1 else "are"
     sentences = [f"Most accurate on test {verb} {' and '.join(best)}, with {high} %."]
+    if len(study.rows) == 1:
+        sentences = [f"{best[0]} is right on {high} % of the test images."]
     measures = ("kl_to_teacher", "agreement")
     followers = [row for row in study.rows if all(row.mean(m) is not None for m in measures)]
-    if followers:
+    if followers and len(study.rows) > 1:
         nearest = min(followers, key=lambda row: row.mean("kl_to_teacher") or 0.0)
         sentences.append(
             f"Nearest to its teacher is {nearest.label}: {nearest.mean('kl_to_teacher'):.3f} nats "
