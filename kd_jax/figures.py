@@ -80,7 +80,7 @@ def lines(
             ends.append((x[-1], y[-1], f"{line.label}: {said}" if line.label else said, colour))
         _name_ends(axes, ends)
         axes.set_xlabel(x_label)
-        if axes.get_xlim()[1] >= 5:
+        if last >= 2:  # epochs, and not shares
             axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         drawing.head(axes, what)
         axes.grid(axis="y", color=drawing.MUTED, alpha=0.25, linewidth=0.6)

@@ -47,8 +47,8 @@ def _overview(study: Study) -> Panel:
 
 def all_rows(study: Study) -> Section | None:
     """Draw every row over the epochs."""
-    if len(study.rows) == 1 and comparisons.learns_from_labels(study.rows[0]):
-        return None  # it is drawn as the student alone
+    if all(map(comparisons.learns_from_labels, study.rows)):
+        return None  # they are drawn as students alone
     title = "Over the epochs" if len(study.rows) == 1 else "All of them over the epochs"
     return _over_epochs(title, "", [(row.label, row) for row in study.rows], references=False)
 
