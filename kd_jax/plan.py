@@ -141,7 +141,7 @@ def _rows(
 def _streamed_images(config: ConfigDict) -> int:
     """Return how many images are on the devices at once, partners among them."""
     batch = config.batch_size * (1 if config.mixup.kind == "none" else 2)
-    return batch * (1 + streaming.AHEAD)
+    return batch * config.steps_per_call * (1 + streaming.AHEAD)
 
 
 def _size_of_data(config: ConfigDict) -> tuple[int, tuple[int, int, int], int]:

@@ -4,8 +4,9 @@
 
 The study asks whether mixup asks too much of its teacher. So every test image is mixed with the
 next one in every proportion, and both networks look at the mixtures: how sure the teacher still is,
-and how far the student follows it there. Besides: which superclasses are taken for which. The
-workdir is only read; tables go to stdout, everything to `--out`.
+and how far the student follows it there. Besides: which superclasses are taken for which, and a few
+images for the report, which looks for `DIR/probe.json`. The workdir is only read; tables go to
+stdout, everything to `--out`.
 """
 
 from __future__ import annotations
@@ -34,16 +35,22 @@ def main(argv: Sequence[str]) -> None:
     out = Path(_OUT.value).expanduser() if _OUT.value else None
     if out and out.is_dir():
         raise UserError(f"--out={out} is a directory: expected a file to write")
-    from kd_jax import measure, restore
+    from kd_jax import class_names, measure, restore
 
     run, step, variables = restore.student(Path(_WORKDIR.value), _CHECKPOINT.value)
     judge = measure.Judge(run)
+    line, examples = (
+        along_the_line(judge, variables, run.dataset.test) if run.teachers else ([], [])
+    )
     result = {
         "step": step,
         "student": run.student.arch,
         "teacher": run.teachers.arch if run.teachers else None,
+        "class_names": class_names.of(run.config.dataset),
         "splits": {split: judge.measure_student(variables, split) for split in ("test", "train")},
-        "line": along_the_line(judge, variables) if run.teachers else None,
+        "line": line or None,
+        "examples": examples,
+        "softmax": _softmax(run, judge),
         "confusion": _confusion(run, judge, variables),
     }
     print(_tables(result))
@@ -51,22 +58,25 @@ def main(argv: Sequence[str]) -> None:
         files.write_json(out, result)
 
 
-def along_the_line(judge: Any, variables: Any) -> list[dict[str, float]]:
-    """Return the measures of both networks on mixtures of test images, one record a proportion.
+def along_the_line(
+    judge: Any, variables: Any, split: Any
+) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    """Return the measures of both networks on mixtures of test images, and a few of the mixtures.
 
     At the shares 0 and 1 the mixtures are the images themselves.
 
     Args:
       judge: a `measure.Judge` of a run with a teacher.
       variables: the student's, replicated over the devices.
+      split: the test `Split`.
 
     Returns:
-      records of `share`, `teacher_entropy`, `student_entropy`, `kl_to_teacher` (nats), `agreement`,
-      `agreement_top5` (percent).
+      a record a proportion, of `share`, `teacher_entropy`, `student_entropy`, `kl_to_teacher`
+      (nats), `agreement`, `agreement_top5` (percent); and examples as `showcase.mixtures` has them.
     """
-    from kd_jax import fidelity
+    from kd_jax import fidelity, showcase
 
-    records = []
+    records, examples = [], []
     for share in SHARES:
         teacher = judge.teacher_logits_of_mixtures("test", share)
         student = judge.student_logits(variables, "test", share)
@@ -79,7 +89,17 @@ def along_the_line(judge: Any, variables: Any) -> list[dict[str, float]]:
             "kl_to_teacher": fidelity.kl_to_teacher(student, teacher),
         }
         records.append({name: round(value, 6) for name, value in measured.items()})
-    return records
+        examples += showcase.mixtures(split, share, teacher, student)
+    return records, examples
+
+
+def _softmax(run: Any, judge: Any) -> dict[str, Any] | None:
+    """Return the teacher's logits of one test image; None without a teacher."""
+    from kd_jax import showcase
+
+    return (
+        showcase.softmax(run.dataset.test, judge.teacher_logits("test")) if run.teachers else None
+    )
 
 
 def _confusion(run: Any, judge: Any, variables: Any) -> dict[str, Any]:

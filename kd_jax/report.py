@@ -1,172 +1,203 @@
-"""Finished runs as one self-contained page: a table, and curves over the epochs.
+"""Finished runs as one self-contained page: a table, figures, and where every number comes from.
 
     python -m kd_jax.report --out=report.html teacher=runs/t distilled=runs/d scratch=runs/s
+    python -m kd_jax.report --out=report.html --study=DIR [--csv=FILE]
 
-Reads `result.json` and `metrics.jsonl` alone, so it needs no accelerator and no JAX. The page has
-no script and fetches nothing; it follows the reader's light or dark mode.
+Reads what runs leave behind (docs/report.md), so it needs no accelerator and no JAX. The page has
+no script and fetches nothing; it follows the reader's light or dark mode. Which rows are compared,
+the configs decide: those that differ in one field. A study's unfinished runs are listed as such.
 """
 
 from __future__ import annotations
 
-import html
-import io
 import json
+import os
 import sys
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from kd_jax import files, tables
+from kd_jax import files, page, panels, probed, records, result_table, tables, workdir
 from kd_jax.errors import UserError, fail
+from kd_jax.page import escape
+from kd_jax.records import Run, Study
 
-_COLUMNS = (
-    ("top-1 %", "test_top1", "{:.2f}"),
-    ("agreement %", "agreement", "{:.2f}"),
-    ("KL to teacher", "kl_to_teacher", "{:.3f}"),
-    ("params", "params", "{:,}"),
-    ("multiply-adds", "madds", "{:,}"),
-    ("images/s", "images_per_second", "{:,.0f}"),
-)
-_FIGURES = (
-    ("top1", "Top-1 on validation (%)"),
-    ("agreement", "Agreement with the teacher on validation (%)"),
-    ("kl_to_teacher", "KL(teacher || student) on validation (nats)"),
-)
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # Paul Tol's bright
-
-
-def collect(workdirs: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    """Return, for every label, the run's `result` and its `val` records.
-
-    Raises:
-      UserError: a directory holds no finished run.
-    """
-    runs = {}
-    for label, directory in workdirs.items():
-        result = files.read_json(Path(directory) / "result.json")
-        if result is None:
-            raise UserError(
-                f"no finished run in {directory}: expected its result.json; run its command again "
-                "until it ends"
-            )
-        records = files.read_json_lines(Path(directory) / "metrics.jsonl")
-        per_epoch = result["epochs"] / result["steps"]
-        val = [
-            {**record, "epoch": record["step"] * per_epoch}
-            for record in records
-            if record["kind"] == "val"
-        ]
-        runs[label] = {"result": result, "val": val}
-    return runs
-
-
-def rows(runs: Mapping[str, dict[str, Any]]) -> list[list[str]]:
-    """Return the table: a header, then a row a run; what a run does not have is a dash."""
-    header = ["", "network", *(title for title, _, _ in _COLUMNS)]
-    table = [header]
-    for label, run in runs.items():
-        result = run["result"]
-        cells = [
-            form.format(result[field]) if result.get(field) is not None else "-"
-            for _, field, form in _COLUMNS
-        ]
-        table.append([label, result["student"], *cells])
-    return table
-
-
-def curve(runs: Mapping[str, dict[str, Any]], field: str, title: str) -> str | None:
-    """Return a figure of one validation measure over the epochs as SVG; None if no run has it."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "kd_jax", "font.family": "sans-serif"}
-    ):
-        figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
-        for (label, run), colour in zip(runs.items(), _COLOURS * len(runs), strict=False):
-            points = [(r["epoch"], r[field]) for r in run["val"] if r.get(field) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=".")
-        drawn = bool(axes.lines)
-        axes.set_xlabel("epoch")
-        axes.set_title(title, fontsize="medium", loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        if drawn:
-            axes.legend(frameon=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        pyplot.close(figure)
-    svg = buffer.getvalue()
-    # Black becomes the page's text colour, so the figure can be read in dark mode too.
-    svg = svg[svg.index("<svg") :].replace("#000000", "currentColor")
-    svg = svg.replace("<svg ", '<svg role="img" style="fill: currentColor" ', 1)
-    return svg if drawn else None
-
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; }
-.wide { overflow-x: auto; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #8886; text-align: right; }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
-figure { margin: 1.5rem 0; }
-svg { width: 100%; height: auto; max-width: 44rem; }
-"""
-
-
-def to_html(runs: Mapping[str, dict[str, Any]], title: str) -> str:
-    """Return the page."""
-    table = rows(runs)
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in table[1:]
-    )
-    drawn = [curve(runs, field, name) for field, name in _FIGURES]
-    figures = "".join(f"<figure>{svg}</figure>" for svg in drawn if svg)
-    details = html.escape(json.dumps({k: v["result"] for k, v in runs.items()}, indent=2))
-    return (
-        "<!doctype html>\n"
-        f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-        f"{figures}<details><summary>Every result</summary><pre>{details}</pre></details>"
-        "</body></html>\n"
-    )
+_NAMES = 2  # columns of the table that are names
 
 
 def write(workdirs: Mapping[str, Path], out: Path, title: str) -> str:
-    """Write the page of some runs to `out`, and return their table as Markdown."""
-    runs = collect(workdirs)
-    files.write_whole(out, to_html(runs, title).encode())
-    return tables.markdown(rows(runs), names=2)
+    """Write the page of some runs to `out`, and return their table as Markdown.
+
+    Raises:
+      UserError: a directory holds no finished run, or its files are not those of a run.
+    """
+    return write_study(records.of_runs(workdirs, title), out)
+
+
+def write_study(study: Study, out: Path, csv: Path | None = None) -> str:
+    """Write the page of a study to `out`, and its runs to `csv`; return its table as Markdown."""
+    files.write_whole(out, to_html(study, out.parent).encode())
+    if csv:
+        files.write_whole(csv, result_table.to_csv(study).encode())
+    parts = [tables.markdown(result_table.rows(study), names=_NAMES)]
+    parts += [f"unfinished: {label}, {_progress(run)}" for label, run in study.unfinished]
+    return "\n".join(parts)
+
+
+def to_html(study: Study, base: Path) -> str:
+    """Return the page; its links to the runs' files are relative to `base`."""
+    drawn = [
+        panels.accuracy(study),
+        *panels.compared(study),
+        panels.from_scratch(study),
+        panels.all_rows(study),
+        *probed.sections(study),
+    ]
+    parts = [_lead(study), _results(study, base), *(page.section(s) for s in drawn if s)]
+    return page.render(study.title, [*parts, _unfinished(study, base), _sources(study, base)])
+
+
+def _lead(study: Study) -> str:
+    """Say in a sentence or two what came out."""
+    if not study.rows:
+        return "<p>No run is finished yet.</p>"
+    reached = {row.label: f"{row.mean('test_top1'):.2f}" for row in study.rows}
+    high = max(reached.values(), key=float)
+    best = [label for label, own in reached.items() if own == high]
+    verb = "is" if len(best) == 1 else "are"
+    sentences = [f"Most accurate on test {verb} {' and '.join(best)}, with {high} %."]
+    if len(study.rows) == 1:
+        sentences = [f"{best[0]} is right on {high} % of the test images."]
+    measures = ("kl_to_teacher", "agreement")
+    followers = [row for row in study.rows if all(row.mean(m) is not None for m in measures)]
+    if followers and len(study.rows) > 1:
+        nearest = min(followers, key=lambda row: row.mean("kl_to_teacher") or 0.0)
+        sentences.append(
+            f"Nearest to its teacher is {nearest.label}: {nearest.mean('kl_to_teacher'):.3f} nats "
+            f"from it, and it agrees with it on {nearest.mean('agreement'):.2f} % of the images."
+        )
+    return f"<p>{page.prose(' '.join(sentences))}</p>"
+
+
+def _results(study: Study, base: Path) -> str:
+    """Return the table, each row with its files."""
+    if not study.rows:
+        return ""
+    header, *lines = result_table.rows(study)
+    first = header.index(result_table.HEADLINE)  # what stands before it is told under the label
+    rows = [["", *map(escape, header[first:])]]
+    for row, line in zip(study.rows, lines, strict=True):
+        places = "<br>".join(_link(run, workdir.RESULT_FILE, base) for run in row.runs)
+        seeds = f", {len(row.runs)} seeds" if len(row.runs) > 1 else ""
+        about = f'<div class="small">{escape(line[1])}{seeds}<br>{places}</div>'
+        rows.append([escape(line[0]) + about, *map(_number, line[first:])])
+    note = (
+        "All of the test split, each image counted once, at the last step (or the best on "
+        "validation, where a run has patience). ECE: expected calibration error."
+    )
+    if any(len(row.runs) > 1 for row in study.rows):
+        note += " Of several seeds the mean, and below it the lowest and the highest."
+    table = page.table(rows, 1, "results")
+    return f'<section><h2>Results</h2>{table}<p class="small">{escape(note)}</p></section>'
+
+
+def _number(cell: str) -> str:
+    """Return a cell with the range of the seeds below their mean."""
+    mean, bracket, seeds = cell.partition(" (")
+    below = f'<div class="small">{escape(seeds.rstrip(")"))}</div>' if bracket else ""
+    return escape(mean) + below
+
+
+def _unfinished(study: Study, base: Path) -> str:
+    """List what is not finished."""
+    if not study.unfinished:
+        return ""
+    rows = [["", "run", "so far"]]
+    for label, run in study.unfinished:
+        place = _link(run, workdir.CONFIG_FILE, base)
+        name = f'{escape(run.name)}<div class="small">{place}</div>'
+        rows.append([escape(label), name, escape(_progress(run))])
+    return f"<section><h2>Unfinished</h2>{page.table(rows, 3)}</section>"
+
+
+def _progress(run: Run) -> str:
+    """Say how far an unfinished run is."""
+    if not run.config:
+        return "not begun"
+    if not run.train:
+        return "begun"
+    last, planned = run.train[-1], run.config["total_steps"]
+    of_steps = f" of {planned}" if planned else ""
+    of_epochs = "" if planned else f" of {run.config['total_epochs']:g}"
+    return f"at step {last['step']}{of_steps}, epoch {last['epoch']:.2f}{of_epochs}"
+
+
+def _sources(study: Study, base: Path) -> str:
+    """Return every run's files, and every result as it was read."""
+    rows = [["", "run", "files"]]
+    raw = {}
+    for row in study.rows:
+        for run in row.runs:
+            there = [name for name in _READ if (run.directory / name).exists()]
+            links = ", ".join(_link(run, name, base, name) for name in there)
+            rows.append([escape(row.label), escape(run.name), links])
+            raw[str(run.directory)] = run.result
+    if not raw:
+        return ""
+    text = escape(json.dumps(raw, indent=2))
+    return (
+        f"<section><h2>Where the numbers come from</h2>{page.table(rows, 3)}"
+        f"<details><summary>Every result</summary><pre>{text}</pre></details></section>"
+    )
+
+
+_READ = (
+    workdir.RESULT_FILE,
+    workdir.CONFIG_FILE,
+    records.logbook.METRICS_FILE,
+    workdir.TEACHER_FILE,
+    records.PROBE_FILE,
+)
+
+
+def _link(run: Run, file: str, base: Path, text: str | None = None) -> str:
+    """Return a link to a file of a run, shown by its path unless there is a text."""
+    path = Path(os.path.relpath(run.directory / file, base)).as_posix()
+    return f'<a href="{escape(urllib.parse.quote(path))}">{escape(text or path)}</a>'
 
 
 def main() -> None:
-    """Write a report of the runs named on the command line."""
+    """Write a report of the runs, or of the study, named on the command line."""
     import argparse
 
     parser = argparse.ArgumentParser(description="Write a report of finished runs.")
     parser.error = fail  # type: ignore[method-assign]  # one sentence, without the usage
     parser.add_argument("--out", type=Path, default=Path("report.html"))
+    parser.add_argument("--csv", type=Path, help="a line a run, for programs")
     parser.add_argument("--title", default="kd_jax")
-    parser.add_argument("runs", nargs="+", metavar="LABEL=WORKDIR")
+    parser.add_argument("--study", type=Path, help="directory of a study, instead of runs")
+    parser.add_argument("runs", nargs="*", metavar="LABEL=WORKDIR")
     options = parser.parse_args()
     try:
-        pairs = [text.partition("=") for text in options.runs]
-        if bad := [label for label, equals, _ in pairs if not equals]:
-            raise UserError(f"{bad[0]!r} is not LABEL=WORKDIR, such as distilled=runs/distilled")
-        workdirs = {label: Path(directory) for label, _, directory in pairs}
-        print(write(workdirs, options.out, options.title))
+        study = _asked_for(options.study, options.runs, options.title)
+        print(write_study(study, options.out, options.csv))
         print(f"report: {options.out}", file=sys.stderr)
     except UserError as error:
         fail(str(error))
+
+
+def _asked_for(directory: Path | None, runs: list[str], title: str) -> Study:
+    """Return what the command line names."""
+    if directory and runs:
+        raise UserError(f"--study={directory} and {runs[0]!r} are given: expected one or the other")
+    if directory:
+        return records.of_study(directory)
+    if not runs:
+        raise UserError("the following arguments are required: LABEL=WORKDIR, or --study=DIR")
+    pairs = [text.partition("=") for text in runs]
+    if bad := [label for label, equals, _ in pairs if not equals]:
+        raise UserError(f"{bad[0]!r} is not LABEL=WORKDIR, such as distilled=runs/distilled")
+    return records.of_runs({label: Path(place) for label, _, place in pairs}, title)
 
 
 if __name__ == "__main__":

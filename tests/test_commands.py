@@ -256,6 +256,12 @@ def test_a_probe_looks_along_the_mixup_line(unbroken, tmp_path):
         assert end["kl_to_teacher"] == pytest.approx(result["kl_to_teacher"], rel=1e-3)
     assert sum(map(sum, probed["confusion"]["by_class"])) == 360
     assert "| 0.500 |" in done.stdout
+    assert probed["class_names"] == [str(digit) for digit in range(10)]
+    assert [example["share"] for example in probed["examples"]] == [0.5, 0.5, 0.6, 0.7, 0.8, 0.9]
+    for example in probed["examples"]:
+        for who in ("teacher", "student"):
+            assert 0 < sum(one["probability"] for one in example[who]) <= 1.0001
+    assert np.argmax(probed["softmax"]["logits"]) == probed["softmax"]["label"]
 
 
 def test_import_then_use(tmp_path):
@@ -291,6 +297,6 @@ def test_the_report_has_a_row_and_a_curve_for_every_run(teacher, unbroken, tmp_p
     assert len(rows) == 4
     assert f"{read_json(unbroken / 'result.json')['agreement']:.2f}" in rows[3]
     text = page.read_text()
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 1 + 3 + 3  # top-1; all over the epochs; the one from labels
     for outside in ("<script", "@import", 'src="', 'href="http'):
         assert outside not in text

@@ -1,0 +1,45 @@
+"""What the classes of a data set are called, for people to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kd_jax import sources
+
+# Source: Krizhevsky 2009, in the order of the data's own labels.
+_CIFAR100 = """
+apple, aquarium fish, baby, bear, beaver, bed, bee, beetle, bicycle, bottle, bowl, boy, bridge, bus,
+butterfly, camel, can, castle, caterpillar, cattle, chair, chimpanzee, clock, cloud, cockroach,
+couch, crab, crocodile, cup, dinosaur, dolphin, elephant, flatfish, forest, fox, girl, hamster,
+house, kangaroo, keyboard, lamp, lawn mower, leopard, lion, lizard, lobster, man, maple tree,
+motorcycle, mountain, mouse, mushroom, oak tree, orange, orchid, otter, palm tree, pear,
+pickup truck, pine tree, plain, plate, poppy, porcupine, possum, rabbit, raccoon, ray, road, rocket,
+rose, sea, seal, shark, shrew, skunk, skyscraper, snail, snake, spider, squirrel, streetcar,
+sunflower, sweet pepper, table, tank, telephone, television, tiger, tractor, train, trout, tulip,
+turtle, wardrobe, whale, willow tree, wolf, woman, worm
+"""
+_CIFAR10 = "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck"
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(" ".join(name.split()) for name in text.split(","))
+
+
+NAMES = {
+    "cifar100": _listed(_CIFAR100),
+    "cifar10": _listed(_CIFAR10),
+    sources.DIGITS: tuple(str(digit) for digit in range(10)),
+}
+
+
+def of(options: Any) -> tuple[str, ...] | None:
+    """Return the names of the classes in the order of their labels; None where nobody knows them.
+
+    Args:
+      options: `config.dataset`.
+    """
+    if options.name == sources.FOLDER:
+        train = Path(options.data_dir).expanduser() / options.train_split
+        return tuple(sorted(path.name for path in train.iterdir() if path.is_dir()))
+    return NAMES.get(options.name)
