@@ -11,7 +11,7 @@ from kd_jax.config import default_config
 
 
 def get_study(argument=""):
-    chosen = runs.options(argument, epochs=12.0, seeds=2)
+    chosen = runs.options(argument, epochs=6.0, seeds=2)
     teacher = _digits()
     teacher.distill.label_weight = 1.0
     teacher.mixup.kind = "none"
