@@ -30,6 +30,10 @@ CHECKPOINTS = "checkpoints"
 LOCK_FILE = "lock"
 
 
+class InUseError(UserError):
+    """Another process has the lock of a workdir."""
+
+
 def check(workdir: Path, config: ConfigDict) -> None:
     """Raise `UserError` unless the directory is new, empty, or belongs to this very experiment.
 
@@ -92,7 +96,8 @@ class Lock:
         """Take the lock, unless this object has it; the directory is made when missing.
 
         Raises:
-          UserError: another process has it, or the directory cannot be written to.
+          InUseError: another process has it.
+          UserError: the directory cannot be written to.
         """
         if self._file is not None or fcntl is None:
             return
@@ -110,7 +115,7 @@ class Lock:
         except BlockingIOError:
             holder = os.read(file, 1000).decode(errors="replace")
             os.close(file)
-            raise UserError(
+            raise InUseError(
                 f"the workdir {self._workdir} is in use by {holder or 'another process'}: wait for "
                 "that run, stop it, or choose another --workdir"
             ) from None
