@@ -68,6 +68,20 @@ def test_the_compiled_form_is_the_same_everywhere():
     np.testing.assert_array_equal(np.asarray(apart).reshape(whole.shape), whole)
 
 
+@needs_compiler
+def test_the_compiled_form_has_the_gradient_of_the_convolution():
+    x, kernel, _ = problem(8, 32, 48)
+    x, kernel = x.astype(np.float32), kernel.astype(np.float32)
+
+    def slopes(convolve):
+        return jax.grad(lambda *a: jnp.sum(jnp.sin(convolve(*a))), argnums=(0, 1))(x, kernel)
+
+    ours = slopes(winograd._in_tiles)
+    plain = slopes(lambda x, k: layers._conv_plain(x, k, 1, ((1, 1), (1, 1)), 1))
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(np.abs(b).max()))
+
+
 def test_without_a_compiler_there_is_another_way(tmp_path):
     """A compiler that is not there, one that fails, and none wanted: no target, no error."""
     code = "from kd_jax import native; assert native.winograd_target() is None"

@@ -68,6 +68,7 @@ def _suits_tiles(x: jax.Array, kernel: jax.Array) -> bool:
     return x.dtype == jnp.float32 and whole and channels and native.winograd_target() is not None
 
 
+@jax.custom_vjp
 def _in_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Along both axes, compiled. It wants the kernel's sums in panels of output channels.
 
@@ -84,6 +85,28 @@ def _in_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
     sums = sums.reshape(-1, *panels.shape[1:])
     result = jax.ShapeDtypeStruct((*x.shape[:3], channels_out), x.dtype)
     return jax.ffi.ffi_call(target, result, vmap_method="sequential")(x, sums)
+
+
+def _in_tiles_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _in_tiles(x, kernel), (x, kernel)
+
+
+def _in_tiles_backward(
+    saved: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """As of the ordinary convolution: whoever asks a frozen network for it wants no surprise."""
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    return jax.vjp(plain, *saved)[1](grad)
+
+
+_in_tiles.defvjp(_in_tiles_forward, _in_tiles_backward)
 
 
 def _along_width(x: jax.Array, kernel: jax.Array) -> jax.Array:
