@@ -12,6 +12,8 @@ import numpy as np
 from kd_jax import fidelity, models, parallel, steps
 from kd_jax.experiment import Experiment
 
+_MOST_IN_FLIGHT = 2  # batches dispatched and not yet finished, as in the loop
+
 
 class Predictor:
     """Logits of whole splits, over all devices; compiled once."""
@@ -45,8 +47,12 @@ class Predictor:
         """
         mixture = None if share is None else np.float32(share)
         count, batch = len(images), self._batch_size
-        parts = []
+        parts: list[Any] = []
         for first in range(0, count, batch):
+            # On CPU each batch in flight holds a thread while it waits for the other devices: with
+            # a small batch there are so many that none is left, and XLA ends the process.
+            if len(parts) >= _MOST_IN_FLIGHT:
+                jax.block_until_ready(parts[-_MOST_IN_FLIGHT])
             # The last batch is filled up with the last example; those logits are cut off below.
             index = np.minimum(np.arange(first, first + batch, dtype=np.int32), count - 1)
             cut = parallel.shard(index, self._devices)

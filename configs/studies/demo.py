@@ -18,6 +18,7 @@ def get_study(argument=""):
     teacher.total_epochs = 9.0
     taught = runs.of_seeds("teacher", teacher, 1)
     student = _digits()
+    student.learning_rate = 1e-2  # a few epochs under mixup need it
     student.teacher.arch = "resnet8"
     student.total_epochs = chosen["epochs"]
     fields = {"mixup.kind": ("none", "batch"), "distill.temperature": (2.0, 10.0)}
@@ -33,7 +34,7 @@ def _digits():
     config.augment.flip = False  # a mirrored digit is another digit, or none
     config.augment.crop_pad_px = 3
     config.student.arch = "resnet8"
-    config.batch_size = 64
+    config.batch_size = 32
     config.learning_rate = 3e-3
     config.eval_every_epochs = 3.0
     return config
