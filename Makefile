@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-fast torture bench guard check format clean
+.PHONY: setup demo study test test-fast torture bench guard check format clean
 BENCH_STAMP := $(VENV)/.ready-bench
 
 setup: $(STAMP)
@@ -17,6 +17,9 @@ $(STAMP): requirements.txt requirements-dev.txt
 
 demo: setup
 	$(BIN)/python -m kd_jax.demo
+
+study: setup
+	$(BIN)/python -m kd_jax.study --config=configs/studies/demo.py --workdir=runs/study
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -127,22 +127,18 @@ def _measures(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """Return the table for people; what there is not is a dash."""
-    baseline = summary["baseline"]
-    header = ["", "n", *MEASURES.values(), f"top-1 against {baseline}", "published top-1 %"]
-    rows = [header]
+    """Return the table for people; what there is not is a dash, and nobody's column is left out."""
+    any_published = any(row["published"] is not None for row in summary["rows"])
+    header = ["", "n", *MEASURES.values(), "top-1 against baseline"]
+    rows = [header + (["published top-1 %"] if any_published else [])]
     for row in summary["rows"]:
-        difference = row["test_top1"]["difference"]
-        published = row["published"]
-        rows.append(
-            [
-                row["row"],
-                _count(row),
-                *(_said(row[name], "{:.2f}") for name in MEASURES),
-                "" if row["row"] == baseline else _said(difference, "{:+.2f}"),
-                "-" if published is None else f"{published:.2f}",
-            ]
-        )
+        is_baseline = row["row"] == summary["baseline"]
+        difference = _said(row["test_top1"]["difference"], "{:+.2f}")
+        cells = [row["row"], _count(row), *(_said(row[name], "{:.2f}") for name in MEASURES)]
+        cells.append("baseline" if is_baseline else difference)
+        if any_published:
+            cells.append("-" if row["published"] is None else f"{row['published']:.2f}")
+        rows.append(cells)
     return tables.markdown(rows)
 
 
