@@ -151,11 +151,8 @@ def of_study(directory: Path) -> Study:
 
 
 def _published(run: Mapping[str, Any]) -> published_study.Published:
-    """Return what a run of `study.json` is compared with: an object, or a number and a `source`."""
-    found = run["published"]
-    if isinstance(found, dict):
-        return published_study.Published(float(found["top1"]), str(found["source"]))
-    return published_study.Published(float(found), str(run["source"]))
+    """Return what a run of `study.json` is compared with: a number, and its `source`."""
+    return published_study.Published(float(run["published"]), str(run["source"]))
 
 
 def read_run(name: str, directory: Path) -> Run:

@@ -18,7 +18,18 @@ from pathlib import Path
 
 from absl import flags
 
-from kd_jax import claims, files, huge_pages, interrupt, report, runs, session, summary, workdir
+from kd_jax import (
+    claims,
+    files,
+    huge_pages,
+    interrupt,
+    records,
+    report,
+    runs,
+    session,
+    summary,
+    workdir,
+)
 from kd_jax.console import logger
 from kd_jax.errors import UserError, run_command
 
@@ -126,10 +137,9 @@ def _tell(its: session.Session) -> str:
     """Write the tables and the page, and return the table and where they are."""
     table = summary.write(its.root)
     lines = [table, "", f"tables: {its.root}/table.md, table.csv, summary.json"]
-    if done := {run.name: its.directory(run) for run in its.study.runs if its.is_done(run)}:
-        page = its.root / "report.html"
-        report.write(done, page, its.study.title)
-        lines.append(f"page: {page}")
+    page = its.root / "report.html"
+    report.write_study(records.of_study(its.root), page)
+    lines.append(f"page: {page}")
     return "\n".join(lines)
 
 
