@@ -289,7 +289,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Return `make_cohort_step` of one student, without the tuples."""
-    together = make_cohort_step((_Alone(config, student, optimizer),), teacher)
+    together = make_cohort_step((Alone(config, student, optimizer),), teacher)
 
     def step(
         state: TrainState, constants: Constants, batch: Batch | views.Streamed
@@ -300,7 +300,9 @@ def make_train_step(
     return step
 
 
-class _Alone(NamedTuple):
+class Alone(NamedTuple):
+    """A `Pupil` and nothing else."""
+
     config: ConfigDict
     student: Network
     optimizer: optax.GradientTransformation

@@ -96,7 +96,7 @@ def test_the_teacher_is_asked_once_for_all(monkeypatch):
     student = models.build("resnet8", 10, *normalisation, axis_name=parallel.AXIS)
     from kd_jax import batches, optim
 
-    pupils = [steps._Alone(config, student, optim.build(config, 10, 0)) for _ in range(3)]
+    pupils = [steps.Alone(config, student, optim.build(config, 10, 0)) for _ in range(3)]
     group = ensemble.Ensemble((teacher,), (1.0,), "probabilities")
     states = tuple(
         steps.init_state(config, student.init(n, (32, 32, 3)), pupils[0].optimizer)
