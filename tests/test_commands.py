@@ -216,6 +216,21 @@ WRONG_INPUTS = [
           module="kd_jax.report"),
     wrong("report of nothing", "a={new}", "--out={new}.html", says="no finished run",
           module="kd_jax.report"),
+    wrong("no study", "--workdir={new}", says="--config is missing", module="kd_jax.study"),
+    wrong("a study without a place", "--config=configs/studies/demo.py",
+          says="--workdir is missing", module="kd_jax.study"),
+    wrong("a config of one run", "--config=configs/demo.py", "--workdir={new}",
+          says=r"has no get_study\(\)", module="kd_jax.study"),
+    wrong("a misspelt option", "--config=configs/studies/table2.py:epoch=3", "--workdir={new}",
+          says="'epoch=3' is no option of this study", module="kd_jax.study"),
+    wrong("an absent study", "--config=configs/studies/absent.py", "--workdir={new}",
+          says="is no Python file", module="kd_jax.study"),
+    wrong("absent teachers", "--config=configs/studies/table2.py", "--workdir={new}",
+          "--teachers={new}/t", says="is no directory: expected one with weights",
+          module="kd_jax.study"),
+    wrong("a study in a run", "--config=configs/studies/demo.py", "--workdir={teacher}",
+          says=r"holds other files and no study\.json", module="kd_jax.study"),
+    wrong("a summary of nothing", "{new}", says="no study in", module="kd_jax.summary"),
 ]  # fmt: skip
 
 
