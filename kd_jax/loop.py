@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,12 @@ def loop(
     start, total = int(states[0].step), run.total_steps
     end = total if until is None else until
     evaluations = _evaluation_steps(run)
-    marks = [step for step in range(start + 1, end + 1) if _does_something(run, evaluations, step)]
-    of_calls = list(dispatch.calls(start, end, config.steps_per_call, marks))
+
+    def of_calls() -> Iterator[range]:
+        every = range(start + 1, end + 1)
+        marks = (step for step in every if _does_something(run, evaluations, step))
+        return dispatch.calls(start, end, config.steps_per_call, marks)
+
     call = dispatch.prepare([m.run for m in members], members[0].judge, members[0].workdir, stop)
     logs = [
         logbook.Logbook(member.workdir if processes.is_first() else None, start)
@@ -100,9 +104,9 @@ def loop(
     )
 
     in_flight: collections.deque[tuple[steps.Metrics, jax.Array | None]] = collections.deque()
-    feeder = dispatch.feeder(run, of_calls)
+    feeder = dispatch.feeder(run, of_calls())
     try:
-        for taken in of_calls:
+        for taken in of_calls():
             step = taken.stop
             if _is_out_of_patience(validated, config.patience):
                 logger.info("validation was best %d times ago: training ends", config.patience)

@@ -13,8 +13,8 @@ from typing import Any
 from kd_jax import config as config_lib
 from kd_jax import files, logbook, published_study, workdir
 from kd_jax.errors import UserError
+from kd_jax.summary import STUDY_FILE
 
-STUDY_FILE = "study.json"
 PROBE_FILE = "probe.json"
 _NEEDED = {"student": str, "dataset": str, "test_top1": (int, float), "steps": int,
            "epochs": (int, float)}  # fmt: skip

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import types
 import zipfile
 import zlib
@@ -118,6 +119,15 @@ def run(module, *arguments, environment=None):
     """Run one of the project's commands to its end."""
     options = command(module, *arguments, environment=environment)
     return subprocess.run(**options, timeout=600, check=False)
+
+
+def wait_for(condition, process, seconds=120):
+    """Wait until a condition holds, while a process runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def tree_digest(directory):

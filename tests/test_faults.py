@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import command, run, tree_digest
+from helpers import command, run, tree_digest, wait_for
 from kd_jax import weights
 from kd_jax.console import logger
 from kd_jax.errors import UserError
@@ -30,14 +30,6 @@ TINY = (
 
 def start(workdir, *more):
     return subprocess.Popen(**command("kd_jax.main", *TINY, *more, f"--workdir={workdir}"))
-
-
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

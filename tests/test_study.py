@@ -4,12 +4,11 @@ import logging
 import shutil
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
 
-from helpers import command, run, tree_digest
+from helpers import command, run, tree_digest, wait_for
 from kd_jax import claims, cohort, runs, session, study
 from kd_jax import config as config_lib
 from kd_jax.config import default_config
@@ -99,14 +98,6 @@ def assert_same_table(root, other):
 def starts(root, name):
     """The steps from which a run was started or resumed."""
     return [record["step"] for record in read_json(root / "runs" / name / "provenance.json")]
-
-
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def checkpoints(root, name="*"):
