@@ -68,8 +68,8 @@ def input_only(config: Any, devices: list[jax.Device], constants: Any) -> Callab
     from kd_jax import views
 
     def make(images: jax.Array, batch: Any, step: jax.Array) -> jax.Array:
-        made = views.make(images, batch, 0, step, config)
-        return jax.lax.psum(made.student.sum(), parallel.AXIS)
+        # Whole, as the networks get them: a sum instead would be fused with the gather, and slow.
+        return views.make(images, batch, 0, step, config).student
 
     mapped = parallel.pmap(make, devices, (False, True, False))
 

@@ -42,7 +42,7 @@ def test_it_is_the_convolution(shape, scale):
 
 
 needs_compiler = pytest.mark.skipif(
-    native.winograd_target() is None, reason="needs a C++ compiler: set CXX"
+    native.target(native.WINOGRAD) is None, reason="needs a C++ compiler: set CXX"
 )
 
 
@@ -84,7 +84,7 @@ def test_the_compiled_form_has_the_gradient_of_the_convolution():
 
 def test_without_a_compiler_there_is_another_way(tmp_path):
     """A compiler that is not there, one that fails, and none wanted: no target, no error."""
-    code = "from kd_jax import native; assert native.winograd_target() is None"
+    code = "from kd_jax import native; assert native.target(native.WINOGRAD) is None"
     for environment in ({"CXX": "no-such-compiler"}, {"CXX": "false"}, {"KD_JAX_NATIVE": "0"}):
         variables = os.environ | environment | {"KD_JAX_CACHE_DIR": str(tmp_path)}
         subprocess.run([sys.executable, "-c", code], env=variables, check=True)

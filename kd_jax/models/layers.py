@@ -25,6 +25,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _CACHE_BYTES = 700_000  # about a core's second-level cache; measured best from 300 to 700 kB
+EPSILON = 1e-5  # of batch norm, unless a network has its own
 _forced_lowering: str | None = None
 _frozen = False
 
@@ -49,6 +50,11 @@ def frozen() -> Iterator[None]:
         yield
     finally:
         _frozen = before
+
+
+def is_frozen() -> bool:
+    """Tell whether layers are traced in a network that is `frozen`."""
+    return _frozen
 
 
 def current_lowering() -> str:
@@ -241,7 +247,7 @@ class Conv(nn.Module):
 
 
 def batch_norm(
-    train: bool, axis_name: str | None, dtype: Any, *, epsilon: float = 1e-5
+    train: bool, axis_name: str | None, dtype: Any, *, epsilon: float = EPSILON
 ) -> functools.partial[nn.BatchNorm]:
     """Return the batch norm of one network, still to be named at each use.
 

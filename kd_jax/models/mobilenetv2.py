@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.models import layers
+from kd_jax.models import fused, layers
 
 
 class Stage(NamedTuple):
@@ -50,6 +50,8 @@ class InvertedResidual(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = functools.partial(layers.Conv, dtype=self.dtype)
         expanded = x.shape[-1] * self.expansion
+        if self.expansion != 1 and fused.suits(x, expanded, self.features):
+            return fused.inverted_residual(x, self.variables, self.stride)
         y, part = x, 0
         if self.expansion != 1:
             y = conv(expanded, name="conv.0.0")(y)

@@ -65,7 +65,9 @@ def _suits_tiles(x: jax.Array, kernel: jax.Array) -> bool:
     _, height, width, _ = x.shape
     whole = height % OUTPUTS == width % OUTPUTS == 0
     channels = all(size % _LANES == 0 for size in kernel.shape[2:])
-    return x.dtype == jnp.float32 and whole and channels and native.winograd_target() is not None
+    return (
+        x.dtype == jnp.float32 and whole and channels and native.target(native.WINOGRAD) is not None
+    )
 
 
 @jax.custom_vjp
@@ -75,7 +77,7 @@ def _in_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Panels are made of the kernel and not of its sums: so nothing follows the matrix product, and
     XLA moves all of it out of a loop over chunks of images.
     """
-    target = native.winograd_target()
+    target = native.target(native.WINOGRAD)
     assert target is not None
     channels_in, channels_out = kernel.shape[2:]
     panel = 2 * _LANES if channels_out % (2 * _LANES) == 0 else _LANES

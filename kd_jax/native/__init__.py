@@ -1,7 +1,7 @@
 """Compiled code for CPUs: what XLA's CPU backend has no fast form of.
 
-One C++ file, compiled by the machine's own compiler when it is first needed, kept under a name that
-says what it was made of. Without a compiler everything works, more slowly: callers ask for the
+C++ compiled by the machine's own compiler when it is first needed, kept under a name that says what
+it was made of. Without a compiler everything works, more slowly: callers ask for the
 target and have another way when it is None.
 """
 
@@ -23,8 +23,8 @@ import jax
 from kd_jax import caches
 from kd_jax.console import logger
 
-_SOURCE = Path(__file__).with_name("winograd.cc")
-_SYMBOL = "KdJaxWinograd"
+_HERE = Path(__file__).parent
+WINOGRAD, INVERTED_RESIDUAL = "KdJaxWinograd", "KdJaxInvertedResidual"  # names in the sources
 _COMPILERS = ("c++", "g++", "clang++")
 # The machine's widest vectors, and products added without rounding in between; nothing that lets
 # a compiler reorder sums, so that two compilations of one source give the same numbers.
@@ -33,32 +33,43 @@ _COMPILE_SECONDS = 120.0
 
 
 @functools.cache
-def winograd_target() -> str | None:
-    """Return the name under which XLA knows the compiled convolution; None where there is none.
+def target(symbol: str) -> str | None:
+    """Return the name under which XLA knows a compiled layer; None where there is none.
 
-    `KD_JAX_NATIVE=0` turns it off.
+    `KD_JAX_NATIVE=0` turns all of them off.
     """
+    library = _library()
+    if library is None:
+        return None
+    name = f"kd_jax_{library[0]}_{symbol}"
+    jax.ffi.register_ffi_target(
+        name, jax.ffi.pycapsule(getattr(library[1], symbol)), platform="cpu"
+    )
+    return name
+
+
+@functools.cache
+def _library() -> tuple[str, ctypes.CDLL] | None:
+    """Return the compiled sources with what tells them from others, compiled now if need be."""
     if os.environ.get("KD_JAX_NATIVE") == "0":
         return None
     compiler = _compiler()
     if compiler is None:
-        logger.info("no C++ compiler here: frozen 3x3 convolutions take their slower form")
+        logger.info("no C++ compiler here: frozen networks take their slower form")
         return None
     try:
-        path = caches.directory("native") / f"winograd-{_digest(compiler)}.so"
+        digest = _digest(compiler)
+        path = caches.directory("native") / f"layers-{digest}.so"
         if not path.exists():
             _compile(compiler, path)
-        handler = getattr(ctypes.CDLL(str(path)), _SYMBOL)
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        return digest, ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
         logger.info(
-            "%s cannot be compiled here (%s): frozen 3x3 convolutions take their slower form",
-            _SOURCE.name,
+            "%s cannot be compiled here (%s): frozen networks take their slower form",
+            _HERE,
             " ".join(str(error).split())[:200],
         )
         return None
-    target = f"kd_jax_{path.stem}"
-    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(handler), platform="cpu")
-    return target
 
 
 def _compiler() -> str | None:
@@ -71,7 +82,8 @@ def _compiler() -> str | None:
 def _digest(compiler: str) -> str:
     """Return what tells apart two results of a compilation: source, compiler, flags, processor."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    made_of = [_SOURCE.read_bytes(), version, " ".join(_FLAGS).encode(), _processor()]
+    texts = [path.read_bytes() for path in sorted([*_HERE.glob("*.cc"), *_HERE.glob("*.h")])]
+    made_of = [*texts, version, " ".join(_FLAGS).encode(), _processor()]
     made_of += [jax.__version__.encode(), sys.platform.encode()]
     return hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
 
@@ -90,8 +102,9 @@ def _compile(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         made = Path(directory) / path.name
+        sources = map(str, sorted(_HERE.glob("*.cc")))
         subprocess.run(
-            [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", str(made)],
+            [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", *sources, "-o", str(made)],
             capture_output=True,
             check=True,
             timeout=_COMPILE_SECONDS,

@@ -1,39 +1,32 @@
 // 3x3 convolutions of frozen networks on CPUs: Winograd's F(4x4, 3x3), for XLA's foreign function
-// interface. Compiled by kd_jax/native/__init__.py; the mathematics is explained there.
+// interface; models/winograd.py has the mathematics.
 //
 // Sixteen outputs of a 3x3 filter need 144 products; from 36 sums of a 6x6 tile of inputs and 36
 // sums of the taps they need 36. Images are worked on some tiles at a time, so that the sums stay
 // in the second-level cache: inputs to sums, 36 small matrix products, sums to outputs.
 
 #include <algorithm>
-#include <atomic>
-#include <cstddef>
 #include <cstdint>
-#include <cstring>
-#include <memory>
-#include <vector>
 
+#include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
+namespace kd_jax {
 namespace {
 
-constexpr int kLanes = 16;  // channels are taken so many at a time; compilers split what is wider
-typedef float Vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
-typedef float Register __attribute__((vector_size(kLanes * sizeof(float))));
+constexpr int kLanes = 16;  // channels are taken so many at a time
+typedef Register<kLanes> Vector;
 
 constexpr int kOutputs = 4, kInputs = 6, kSums = kInputs * kInputs;
 constexpr int64_t kCacheBytes = 640 << 10;  // of sums that are in work at once
 constexpr int64_t kFewestTiles = 48;        // below, weights are read too often
 
-inline Register Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline void Store(float* p, Register v) { *reinterpret_cast<Vec*>(p) = v; }
-
 // Six inputs to six sums.
-inline void InputSums(const Register d[kInputs], Register s[kInputs]) {
-  const Register even = d[4] - 4.0f * d[2], odd = d[3] - 4.0f * d[1];
-  const Register far = d[4] - d[2], near = 2.0f * (d[3] - d[1]);
+inline void InputSums(const Vector d[kInputs], Vector s[kInputs]) {
+  const Vector even = d[4] - 4.0f * d[2], odd = d[3] - 4.0f * d[1];
+  const Vector far = d[4] - d[2], near = 2.0f * (d[3] - d[1]);
   s[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
   s[1] = even + odd;
   s[2] = even - odd;
@@ -43,9 +36,9 @@ inline void InputSums(const Register d[kInputs], Register s[kInputs]) {
 }
 
 // Six products to four outputs.
-inline void OutputSums(const Register m[kInputs], Register y[kOutputs]) {
-  const Register plus1 = m[1] + m[2], minus1 = m[1] - m[2];
-  const Register plus2 = m[3] + m[4], minus2 = m[3] - m[4];
+inline void OutputSums(const Vector m[kInputs], Vector y[kOutputs]) {
+  const Vector plus1 = m[1] + m[2], minus1 = m[1] - m[2];
+  const Vector plus2 = m[3] + m[4], minus2 = m[3] - m[4];
   y[0] = m[0] + plus1 + plus2;
   y[1] = minus1 + 2.0f * minus2;
   y[2] = plus1 + 4.0f * plus2;
@@ -87,112 +80,71 @@ void TransformInputs(const Shape& shape, const float* x, const float* zeros, int
       }
     }
     for (int64_t c = 0; c < shape.in; c += kLanes) {
-      Register half[kInputs][kInputs];
+      Vector half[kInputs][kInputs];
       for (int j = 0; j < kInputs; ++j) {
-        Register d[kInputs], s[kInputs];
-        for (int i = 0; i < kInputs; ++i) d[i] = Load(from[i][j] + c);
+        Vector d[kInputs], s[kInputs];
+        for (int i = 0; i < kInputs; ++i) d[i] = Load<kLanes>(from[i][j] + c);
         InputSums(d, s);
         for (int i = 0; i < kInputs; ++i) half[i][j] = s[i];
       }
       for (int i = 0; i < kInputs; ++i) {
-        Register s[kInputs];
+        Vector s[kInputs];
         InputSums(half[i], s);
         for (int j = 0; j < kInputs; ++j)
-          Store(sums + ((i * kInputs + j) * count + t) * shape.in + c, s[j]);
+          Store<kLanes>(sums + ((i * kInputs + j) * count + t) * shape.in + c, s[j]);
       }
     }
   }
 }
 
-// Products [kSums][count][out] to outputs, each times scale plus shift, plus what is added, and cut off at 0.
+// Products [kSums][count][out] to outputs.
 void TransformOutputs(const Shape& shape, const float* products, int64_t first, int64_t count,
                       float* y) {
   for (int64_t t = 0; t < count; ++t) {
     const Place at = PlaceOf(shape, first + t);
     float* to = y + ((at.image * shape.height + at.row) * shape.width + at.column) * shape.out;
     for (int64_t c = 0; c < shape.out; c += kLanes) {
-      Register half[kOutputs][kInputs];
+      Vector half[kOutputs][kInputs];
       for (int j = 0; j < kInputs; ++j) {
-        Register m[kInputs], s[kOutputs];
+        Vector m[kInputs], s[kOutputs];
         for (int i = 0; i < kInputs; ++i)
-          m[i] = Load(products + ((i * kInputs + j) * count + t) * shape.out + c);
+          m[i] = Load<kLanes>(products + ((i * kInputs + j) * count + t) * shape.out + c);
         OutputSums(m, s);
         for (int i = 0; i < kOutputs; ++i) half[i][j] = s[i];
       }
       for (int i = 0; i < kOutputs; ++i) {
-        Register s[kOutputs];
+        Vector s[kOutputs];
         OutputSums(half[i], s);
-        for (int j = 0; j < kOutputs; ++j) Store(to + (i * shape.width + j) * shape.out + c, s[j]);
+        for (int j = 0; j < kOutputs; ++j)
+          Store<kLanes>(to + (i * shape.width + j) * shape.out + c, s[j]);
       }
     }
   }
 }
 
-// c[kRows][kVectors * kLanes] = a[kRows][depth] b[depth][kVectors * kLanes], in registers.
-template <int kRows, int kVectors>
-inline void Block(const float* a, int64_t depth, const float* b, float* c, int64_t c_stride) {
-  Register sum[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = Register{};
-  for (int64_t k = 0; k < depth; ++k) {
-    Register right[kVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) right[v] = Load(b + (k * kVectors + v) * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += a[r * depth + k] * right[v];
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) Store(c + r * c_stride + v * kLanes, sum[r][v]);
-}
-
-#ifdef __AVX512F__
-constexpr int kRowsOfOne = 14, kRowsOfTwo = 12;  // sums that fit 32 registers of 16 lanes
-#else
-constexpr int kRowsOfOne = 6, kRowsOfTwo = 3;
-#endif
-
 // c[rows][out] = a[rows][depth] b; b is [out / (kVectors * kLanes)][depth][kVectors * kLanes].
-template <int kVectors, int kRows>
-void Multiply(const float* a, int64_t rows, int64_t depth, const float* b, int64_t out, float* c) {
-  constexpr int kWidth = kVectors * kLanes;
-  for (int64_t column = 0; column < out; column += kWidth) {
-    const float* panel = b + column * depth;
-    int64_t r = 0;
-    for (; r + kRows <= rows; r += kRows)
-      Block<kRows, kVectors>(a + r * depth, depth, panel, c + r * out + column, out);
-    for (; r + 4 <= rows && kRows > 4; r += 4)
-      Block<4, kVectors>(a + r * depth, depth, panel, c + r * out + column, out);
-    for (; r < rows; ++r)
-      Block<1, kVectors>(a + r * depth, depth, panel, c + r * out + column, out);
-  }
+template <int kVectors>
+void Multiply(const float* a, int64_t rows, int64_t depth, const float* b, const float* zeros,
+              int64_t out, float* c) {
+  for (int64_t column = 0; column < out; column += kVectors * kLanes)
+    Panel<kVectors, kLanes>(a, rows, depth, b + column * depth, zeros, 0, c + column, out);
 }
 
 void ConvolveTiles(const Shape& shape, const float* x, const float* kernel, int64_t first,
                    int64_t count, float* y) {
-  static thread_local std::vector<float> memory;
-  const size_t needed = kSums * count * (shape.in + shape.out) + shape.in + 2 * kLanes;
-  if (memory.size() < needed) memory.assign(needed, 0.0f);
-  // 64-byte aligned, so that no vector crosses a cache line.
-  float* base = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t{63});
-  float* sums = base;
-  float* products = sums + kSums * count * shape.in;
-  float* zeros = products + kSums * count * shape.out;
-  std::fill(zeros, zeros + shape.in, 0.0f);
+  const int64_t widest = std::max<int64_t>(shape.in, 2 * kLanes);
+  const auto [sums, products, zeros] =
+      Scratch({kSums * count * shape.in, kSums * count * shape.out, widest});
+  std::fill(zeros, zeros + widest, 0.0f);
   TransformInputs(shape, x, zeros, first, count, sums);
   for (int s = 0; s < kSums; ++s) {
     const float* a = sums + s * count * shape.in;
     const float* b = kernel + s * shape.in * shape.out;
     float* c = products + s * count * shape.out;
     if (shape.out % (2 * kLanes) == 0)
-      Multiply<2, kRowsOfTwo>(a, count, shape.in, b, shape.out, c);
+      Multiply<2>(a, count, shape.in, b, zeros, shape.out, c);
     else
-      Multiply<1, kRowsOfOne>(a, count, shape.in, b, shape.out, c);
+      Multiply<1>(a, count, shape.in, b, zeros, shape.out, c);
   }
   TransformOutputs(shape, products, first, count, y);
 }
@@ -212,8 +164,9 @@ ffi::Error Convolve(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel,
 }
 
 }  // namespace
+}  // namespace kd_jax
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxWinograd, Convolve,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxWinograd, kd_jax::Convolve,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()

@@ -1,0 +1,121 @@
+"""MobileNetV2's block as one compiled pass, for frozen networks on CPU.
+
+Expansion, depthwise filter and projection one after another write and read maps of six times the
+block's channels; for a few images that is still more than a core's own cache. `native` takes some
+expanded channels through all three at a time. Same parameters, same mathematics; batch norm goes
+into the weights, so results differ by rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax import native
+from kd_jax.models import layers
+
+_LANES = 8  # channels that the compiled form takes at a time, at least
+
+
+class _Weights(NamedTuple):
+    """Kernels `[in, hidden]`, `[9, hidden]`, `[hidden, out]`, and `[2, columns]` for each.
+
+    The latter are what batch norm comes to once it is frozen: its scale and its shift.
+    """
+
+    expand: jax.Array
+    expand_norm: jax.Array
+    filter: jax.Array
+    filter_norm: jax.Array
+    project: jax.Array
+    project_norm: jax.Array
+
+
+def suits(x: jax.Array, hidden: int, features: int) -> bool:
+    """Tell whether a block of so many expanded and projected channels can be taken here."""
+    return (
+        layers.is_frozen()
+        and layers.current_lowering() == "cpu"
+        and x.dtype == jnp.float32
+        and hidden % _LANES == features % _LANES == 0
+        and native.target(native.INVERTED_RESIDUAL) is not None
+    )
+
+
+def inverted_residual(x: jax.Array, variables: Mapping[str, Any], stride: int) -> jax.Array:
+    """Expand, filter 3x3 by depth, project, each with batch norm; ReLU6 after the first two.
+
+    And add the input where stride and channels leave it its shape.
+
+    Args:
+      x: float32 `[n, H, W, channels]`.
+      variables: of `mobilenetv2.InvertedResidual`, float32.
+      stride: of the filter.
+
+    Returns:
+      float32 `[n, ceil(H / stride), ceil(W / stride), features]`.
+    """
+    params, running = variables["params"], variables["batch_stats"]
+
+    def kernel(name: str) -> jax.Array:
+        return params[name]["kernel"].reshape(-1, params[name]["kernel"].shape[-1])
+
+    def norm(name: str) -> jax.Array:
+        scale = params[name]["scale"] / jnp.sqrt(running[name]["var"] + layers.EPSILON)
+        return jnp.stack([scale, params[name]["bias"] - running[name]["mean"] * scale])
+
+    return _compiled(
+        x,
+        _Weights(
+            kernel("conv.0.0"), norm("conv.0.1"),
+            kernel("conv.1.0"), norm("conv.1.1"),
+            kernel("conv.2"), norm("conv.3"),
+        ),
+        stride,
+    )  # fmt: skip
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _compiled(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:
+    target = native.target(native.INVERTED_RESIDUAL)
+    assert target is not None
+    count, height, width, _ = x.shape
+    shape = (count, -(-height // stride), -(-width // stride), weights.project.shape[1])
+    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, x.dtype), vmap_method="sequential")
+    return call(x, *weights, stride=np.int64(stride))
+
+
+def _in_parts(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:
+    """Return the same, layer by layer."""
+
+    def scaled(y: jax.Array, norm: jax.Array) -> jax.Array:
+        return y * norm[0] + norm[1]
+
+    hidden = weights.filter.shape[1]
+    taps = weights.filter.reshape(3, 3, 1, hidden)
+    y = nn.relu6(scaled(layers.conv2d(x, weights.expand[None, None]), weights.expand_norm))
+    y = nn.relu6(scaled(layers.conv2d(y, taps, stride, hidden), weights.filter_norm))
+    y = scaled(layers.conv2d(y, weights.project[None, None]), weights.project_norm)
+    return x + y if y.shape == x.shape else y
+
+
+def _forward(
+    x: jax.Array, weights: _Weights, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, _Weights]]:
+    return _compiled(x, weights, stride), (x, weights)
+
+
+def _backward(
+    stride: int, saved: tuple[jax.Array, _Weights], grad: jax.Array
+) -> tuple[jax.Array, _Weights]:
+    """As of the layers one by one: whoever asks a frozen network for it wants no surprise."""
+    return jax.vjp(functools.partial(_in_parts, stride=stride), *saved)[1](grad)
+
+
+_compiled.defvjp(_forward, _backward)

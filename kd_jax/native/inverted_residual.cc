@@ -1,0 +1,208 @@
+// MobileNetV2's block of frozen networks on CPUs: expand, filter by depth, project, in one pass.
+//
+// Apart, the three write and read maps of the expanded channels, six times as large as the block's
+// own: that is what limits them. Here some expanded channels of some images at a time go through
+// all three and are added to the outputs, and never leave the second-level cache. Batch norms are
+// scales and shifts by now: scales go into the weights, shifts are where sums start.
+
+#include <algorithm>
+#include <cstdint>
+
+#include "vectors.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace kd_jax {
+namespace {
+
+constexpr int64_t kPanel = 32;  // channels that a matrix product makes at a time
+constexpr int64_t kPixels = 1024;  // of whole images in work at once; larger ones go in strips
+constexpr int64_t kRows = 8;  // of the input that a strip goes on by
+constexpr int kSide = 3, kTaps = kSide * kSide;
+
+struct Shape {
+  int64_t images, height, width, in, hidden, out, stride;
+  int64_t out_height() const { return (height + stride - 1) / stride; }
+  int64_t out_width() const { return (width + stride - 1) / stride; }
+};
+
+// How much is in work at once: some whole images, or one image strip by strip. Expanded rows are
+// kept in a ring, so that the rows that two strips share are expanded once.
+struct Plan {
+  int64_t images, out_rows, ring, first;  // `first` is the row in the ring's first place
+
+  explicit Plan(const Shape& shape) {
+    const int64_t pixels = shape.height * shape.width;
+    if (pixels <= kPixels) {
+      images = std::min(shape.images, kPixels / pixels);
+      out_rows = shape.out_height(), ring = shape.height, first = 0;
+    } else {
+      images = 1, out_rows = kRows / shape.stride, ring = 2 * kRows;
+      first = shape.stride == 1 ? 1 : 0;  // a strip's new rows lie side by side then
+    }
+  }
+  int64_t Place(int64_t row) const { return (row + ring - first) % ring; }
+};
+
+// A matrix of weights and what its batch norm does to the result.
+struct Weights {
+  const float* kernel;  // [depth][columns]
+  const float* scale;   // [columns]
+  const float* shift;   // [columns]
+};
+
+// Channels that are left from `first` on, as wide as a panel may be: 32, 16 or 8.
+int64_t PanelWidth(int64_t first, int64_t count) {
+  const int64_t left = count - first;
+  return left >= kPanel ? kPanel : left >= kPanel / 2 ? kPanel / 2 : kPanel / 4;
+}
+
+// Rows [first, first + depth) of scaled weights to panels [depth][width], one after another.
+void Pack(const Weights& from, int64_t first, int64_t depth, int64_t columns, float* to) {
+  for (int64_t column = 0; column < columns;) {
+    const int64_t width = PanelWidth(column, columns);
+    for (int64_t k = first; k < first + depth; ++k)
+      for (int64_t j = column; j < column + width; ++j)
+        *to++ = from.kernel[k * columns + j] * from.scale[j];
+    column += width;
+  }
+}
+
+template <bool kClip>
+void OnePanel(int64_t width, const float* a, int64_t rows, int64_t depth, const float* b,
+              const float* start, int64_t start_stride, float* c, int64_t c_stride) {
+  if (width == kPanel)
+    Panel<2, 16, kClip>(a, rows, depth, b, start, start_stride, c, c_stride);
+  else if (width == kPanel / 2)
+    Panel<1, 16, kClip>(a, rows, depth, b, start, start_stride, c, c_stride);
+  else
+    Panel<1, 8, kClip>(a, rows, depth, b, start, start_stride, c, c_stride);
+}
+
+// Expanded rows of the ring to filtered rows [images][rows][width][channels], from the output's
+// row `top` on. The taps are [kTaps][all channels].
+template <int kLanes>
+void Filter(const Shape& shape, const Plan& plan, int64_t images, int64_t top, int64_t rows,
+            int64_t channels, const float* expanded, const float* taps, const float* shift,
+            const float* zeros, float* filtered) {
+  const int64_t wide = shape.out_width(), row_size = shape.width * channels;
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    Register<kLanes> tap[kTaps];
+    for (int i = 0; i < kTaps; ++i) tap[i] = Load<kLanes>(taps + i * shape.hidden + c);
+    const Register<kLanes> start = Load<kLanes>(shift + c);
+    float* to = filtered + c;
+    for (int64_t line = 0; line < images * rows; ++line) {
+      const int64_t image = line / rows, above = (top + line % rows) * shape.stride - 1;
+      const float* from[kSide];
+      for (int i = 0; i < kSide; ++i) {
+        const int64_t row = above + i;
+        const bool inside = row >= 0 && row < shape.height;
+        from[i] = c + (inside ? expanded + (image * plan.ring + plan.Place(row)) * row_size : zeros);
+      }
+      for (int64_t x = 0; x < wide; ++x, to += channels) {
+        const int64_t left = x * shape.stride - 1;
+        Register<kLanes> sum = start;
+        if (left >= 0 && left + kSide <= shape.width) {
+#pragma GCC unroll 3
+          for (int i = 0; i < kSide; ++i)
+#pragma GCC unroll 3
+            for (int j = 0; j < kSide; ++j)
+              sum += Load<kLanes>(from[i] + (left + j) * channels) * tap[i * kSide + j];
+        } else {
+          for (int i = 0; i < kSide; ++i)
+            for (int j = 0; j < kSide; ++j)
+              if (left + j >= 0 && left + j < shape.width)
+                sum += Load<kLanes>(from[i] + (left + j) * channels) * tap[i * kSide + j];
+        }
+        Store<kLanes>(to, Clip<kLanes>(sum));
+      }
+    }
+  }
+}
+
+// What the outputs start from: the last shift, and the block's own input where it has a shortcut.
+void Start(const Shape& shape, int64_t pixels, const float* x, const float* shift, float* y) {
+  const bool shortcut = shape.stride == 1 && shape.in == shape.out;
+  for (int64_t p = 0; p < pixels; ++p, x += shape.in, y += shape.out)
+    for (int64_t c = 0; c < shape.out; ++c) y[c] = shortcut ? shift[c] + x[c] : shift[c];
+}
+
+typedef ffi::Buffer<ffi::F32> Floats;
+
+// x [n, H, W, in]; kernels [in, hidden], [9, hidden], [hidden, out]; scales and shifts [2, columns];
+// channels in multiples of 8. Returns [n, ceil(H / stride), ceil(W / stride), out].
+ffi::Error Run(Floats x, Floats expand, Floats expand_norm, Floats filter, Floats filter_norm,
+               Floats project, Floats project_norm, int64_t stride, ffi::Result<Floats> y) {
+  const auto size = x.dimensions();
+  const Shape shape{size[0], size[1], size[2], size[3], expand.dimensions()[1],
+                    project.dimensions()[1], stride};
+  const auto weights = [](const Floats& kernel, const Floats& norm) {
+    const float* scale = norm.typed_data();
+    return Weights{kernel.typed_data(), scale, scale + norm.dimensions()[1]};
+  };
+  const Weights first = weights(expand, expand_norm), middle = weights(filter, filter_norm),
+                last = weights(project, project_norm);
+  const int64_t pixels = shape.height * shape.width;
+  const int64_t out_pixels = shape.out_height() * shape.out_width();
+  const Plan plan(shape);
+  const auto [expanding, taps, projecting, expanded, filtered, zeros] =
+      Scratch({shape.in * shape.hidden, kTaps * shape.hidden, shape.hidden * shape.out,
+               plan.images * plan.ring * shape.width * kPanel,
+               plan.images * plan.out_rows * shape.out_width() * kPanel, shape.width * kPanel});
+  std::fill(zeros, zeros + shape.width * kPanel, 0.0f);
+  Pack(first, 0, shape.in, shape.hidden, expanding);
+  for (int i = 0; i < kTaps; ++i)
+    for (int64_t c = 0; c < shape.hidden; ++c)
+      taps[i * shape.hidden + c] = middle.kernel[i * shape.hidden + c] * middle.scale[c];
+  for (int64_t c = 0; c < shape.hidden; c += PanelWidth(c, shape.hidden))
+    Pack(last, c, PanelWidth(c, shape.hidden), shape.out, projecting + c * shape.out);
+
+  for (int64_t image = 0; image < shape.images; image += plan.images) {
+    const int64_t images = std::min(plan.images, shape.images - image);
+    const float* from = x.typed_data() + image * pixels * shape.in;
+    float* to = y->typed_data() + image * out_pixels * shape.out;
+    Start(shape, images * out_pixels, from, last.shift, to);
+    for (int64_t c = 0, width; c < shape.hidden; c += width) {
+      width = PanelWidth(c, shape.hidden);
+      int64_t done = 0;  // rows that are expanded
+      for (int64_t top = 0; top < shape.out_height(); top += plan.out_rows) {
+        const int64_t rows = std::min(plan.out_rows, shape.out_height() - top);
+        const int64_t needed = std::min(shape.height, (top + rows - 1) * shape.stride + kSide - 1);
+        while (done < needed) {  // as far as the ring goes; of several images the ring is all
+          const int64_t place = plan.Place(done), some = std::min(needed - done, plan.ring - place);
+          OnePanel<true>(width, from + done * shape.width * shape.in, images * some * shape.width,
+                         shape.in, expanding + c * shape.in, first.shift + c, 0,
+                         expanded + place * shape.width * width, width);
+          done += some;
+        }
+        const auto filter = width % 16 == 0 ? Filter<16> : Filter<8>;
+        filter(shape, plan, images, top, rows, width, expanded, taps + c, middle.shift + c, zeros,
+               filtered);
+        float* outputs = to + top * shape.out_width() * shape.out;
+        for (int64_t o = 0, columns; o < shape.out; o += columns) {
+          columns = PanelWidth(o, shape.out);
+          OnePanel<false>(columns, filtered, images * rows * shape.out_width(), width,
+                          projecting + c * shape.out + o * width, outputs + o, shape.out,
+                          outputs + o, shape.out);
+        }
+      }
+    }
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace kd_jax
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxInvertedResidual, kd_jax::Run,
+                              ffi::Ffi::Bind()
+                                  .Arg<kd_jax::Floats>()
+                                  .Arg<kd_jax::Floats>()
+                                  .Arg<kd_jax::Floats>()
+                                  .Arg<kd_jax::Floats>()
+                                  .Arg<kd_jax::Floats>()
+                                  .Arg<kd_jax::Floats>()
+                                  .Arg<kd_jax::Floats>()
+                                  .Attr<int64_t>("stride")
+                                  .Ret<kd_jax::Floats>());
