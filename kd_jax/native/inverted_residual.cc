@@ -16,6 +16,7 @@ namespace ffi = xla::ffi;
 namespace kd_jax {
 namespace {
 
+constexpr int kLanes = 8;  // channels come in multiples of it
 constexpr int64_t kPanel = 32;  // channels that a matrix product makes at a time
 constexpr int64_t kPixels = 1024;  // of whole images in work at once; larger ones go in strips
 constexpr int64_t kRows = 8;  // of the input that a strip goes on by
@@ -63,8 +64,8 @@ void Pack(const Weights& from, int64_t first, int64_t depth, int64_t columns, fl
   for (int64_t column = 0; column < columns;) {
     const int64_t width = PanelWidth(column, columns);
     for (int64_t k = first; k < first + depth; ++k)
-      for (int64_t j = column; j < column + width; ++j)
-        *to++ = from.kernel[k * columns + j] * from.scale[j];
+      for (int64_t j = column; j < column + width; j += kLanes, to += kLanes)
+        Store<kLanes>(to, Load<kLanes>(from.kernel + k * columns + j) * Load<kLanes>(from.scale + j));
     column += width;
   }
 }
@@ -82,15 +83,15 @@ void OnePanel(int64_t width, const float* a, int64_t rows, int64_t depth, const 
 
 // Expanded rows of the ring to filtered rows [images][rows][width][channels], from the output's
 // row `top` on. The taps are [kTaps][all channels].
-template <int kLanes>
+template <int kWidth>
 void Filter(const Shape& shape, const Plan& plan, int64_t images, int64_t top, int64_t rows,
             int64_t channels, const float* expanded, const float* taps, const float* shift,
             const float* zeros, float* filtered) {
   const int64_t wide = shape.out_width(), row_size = shape.width * channels;
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    Register<kLanes> tap[kTaps];
-    for (int i = 0; i < kTaps; ++i) tap[i] = Load<kLanes>(taps + i * shape.hidden + c);
-    const Register<kLanes> start = Load<kLanes>(shift + c);
+  for (int64_t c = 0; c < channels; c += kWidth) {
+    Register<kWidth> tap[kTaps];
+    for (int i = 0; i < kTaps; ++i) tap[i] = Load<kWidth>(taps + i * shape.hidden + c);
+    const Register<kWidth> start = Load<kWidth>(shift + c);
     float* to = filtered + c;
     for (int64_t line = 0; line < images * rows; ++line) {
       const int64_t image = line / rows, above = (top + line % rows) * shape.stride - 1;
@@ -102,20 +103,20 @@ void Filter(const Shape& shape, const Plan& plan, int64_t images, int64_t top, i
       }
       for (int64_t x = 0; x < wide; ++x, to += channels) {
         const int64_t left = x * shape.stride - 1;
-        Register<kLanes> sum = start;
+        Register<kWidth> sum = start;
         if (left >= 0 && left + kSide <= shape.width) {
 #pragma GCC unroll 3
           for (int i = 0; i < kSide; ++i)
 #pragma GCC unroll 3
             for (int j = 0; j < kSide; ++j)
-              sum += Load<kLanes>(from[i] + (left + j) * channels) * tap[i * kSide + j];
+              sum += Load<kWidth>(from[i] + (left + j) * channels) * tap[i * kSide + j];
         } else {
           for (int i = 0; i < kSide; ++i)
             for (int j = 0; j < kSide; ++j)
               if (left + j >= 0 && left + j < shape.width)
-                sum += Load<kLanes>(from[i] + (left + j) * channels) * tap[i * kSide + j];
+                sum += Load<kWidth>(from[i] + (left + j) * channels) * tap[i * kSide + j];
         }
-        Store<kLanes>(to, Clip<kLanes>(sum));
+        Store<kWidth>(to, Clip<kWidth>(sum));
       }
     }
   }
@@ -125,7 +126,10 @@ void Filter(const Shape& shape, const Plan& plan, int64_t images, int64_t top, i
 void Start(const Shape& shape, int64_t pixels, const float* x, const float* shift, float* y) {
   const bool shortcut = shape.stride == 1 && shape.in == shape.out;
   for (int64_t p = 0; p < pixels; ++p, x += shape.in, y += shape.out)
-    for (int64_t c = 0; c < shape.out; ++c) y[c] = shortcut ? shift[c] + x[c] : shift[c];
+    for (int64_t c = 0; c < shape.out; c += kLanes) {
+      const Register<kLanes> start = Load<kLanes>(shift + c);
+      Store<kLanes>(y + c, shortcut ? start + Load<kLanes>(x + c) : start);
+    }
 }
 
 typedef ffi::Buffer<ffi::F32> Floats;
