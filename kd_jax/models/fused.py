@@ -26,7 +26,8 @@ _LANES = 8  # channels that the compiled form takes at a time, at least
 class _Weights(NamedTuple):
     """Kernels `[in, hidden]`, `[9, hidden]`, `[hidden, out]`, and `[2, columns]` for each.
 
-    The latter are what batch norm comes to once it is frozen: its scale and its shift.
+    The latter are what batch norm comes to once it is frozen: its scale and its shift. A block that
+    does not expand has a kernel `[0, hidden]` first, and hidden is in.
     """
 
     expand: jax.Array
@@ -51,7 +52,8 @@ def suits(x: jax.Array, hidden: int, features: int) -> bool:
 def inverted_residual(x: jax.Array, variables: Mapping[str, Any], stride: int) -> jax.Array:
     """Expand, filter 3x3 by depth, project, each with batch norm; ReLU6 after the first two.
 
-    And add the input where stride and channels leave it its shape.
+    Or filter and project, where the block does not expand. And add the input where stride and
+    channels leave it its shape.
 
     Args:
       x: float32 `[n, H, W, channels]`.
@@ -70,15 +72,18 @@ def inverted_residual(x: jax.Array, variables: Mapping[str, Any], stride: int) -
         scale = params[name]["scale"] / jnp.sqrt(running[name]["var"] + layers.EPSILON)
         return jnp.stack([scale, params[name]["bias"] - running[name]["mean"] * scale])
 
-    return _compiled(
-        x,
-        _Weights(
-            kernel("conv.0.0"), norm("conv.0.1"),
-            kernel("conv.1.0"), norm("conv.1.1"),
-            kernel("conv.2"), norm("conv.3"),
-        ),
-        stride,
+    if "conv.3" in params:
+        expand, expand_norm = kernel("conv.0.0"), norm("conv.0.1")
+        filtering, projecting = ("conv.1.0", "conv.1.1"), ("conv.2", "conv.3")
+    else:
+        expand, expand_norm = (jnp.zeros((rows, x.shape[-1]), x.dtype) for rows in (0, 2))
+        filtering, projecting = ("conv.0.0", "conv.0.1"), ("conv.1", "conv.2")
+    weights = _Weights(
+        expand, expand_norm,
+        kernel(filtering[0]), norm(filtering[1]),
+        kernel(projecting[0]), norm(projecting[1]),
     )  # fmt: skip
+    return _compiled(x, weights, stride)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -99,7 +104,9 @@ def _in_parts(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:
 
     hidden = weights.filter.shape[1]
     taps = weights.filter.reshape(3, 3, 1, hidden)
-    y = nn.relu6(scaled(layers.conv2d(x, weights.expand[None, None]), weights.expand_norm))
+    y = x
+    if len(weights.expand):
+        y = nn.relu6(scaled(layers.conv2d(x, weights.expand[None, None]), weights.expand_norm))
     y = nn.relu6(scaled(layers.conv2d(y, taps, stride, hidden), weights.filter_norm))
     y = scaled(layers.conv2d(y, weights.project[None, None]), weights.project_norm)
     return x + y if y.shape == x.shape else y

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kd_jax.models import winograd
+from kd_jax.models import stem, winograd
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -76,6 +76,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) ->
     """
     if current_lowering() == "plain":
         return _conv_plain(x, kernel, stride, _same_padding(kernel), groups)
+    if _frozen and groups == 1 and stem.suits(x, kernel):
+        return stem.conv2d(x, kernel, stride)
     channels_in, channels_out = x.shape[-1], kernel.shape[-1]
     kernel, padding = _without_idle_taps(x, kernel, stride)
     kh, kw = kernel.shape[:2]

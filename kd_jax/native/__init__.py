@@ -24,7 +24,8 @@ from kd_jax import caches
 from kd_jax.console import logger
 
 _HERE = Path(__file__).parent
-WINOGRAD, INVERTED_RESIDUAL = "KdJaxWinograd", "KdJaxInvertedResidual"  # names in the sources
+# Names in the sources.
+WINOGRAD, INVERTED_RESIDUAL, STEM = "KdJaxWinograd", "KdJaxInvertedResidual", "KdJaxStem"
 _COMPILERS = ("c++", "g++", "clang++")
 # The machine's widest vectors, and products added without rounding in between; nothing that lets
 # a compiler reorder sums, so that two compilations of one source give the same numbers. The last

@@ -17,13 +17,13 @@ namespace kd_jax {
 namespace {
 
 constexpr int kLanes = 8;  // channels come in multiples of it
-constexpr int64_t kPanel = 32;  // channels that a matrix product makes at a time
 constexpr int64_t kPixels = 1024;  // of whole images in work at once; larger ones go in strips
 constexpr int64_t kRows = 8;  // of the input that a strip goes on by
 constexpr int kSide = 3, kTaps = kSide * kSide;
 
 struct Shape {
   int64_t images, height, width, in, hidden, out, stride;
+  bool expands;  // or the filter is applied to the block's own input
   int64_t out_height() const { return (height + stride - 1) / stride; }
   int64_t out_width() const { return (width + stride - 1) / stride; }
 };
@@ -42,6 +42,7 @@ struct Plan {
       images = 1, out_rows = kRows / shape.stride, ring = 2 * kRows;
       first = shape.stride == 1 ? 1 : 0;  // a strip's new rows lie side by side then
     }
+    if (!shape.expands) ring = shape.height, first = 0;  // all rows are there
   }
   int64_t Place(int64_t row) const { return (row + ring - first) % ring; }
 };
@@ -53,41 +54,13 @@ struct Weights {
   const float* shift;   // [columns]
 };
 
-// Channels that are left from `first` on, as wide as a panel may be: 32, 16 or 8.
-int64_t PanelWidth(int64_t first, int64_t count) {
-  const int64_t left = count - first;
-  return left >= kPanel ? kPanel : left >= kPanel / 2 ? kPanel / 2 : kPanel / 4;
-}
-
-// Rows [first, first + depth) of scaled weights to panels [depth][width], one after another.
-void Pack(const Weights& from, int64_t first, int64_t depth, int64_t columns, float* to) {
-  for (int64_t column = 0; column < columns;) {
-    const int64_t width = PanelWidth(column, columns);
-    for (int64_t k = first; k < first + depth; ++k)
-      for (int64_t j = column; j < column + width; j += kLanes, to += kLanes)
-        Store<kLanes>(to, Load<kLanes>(from.kernel + k * columns + j) * Load<kLanes>(from.scale + j));
-    column += width;
-  }
-}
-
-template <bool kClip>
-void OnePanel(int64_t width, const float* a, int64_t rows, int64_t depth, const float* b,
-              const float* start, int64_t start_stride, float* c, int64_t c_stride) {
-  if (width == kPanel)
-    Panel<2, 16, kClip>(a, rows, depth, b, start, start_stride, c, c_stride);
-  else if (width == kPanel / 2)
-    Panel<1, 16, kClip>(a, rows, depth, b, start, start_stride, c, c_stride);
-  else
-    Panel<1, 8, kClip>(a, rows, depth, b, start, start_stride, c, c_stride);
-}
-
-// Expanded rows of the ring to filtered rows [images][rows][width][channels], from the output's
-// row `top` on. The taps are [kTaps][all channels].
+// Rows of the ring, pixels of `step` floats, to filtered rows [images][rows][width][channels], from
+// the output's row `top` on. The taps are [kTaps][all channels].
 template <int kWidth>
 void Filter(const Shape& shape, const Plan& plan, int64_t images, int64_t top, int64_t rows,
-            int64_t channels, const float* expanded, const float* taps, const float* shift,
+            int64_t channels, const float* ring, int64_t step, const float* taps, const float* shift,
             const float* zeros, float* filtered) {
-  const int64_t wide = shape.out_width(), row_size = shape.width * channels;
+  const int64_t wide = shape.out_width(), row_size = shape.width * step;
   for (int64_t c = 0; c < channels; c += kWidth) {
     Register<kWidth> tap[kTaps];
     for (int i = 0; i < kTaps; ++i) tap[i] = Load<kWidth>(taps + i * shape.hidden + c);
@@ -99,7 +72,7 @@ void Filter(const Shape& shape, const Plan& plan, int64_t images, int64_t top, i
       for (int i = 0; i < kSide; ++i) {
         const int64_t row = above + i;
         const bool inside = row >= 0 && row < shape.height;
-        from[i] = c + (inside ? expanded + (image * plan.ring + plan.Place(row)) * row_size : zeros);
+        from[i] = c + (inside ? ring + (image * plan.ring + plan.Place(row)) * row_size : zeros);
       }
       for (int64_t x = 0; x < wide; ++x, to += channels) {
         const int64_t left = x * shape.stride - 1;
@@ -109,12 +82,12 @@ void Filter(const Shape& shape, const Plan& plan, int64_t images, int64_t top, i
           for (int i = 0; i < kSide; ++i)
 #pragma GCC unroll 3
             for (int j = 0; j < kSide; ++j)
-              sum += Load<kWidth>(from[i] + (left + j) * channels) * tap[i * kSide + j];
+              sum += Load<kWidth>(from[i] + (left + j) * step) * tap[i * kSide + j];
         } else {
           for (int i = 0; i < kSide; ++i)
             for (int j = 0; j < kSide; ++j)
               if (left + j >= 0 && left + j < shape.width)
-                sum += Load<kWidth>(from[i] + (left + j) * channels) * tap[i * kSide + j];
+                sum += Load<kWidth>(from[i] + (left + j) * step) * tap[i * kSide + j];
         }
         Store<kWidth>(to, Clip<kWidth>(sum));
       }
@@ -134,13 +107,14 @@ void Start(const Shape& shape, int64_t pixels, const float* x, const float* shif
 
 typedef ffi::Buffer<ffi::F32> Floats;
 
-// x [n, H, W, in]; kernels [in, hidden], [9, hidden], [hidden, out]; scales and shifts [2, columns];
-// channels in multiples of 8. Returns [n, ceil(H / stride), ceil(W / stride), out].
+// x [n, H, W, in]; kernels [in, hidden], or [0, hidden] for a block that does not expand (hidden is
+// in), [9, hidden], [hidden, out]; scales and shifts [2, columns]; hidden and out in multiples of 8.
+// Returns [n, ceil(H / stride), ceil(W / stride), out].
 ffi::Error Run(Floats x, Floats expand, Floats expand_norm, Floats filter, Floats filter_norm,
                Floats project, Floats project_norm, int64_t stride, ffi::Result<Floats> y) {
   const auto size = x.dimensions();
   const Shape shape{size[0], size[1], size[2], size[3], expand.dimensions()[1],
-                    project.dimensions()[1], stride};
+                    project.dimensions()[1], stride, expand.dimensions()[0] != 0};
   const auto weights = [](const Floats& kernel, const Floats& norm) {
     const float* scale = norm.typed_data();
     return Weights{kernel.typed_data(), scale, scale + norm.dimensions()[1]};
@@ -150,17 +124,19 @@ ffi::Error Run(Floats x, Floats expand, Floats expand_norm, Floats filter, Float
   const int64_t pixels = shape.height * shape.width;
   const int64_t out_pixels = shape.out_height() * shape.out_width();
   const Plan plan(shape);
+  const int64_t zero_size = shape.width * std::max(kWidest, shape.in);
   const auto [expanding, taps, projecting, expanded, filtered, zeros] =
       Scratch({shape.in * shape.hidden, kTaps * shape.hidden, shape.hidden * shape.out,
-               plan.images * plan.ring * shape.width * kPanel,
-               plan.images * plan.out_rows * shape.out_width() * kPanel, shape.width * kPanel});
-  std::fill(zeros, zeros + shape.width * kPanel, 0.0f);
-  Pack(first, 0, shape.in, shape.hidden, expanding);
+               plan.images * plan.ring * shape.width * kWidest,
+               plan.images * plan.out_rows * shape.out_width() * kWidest, zero_size});
+  std::fill(zeros, zeros + zero_size, 0.0f);
+  if (shape.expands) Pack(first.kernel, first.scale, shape.in, shape.hidden, expanding);
   for (int i = 0; i < kTaps; ++i)
     for (int64_t c = 0; c < shape.hidden; ++c)
       taps[i * shape.hidden + c] = middle.kernel[i * shape.hidden + c] * middle.scale[c];
   for (int64_t c = 0; c < shape.hidden; c += PanelWidth(c, shape.hidden))
-    Pack(last, c, PanelWidth(c, shape.hidden), shape.out, projecting + c * shape.out);
+    Pack(last.kernel + c * shape.out, last.scale, PanelWidth(c, shape.hidden), shape.out,
+         projecting + c * shape.out);
 
   for (int64_t image = 0; image < shape.images; image += plan.images) {
     const int64_t images = std::min(plan.images, shape.images - image);
@@ -173,20 +149,20 @@ ffi::Error Run(Floats x, Floats expand, Floats expand_norm, Floats filter, Float
       for (int64_t top = 0; top < shape.out_height(); top += plan.out_rows) {
         const int64_t rows = std::min(plan.out_rows, shape.out_height() - top);
         const int64_t needed = std::min(shape.height, (top + rows - 1) * shape.stride + kSide - 1);
-        while (done < needed) {  // as far as the ring goes; of several images the ring is all
+        while (shape.expands && done < needed) {  // as far as the ring goes; of several images the ring is all
           const int64_t place = plan.Place(done), some = std::min(needed - done, plan.ring - place);
-          OnePanel<true>(width, from + done * shape.width * shape.in, images * some * shape.width,
+          AnyPanel<true>(width, from + done * shape.width * shape.in, images * some * shape.width,
                          shape.in, expanding + c * shape.in, first.shift + c, 0,
                          expanded + place * shape.width * width, width);
           done += some;
         }
         const auto filter = width % 16 == 0 ? Filter<16> : Filter<8>;
-        filter(shape, plan, images, top, rows, width, expanded, taps + c, middle.shift + c, zeros,
-               filtered);
+        filter(shape, plan, images, top, rows, width, shape.expands ? expanded : from + c,
+               shape.expands ? width : shape.in, taps + c, middle.shift + c, zeros, filtered);
         float* outputs = to + top * shape.out_width() * shape.out;
         for (int64_t o = 0, columns; o < shape.out; o += columns) {
           columns = PanelWidth(o, shape.out);
-          OnePanel<false>(columns, filtered, images * rows * shape.out_width(), width,
+          AnyPanel<false>(columns, filtered, images * rows * shape.out_width(), width,
                           projecting + c * shape.out + o * width, outputs + o, shape.out,
                           outputs + o, shape.out);
         }

@@ -110,6 +110,40 @@ void Panel(const float* a, int64_t rows, int64_t depth, const float* b, const fl
                                       start_stride, c + r * c_stride, c_stride);
 }
 
+// A matrix of any number of columns, a multiple of 8, is worked on in panels: of 32 columns, and
+// what is left in one of 16 and one of 8.
+constexpr int64_t kWidest = 32;
+inline int64_t PanelWidth(int64_t column, int64_t columns) {
+  const int64_t left = columns - column;
+  return left >= kWidest ? kWidest : left >= kWidest / 2 ? kWidest / 2 : kWidest / 4;
+}
+
+// b [depth][columns], each column times its scale (null: 1), to panels [depth][width], one after
+// another: the one that begins with column c is at c * depth.
+inline void Pack(const float* b, const float* scale, int64_t depth, int64_t columns, float* to) {
+  constexpr int kLanes = 8;
+  for (int64_t column = 0, width; column < columns; column += width) {
+    width = PanelWidth(column, columns);
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t j = column; j < column + width; j += kLanes, to += kLanes) {
+        const Register<kLanes> v = Load<kLanes>(b + k * columns + j);
+        Store<kLanes>(to, scale ? v * Load<kLanes>(scale + j) : v);
+      }
+  }
+}
+
+// `Panel` of one of those widths.
+template <bool kClip>
+void AnyPanel(int64_t width, const float* a, int64_t rows, int64_t depth, const float* b,
+              const float* start, int64_t start_stride, float* c, int64_t c_stride) {
+  if (width == kWidest)
+    Panel<2, 16, kClip>(a, rows, depth, b, start, start_stride, c, c_stride);
+  else if (width == kWidest / 2)
+    Panel<1, 16, kClip>(a, rows, depth, b, start, start_stride, c, c_stride);
+  else
+    Panel<1, 8, kClip>(a, rows, depth, b, start, start_stride, c, c_stride);
+}
+
 }  // namespace kd_jax
 
 #endif  // KD_JAX_NATIVE_VECTORS_H_

@@ -1,0 +1,88 @@
+// The first convolution of frozen networks on CPUs: patches of a few channels times a matrix.
+//
+// Of three channels a convolution has too little to sum for vectors of channels, so it is a matrix
+// product over patches. Those of some pixels at a time are laid out and used up in the first-level
+// cache; a row of a patch is one run of memory.
+
+#include <algorithm>
+#include <cstdint>
+
+#include "vectors.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace kd_jax {
+namespace {
+
+constexpr int kRun = 16;          // floats that are copied at a time
+constexpr int64_t kPixels = 168;  // in work at once: whole blocks of 12 and of 14 rows
+
+struct Shape {
+  int64_t images, height, width, in, out_height, out_width, out, side, stride;
+  int64_t border() const { return (side - 1) / 2; }
+  int64_t padded_row() const { return (width + 2 * border()) * in; }
+  int64_t padded_size() const { return (height + 2 * border()) * padded_row(); }
+  int64_t depth() const { return side * side * in; }
+  int64_t pixels() const { return out_height * out_width; }
+};
+
+// One image to the middle of an image of zeros.
+void Pad(const Shape& shape, const float* x, float* padded) {
+  const int64_t row = shape.width * shape.in;
+  float* to = padded + shape.border() * (shape.padded_row() + shape.in);
+  for (int64_t y = 0; y < shape.height; ++y, x += row, to += shape.padded_row())
+    std::copy(x, x + row, to);
+}
+
+// Output pixels [first, first + count) to patches [count][depth]. Whole vectors are copied: what
+// is too much is written over by what follows, and after the last there is room for it.
+void LayOut(const Shape& shape, const float* padded, int64_t first, int64_t count, float* to) {
+  const int64_t run = shape.side * shape.in;
+  for (int64_t p = first; p < first + count; ++p) {
+    const int64_t row = p / shape.out_width * shape.stride;
+    const int64_t column = p % shape.out_width * shape.stride;
+    const float* from = padded + row * shape.padded_row() + column * shape.in;
+    for (int64_t i = 0; i < shape.side; ++i, from += shape.padded_row(), to += run)
+      for (int64_t k = 0; k < run; k += kRun) Store<kRun>(to + k, Load<kRun>(from + k));
+  }
+}
+
+// x [n, H, W, in] and kernel [side, side, in, out] to y [n, ceil(H / stride), ceil(W / stride),
+// out], `out` a multiple of 8.
+ffi::Error Run(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel, int64_t stride,
+               ffi::Result<ffi::Buffer<ffi::F32>> y) {
+  const auto from = x.dimensions(), to = y->dimensions();
+  const Shape shape{from[0], from[1], from[2], from[3], to[1], to[2], to[3],
+                    kernel.dimensions()[0], stride};
+  const auto [padded, patches, panels, zeros] =
+      Scratch({shape.padded_size() + kRun, kPixels * shape.depth() + kRun,
+               shape.depth() * shape.out, kWidest});
+  std::fill(padded, padded + shape.padded_size() + kRun, 0.0f);
+  std::fill(zeros, zeros + kWidest, 0.0f);
+  Pack(kernel.typed_data(), nullptr, shape.depth(), shape.out, panels);
+  for (int64_t image = 0; image < shape.images; ++image) {
+    Pad(shape, x.typed_data() + image * shape.height * shape.width * shape.in, padded);
+    float* outputs = y->typed_data() + image * shape.pixels() * shape.out;
+    for (int64_t first = 0; first < shape.pixels(); first += kPixels) {
+      const int64_t count = std::min(kPixels, shape.pixels() - first);
+      LayOut(shape, padded, first, count, patches);
+      for (int64_t c = 0, width; c < shape.out; c += width) {
+        width = PanelWidth(c, shape.out);
+        AnyPanel<false>(width, patches, count, shape.depth(), panels + c * shape.depth(), zeros, 0,
+                        outputs + first * shape.out + c, shape.out);
+      }
+    }
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace kd_jax
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxStem, kd_jax::Run,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("stride")
+                                  .Ret<ffi::Buffer<ffi::F32>>());
