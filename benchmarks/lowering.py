@@ -4,12 +4,13 @@
 
 One layer of each kind that XLA's CPU backend is slow on, forward and backward, under `layers`' own
 lowering and as the ordinary convolution, in turns in one process. Ordinary 3x3 convolutions are
-left alone by the lowering in training: their row shows what the machine's noise is. Those of frozen
-networks are measured forward alone.
+left alone by the lowering in training: their row shows what the machine's noise is. Layers of
+frozen networks, and MobileNetV2's blocks, are measured forward alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -35,42 +36,64 @@ LAYERS = {
 }
 
 FROZEN = {
+    "frozen stem 3x3, 32 px, 3 to 64": (16, 32, 3, 64, 3, 1, 1),
     "frozen 3x3, 32 px, 16 to 16": (16, 32, 16, 16, 3, 1, 1),
     "frozen 3x3, 16 px, 32 to 32": (16, 16, 32, 32, 3, 1, 1),
     "frozen 3x3, 8 px, 64 to 64": (16, 8, 64, 64, 3, 1, 1),
     "frozen 3x3, 16 px, 128 to 128": (16, 16, 128, 128, 3, 1, 1),
     "frozen 3x3, 8 px, 256 to 256": (16, 8, 256, 256, 3, 1, 1),
 }
+# Name: (batch, pixels a side, channels in, channels out, stride); the expansion is six.
+BLOCKS = {
+    "frozen block of MobileNetV2, 32 px, 24 to 24": (16, 32, 24, 24, 1),
+    "frozen block of MobileNetV2, 8 px, 72 to 120, stride 2": (16, 8, 72, 120, 2),
+}
+
+
+def work(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return what is measured under that name, a function to be compiled, and its arguments."""
+    import jax
+    import numpy as np
+
+    from kd_jax.models import layers, mobilenetv2
+
+    rng = np.random.default_rng(0)
+    if name in BLOCKS:
+        batch, pixels, inputs, outputs, stride = BLOCKS[name]
+        norm = layers.batch_norm(False, None, None)
+        block = mobilenetv2.InvertedResidual(6, outputs, stride, norm)
+        x = rng.standard_normal((batch, pixels, pixels, inputs), np.float32)
+        return block.apply, (block.init(jax.random.key(0), x), x)
+    batch, pixels, inputs, outputs, size, stride, groups = (LAYERS | FROZEN)[name]
+    x = rng.standard_normal((batch, pixels, pixels, inputs), np.float32)
+    kernel = rng.standard_normal((size, size, inputs // groups, outputs), np.float32)
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return layers.conv2d(x, kernel, stride, groups)
+
+    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return (convolve(x, kernel) ** 2).sum()
+
+    return convolve if name in FROZEN else jax.value_and_grad(loss, (0, 1)), (x, kernel)
 
 
 def measure(name: str, rounds: int) -> tuple[float, float, list[float]]:
     """Return seconds of both lowerings (medians; ours first), and the ratio of every turn."""
     import jax
-    import numpy as np
 
     from kd_jax.models import layers
 
-    batch, pixels, inputs, outputs, size, stride, groups = (LAYERS | FROZEN)[name]
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((batch, pixels, pixels, inputs), np.float32)
-    kernel = rng.standard_normal((size, size, inputs // groups, outputs), np.float32)
-    x, kernel = jax.device_put((x, kernel))
+    function, arguments = work(name)
+    arguments = jax.device_put(arguments)
 
     def prepare(lowering: str) -> Callable[[], float]:
-        def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            return (layers.conv2d(x, kernel, stride, groups) ** 2).sum()
-
-        with layers.lowering(lowering):
-            if name in FROZEN:
-                with layers.frozen():
-                    forward = jax.jit(lambda x, kernel: layers.conv2d(x, kernel, stride, groups))
-                    step: Any = forward.lower(x, kernel).compile()
-            else:
-                step = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, kernel).compile()
+        frozen = contextlib.nullcontext() if name in LAYERS else layers.frozen()
+        with layers.lowering(lowering), frozen:
+            step = jax.jit(function).lower(*arguments).compile()
 
         def seconds() -> float:
             began = time.perf_counter()
-            jax.block_until_ready(step(x, kernel))
+            jax.block_until_ready(step(*arguments))
             return time.perf_counter() - began
 
         seconds()
@@ -94,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
             "ratio (least to greatest)",
         ]
     ]
-    for name in LAYERS | FROZEN:
+    for name in (*LAYERS, *FROZEN, *BLOCKS):
         ours, plain, ratios = measure(name, _ROUNDS.value)
         ratio = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
         rows.append([name, f"{1e3 * ours:.2f}", f"{1e3 * plain:.2f}", ratio])

@@ -57,6 +57,7 @@ def test_it_is_its_layers(block):
     got = fused._compiled(x, weights, stride)
     assert got.shape == exact.shape
     assert got.dtype == jnp.float32
+    exact = np.asarray(exact)
     assert np.abs(got - exact).max() <= 4e-6 * np.abs(exact).max()
 
 

@@ -3,9 +3,9 @@
 In eval mode the images of a batch do not depend on one another. On CPU a layer's maps for a whole
 batch go to memory and back; for a few images they stay in the cache. That alone made ResNet44 1.4
 times, VGG11 1.8 times and MobileNetV2 x0_75 3.4 times faster forward (2 cores, batch 512, see
-docs/performance.md). But weights go through the cache once a chunk: so there are never fewer images
-in one than make their maps as large as the weights. The student's training step cannot do this:
-batch norm ties its images.
+docs/performance.md). But weights go through the cache once a chunk: so there are as many images
+in one as make their maps twice as large as the weights, where no map is too large for the cache
+then. The student's training step cannot do this: batch norm ties its images.
 """
 
 from __future__ import annotations
