@@ -17,10 +17,10 @@ import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 
-from kd_jax import files, page, panels, probed, records, result_table, tables, workdir
+from kd_jax import files, page, panels, probed, records, result_table, summary, tables, workdir
 from kd_jax.errors import UserError, fail
 from kd_jax.page import escape
-from kd_jax.records import Run, Study
+from kd_jax.records import Row, Run, Study
 
 _NAMES = 2  # columns of the table that are names
 
@@ -53,8 +53,10 @@ def to_html(study: Study, base: Path) -> str:
         panels.all_rows(study),
         *probed.sections(study),
     ]
-    parts = [_lead(study), _results(study, base), *(page.section(s) for s in drawn if s)]
-    return page.render(study.title, [*parts, _unfinished(study, base), _sources(study, base)])
+    parts = [_lead(study), _results(study, base), _over_seeds(study)]
+    parts += [page.section(s) for s in drawn if s]
+    parts += [_unfinished(study, base), _sources(study, base)]
+    return page.render(study.title, parts)
 
 
 def _lead(study: Study) -> str:
@@ -99,6 +101,35 @@ def _results(study: Study, base: Path) -> str:
         note += " Of several seeds the mean, and below it the lowest and the highest."
     table = page.table(rows, 1, "results")
     return f'<section><h2>Results</h2>{table}<p class="small">{escape(note)}</p></section>'
+
+
+def _over_seeds(study: Study) -> str:
+    """Return means with their confidence intervals, and differences to the baseline by seed."""
+    if all(len(row.runs) < 2 for row in study.rows):
+        return ""
+    rows = [["", "n", *summary.MEASURES.values(), "top-1 against baseline"]]
+    by_seed = {row.label: _top1_by_seed(row) for row in study.rows}
+    for row in study.rows:
+        measured = [summary.measures(run.result) for run in row.runs]
+        cells = [escape(row.label), str(len(row.runs))]
+        for name in summary.MEASURES:
+            values = [own for m in measured if (own := m[name]) is not None]
+            cells.append(summary.said(summary.interval(values), "{:.2f}"))
+        difference = summary.paired(by_seed[row.label], by_seed.get(study.baseline or "", {}))
+        is_baseline = row.label == study.baseline
+        cells.append("baseline" if is_baseline else summary.said(difference, "{:+.2f}"))
+        rows.append(cells)
+    note = (
+        "Means of n seeds with their 95 % confidence interval (Student's t). Best top-1: at the "
+        "step that was best on validation. Against baseline: of the differences between runs of "
+        "the same seed."
+    )
+    table = page.table(rows, 1)
+    return f'<section><h2>Over seeds</h2>{table}<p class="small">{page.prose(note)}</p></section>'
+
+
+def _top1_by_seed(row: Row) -> dict[int, float]:
+    return {run.config["seed"]: run.result["test_top1"] for run in row.runs if run.config}
 
 
 def _number(cell: str) -> str:

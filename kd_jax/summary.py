@@ -66,11 +66,21 @@ def read(root: Path) -> dict[str, Any]:
       `mean`, `half_width` and the paired `difference` to the baseline.
 
     Raises:
-      UserError: there is no study.
+      UserError: there is no study, or it is not what `kd_jax.study` writes.
     """
     study = files.read_json(root / STUDY_FILE)
     if study is None:
         raise UserError(f"no study in {root}: expected its {STUDY_FILE}")
+    try:
+        return _summarise(root, study)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{root / STUDY_FILE} or a result of its runs is not what kd_jax.study writes "
+            f"({error!r}): begin the study again in a new directory"
+        ) from None
+
+
+def _summarise(root: Path, study: Any) -> dict[str, Any]:
     results = {
         run["name"]: result
         for run in study["runs"]
@@ -88,7 +98,7 @@ def read(root: Path) -> dict[str, Any]:
                 "row": label,
                 "runs": [run["workdir"] for run in runs if run["name"] in results],
                 "missing": [run["name"] for run in runs if run["name"] not in results],
-                "published": runs[0]["published"],
+                "published": None if (top1 := runs[0]["published"]) is None else float(top1),
                 "source": runs[0]["source"],
                 **{
                     name: {
@@ -108,7 +118,7 @@ def _by_seed(
 ) -> dict[str, dict[int, float]]:
     """Return, for every measure, what the finished runs of a row have of it."""
     measured = {
-        run["seed"]: _measures(results[run["name"]]) for run in runs if run["name"] in results
+        run["seed"]: measures(results[run["name"]]) for run in runs if run["name"] in results
     }
     return {
         name: {s: value for s, own in measured.items() if (value := own[name]) is not None}
@@ -116,30 +126,31 @@ def _by_seed(
     }
 
 
-def _measures(result: Mapping[str, Any]) -> dict[str, float | None]:
-    best = result["best"]
+def measures(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return what a run's `result.json` has of every measure."""
+    best = result.get("best")
     return {
-        "test_top1": result["test_top1"],
-        "best_test_top1": best and best["test_top1"],
-        "agreement": result["agreement"],
-        "test_ece": result["test_ece"],
+        "test_top1": result.get("test_top1"),
+        "best_test_top1": best.get("test_top1") if isinstance(best, dict) else None,
+        "agreement": result.get("agreement"),
+        "test_ece": result.get("test_ece"),
     }
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
-    """Return the table for people; what there is not is a dash, and nobody's column is left out."""
+def lines(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Return the table for people, header first; what there is not is a dash."""
     any_published = any(row["published"] is not None for row in summary["rows"])
     header = ["", "n", *MEASURES.values(), "top-1 against baseline"]
     rows = [header + (["published top-1 %"] if any_published else [])]
     for row in summary["rows"]:
         is_baseline = row["row"] == summary["baseline"]
-        difference = _said(row["test_top1"]["difference"], "{:+.2f}")
-        cells = [row["row"], _count(row), *(_said(row[name], "{:.2f}") for name in MEASURES)]
+        difference = said(row["test_top1"]["difference"], "{:+.2f}")
+        cells = [row["row"], _count(row), *(said(row[name], "{:.2f}") for name in MEASURES)]
         cells.append("baseline" if is_baseline else difference)
         if any_published:
             cells.append("-" if row["published"] is None else f"{row['published']:.2f}")
         rows.append(cells)
-    return tables.markdown(rows)
+    return rows
 
 
 def _count(row: Mapping[str, Any]) -> str:
@@ -147,7 +158,8 @@ def _count(row: Mapping[str, Any]) -> str:
     return f"{finished} of {finished + missing}" if missing else f"{finished}"
 
 
-def _said(measured: Mapping[str, Any], form: str) -> str:
+def said(measured: Mapping[str, Any], form: str) -> str:
+    """Return an interval as people read it; a dash where there is no number."""
     if measured["mean"] is None:
         return "-"
     text, half = form.format(measured["mean"]), measured["half_width"]
@@ -183,7 +195,7 @@ def write(root: Path) -> str:
       UserError: there is no study, or they cannot be written.
     """
     summary = read(root)
-    table = markdown(summary)
+    table = tables.markdown(lines(summary))
     files.write_json(root / "summary.json", summary)
     files.write_whole(root / "table.csv", as_csv(summary).encode())
     files.write_whole(root / "table.md", f"# {summary['title']}\n\n{table}\n".encode())

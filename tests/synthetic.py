@@ -143,11 +143,17 @@ def write_study(directory, seeds=2, probed=True):
                 teacher=teacher,
                 overrides=overrides | {"seed": seed},
             )
-            runs.append({"name": name, "row": row, "workdir": f"runs/{name}", "published": None})
+            runs.append(_planned(name, row, seed))
     write_run(directory / "runs" / "more", overrides={"distill.loss": "dist"}, finished=False)
-    runs.append({"name": "more", "row": "more", "workdir": "runs/more", "published": None})
+    runs.append(_planned("more", "more", 0))
     if probed:
         write_probe(directory / "runs" / "MobileNetV2-0")
     content = {"title": "A made-up study", "baseline": "MobileNetV2", "runs": runs}
     (directory / "study.json").write_text(json.dumps(content))
     return directory
+
+
+def _planned(name, row, seed):
+    place = f"runs/{name}"
+    nothing = {"published": None, "source": None}
+    return {"name": name, "row": row, "seed": seed, "workdir": place, **nothing}

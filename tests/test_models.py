@@ -240,6 +240,22 @@ def test_unknown_architecture_is_one_sentence():
         models.build("resnet45", 10, (0.5,), (0.5,))
 
 
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [("resnet44", 16), ("vgg11_bn", 32), ("mobilenetv2_x0_75", 32),
+     ("mobilenet_v3_small_cifar", 16)],
+)  # fmt: skip
+def test_chunks_are_as_large_as_was_measured_best(arch, size):
+    """The sizes that docs/performance.md states."""
+    network = models.build(arch, 100, (0.5,) * 3, (0.25,) * 3)
+    variables = jax.eval_shape(lambda: network.init(0, IMAGE_SHAPE))
+    pixels = jax.ShapeDtypeStruct((256, *IMAGE_SHAPE), jnp.float32)
+    with layers.lowering("cpu"):
+        program = jax.make_jaxpr(network.logits)(variables, pixels)
+    (scan,) = (e for e in program.eqns if e.primitive.name == "scan")
+    assert scan.params["length"] == 256 // size
+
+
 @pytest.mark.parametrize("count", [1, 16, 21, 64])
 def test_a_frozen_network_in_chunks_gives_the_same(count):
     network = raw_network("resnet8")

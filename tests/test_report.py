@@ -18,12 +18,14 @@ from kd_jax import (
     records,
     report,
     result_table,
+    summary,
 )
 from kd_jax.files import read_json
 from synthetic import ROWS, write_probe, write_run, write_study
 
 HEADINGS = (
     "Results",
+    "Over seeds",
     "Accuracy",
     "Beside what was published",
     "Is the better teacher the better one to learn from?",
@@ -113,6 +115,17 @@ def test_seeds_are_one_row_with_their_mean(study, tmp_path):
     markdown = report.write_study(content, tmp_path / "page.html")
     assert len(markdown.splitlines()) == 2 + len(ROWS) + 1
     assert markdown.endswith("unfinished: more, at step 200, epoch 20.00 of 20")
+
+
+def test_over_seeds_stands_what_the_summary_says(study, tmp_path):
+    report.write_study(records.of_study(study), tmp_path / "page.html")
+    cells = Page((tmp_path / "page.html").read_text()).texts
+    measured = {row["row"]: row for row in summary.read(study)["rows"]}["T 10"]
+    top1, difference = measured["test_top1"], measured["test_top1"]["difference"]
+    assert f"{top1['mean']:.2f} ± {top1['half_width']:.2f}" in cells
+    assert f"{difference['mean']:+.2f} ± {difference['half_width']:.2f}" in cells
+    one_seed = write_study(tmp_path / "one", seeds=1)
+    assert "Over seeds" not in report.to_html(records.of_study(one_seed), tmp_path)
 
 
 def test_the_csv_has_what_the_files_have(study, tmp_path):

@@ -151,3 +151,19 @@ def test_the_command_prints_the_table_and_refuses_what_is_no_study(study, tmp_pa
     refused = run("kd_jax.summary", tmp_path / "nothing")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: no study in")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [],
+        {"title": "t"},
+        {"title": "t", "baseline": None, "runs": []},
+        {"title": "t", "baseline": "a", "runs": [{"name": "a"}]},
+    ],
+)
+def test_a_study_of_something_else_is_one_sentence(wrong, tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps(wrong))
+    with pytest.raises(UserError, match=r"study.json or a result .* is not what kd_jax.study"):
+        summary.write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]

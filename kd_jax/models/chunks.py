@@ -39,6 +39,7 @@ def in_chunks(forward: Callable[[jax.Array], jax.Array], images: jax.Array) -> j
     chunks = -(-count // size)
     if chunks == 1:
         return forward(images)
+    size = -(-count // chunks)
     padding = [(0, chunks * size - count)] + [(0, 0)] * (images.ndim - 1)
     chunked = jnp.pad(images, padding).reshape(chunks, size, *images.shape[1:])
     results = jax.lax.map(forward, chunked)
@@ -46,13 +47,13 @@ def in_chunks(forward: Callable[[jax.Array], jax.Array], images: jax.Array) -> j
 
 
 def _images_of_chunk(forward: Callable[[jax.Array], jax.Array], images: jax.Array) -> int:
-    """Return a power of two, as batches are: then no chunk has to be filled up."""
+    """Return a power of two, as batches are: then chunks come out even."""
     probe = jax.ShapeDtypeStruct((_PROBE, *images.shape[1:]), images.dtype)
     traced = jax.make_jaxpr(forward)(probe)
     largest, maps = (size // _PROBE for size in _map_bytes(traced.jaxpr))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in traced.consts)
-    size = min(max(_FEWEST, _REUSE * weights // maps), max(1, _MOST_BYTES // largest))
-    return 1 << (size - 1).bit_length()
+    wanted, most = max(_FEWEST, _REUSE * weights // maps), max(1, _MOST_BYTES // largest)
+    return min(1 << (wanted - 1).bit_length(), 1 << (most.bit_length() - 1))
 
 
 def _map_bytes(jaxpr: Any) -> tuple[int, int]:
@@ -63,7 +64,7 @@ def _map_bytes(jaxpr: Any) -> tuple[int, int]:
     largest = products = _PROBE
     for equation in jaxpr.eqns:
         for value in equation.outvars:
-            if value.aval.shape[:1] != (_PROBE,):
+            if not value.aval.shape or value.aval.shape[0] % _PROBE:
                 continue  # made of weights alone
             size = value.aval.size * value.aval.dtype.itemsize
             largest = max(largest, size)

@@ -25,6 +25,7 @@ def suits(x: jax.Array, kernel: jax.Array) -> bool:
     return (
         kernel.shape[2] <= _MOST_CHANNELS
         and kernel.shape[0] == kernel.shape[1]
+        and kernel.shape[0] % 2 == 1
         and kernel.shape[3] % _LANES == 0
         and x.dtype == kernel.dtype == jnp.float32
         and native.target(native.STEM) is not None

@@ -127,7 +127,7 @@ ffi::Error Run(Floats x, Floats expand, Floats expand_norm, Floats filter, Float
   const int64_t zero_size = shape.width * std::max(kWidest, shape.in);
   const auto [expanding, taps, projecting, expanded, filtered, zeros] =
       Scratch({shape.in * shape.hidden, kTaps * shape.hidden, shape.hidden * shape.out,
-               plan.images * plan.ring * shape.width * kWidest,
+               shape.expands ? plan.images * plan.ring * shape.width * kWidest : 0,
                plan.images * plan.out_rows * shape.out_width() * kWidest, zero_size});
   std::fill(zeros, zeros + zero_size, 0.0f);
   if (shape.expands) Pack(first.kernel, first.scale, shape.in, shape.hidden, expanding);
