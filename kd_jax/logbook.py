@@ -2,7 +2,8 @@
 
 `metrics.jsonl` is written at once, one JSON object a line: what `report` reads. TensorBoard's
 event files are written by clu in a thread of their own, where TensorFlow is imported too, so no
-step waits for either.
+step waits for either. It is imported when there is something to write, not before: Python runs one
+thread at a time, and until the first step is made it is busy tracing it.
 """
 
 from __future__ import annotations
@@ -60,9 +61,8 @@ class Logbook:
         files.write_whole(self._path, text.encode())
         self._file = self._path.open("a", encoding="utf-8")
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "tensorboard")
-        self._tensorboard = self._thread.submit(
-            lambda: tf_quietly.import_metric_writers().SummaryWriter(str(workdir / "tensorboard"))
-        )
+        self._events = str(workdir / "tensorboard")
+        self._tensorboard: concurrent.futures.Future[Any] | None = None
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Record scalars.
@@ -82,8 +82,11 @@ class Logbook:
                 f"{self._path} cannot be written ({error.strerror}): make room or mend the place, "
                 "and the same command resumes from its newest checkpoint"
             ) from error
+        writer = self._tensorboard = self._tensorboard or self._thread.submit(
+            lambda: tf_quietly.import_metric_writers().SummaryWriter(self._events)
+        )
         scalars = {f"{kind}/{name}": value for name, value in values.items()}
-        self._thread.submit(lambda: self._tensorboard.result().write_scalars(step, scalars))
+        self._thread.submit(lambda: writer.result().write_scalars(step, scalars))
 
     def close(self) -> None:
         """Write out everything."""
@@ -91,9 +94,11 @@ class Logbook:
             return
         with contextlib.suppress(OSError):  # what could not be written was said when it was
             self._file.close()
-        self._thread.submit(lambda: self._tensorboard.result().close())
+        writer = self._tensorboard
+        if writer:
+            self._thread.submit(lambda: writer.result().close())
         self._thread.shutdown(wait=True)
-        if error := self._tensorboard.exception():
+        if writer and (error := writer.exception()):
             logger.warning("TensorBoard's files could not be written: %s", error)
 
 
