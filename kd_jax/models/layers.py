@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kd_jax.models import stem, winograd
-
-Padding = tuple[tuple[int, int], tuple[int, int]]
+from kd_jax.models import depthwise, stem, winograd
+from kd_jax.models.depthwise import Padding
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _CACHE_BYTES = 700_000  # about a core's second-level cache; measured best from 300 to 700 kB
@@ -150,7 +149,9 @@ def _windows(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """Depthwise convolution as shifted multiply-adds, which XLA fuses into one loop."""
+    """Depthwise convolution, compiled or as shifted multiply-adds, which XLA fuses into a loop."""
+    if depthwise.suits(x, kernel):
+        return depthwise.forward(x, kernel, stride, padding)
     kh, kw, _, channels = kernel.shape
     windows = _windows(x, (kh, kw), stride, padding)
     taps = kernel.reshape(-1, channels)
@@ -169,6 +170,11 @@ def _depthwise_backward(
     stride: int, padding: Padding, saved: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
+    if depthwise.suits(x, kernel):
+        return (
+            depthwise.input_grad(grad, kernel, x.shape, stride, padding),
+            depthwise.kernel_grad(x, grad, kernel.shape, stride, padding),
+        )
     kh, kw = kernel.shape[:2]
     kernel_grad = _depthwise_kernel_grad(x, grad, (kh, kw), stride, padding).reshape(kernel.shape)
     # The input gradient is the same shifted sum with the kernel flipped, over the gradient laid

@@ -26,6 +26,9 @@ from kd_jax.console import logger
 _HERE = Path(__file__).parent
 # Names in the sources.
 WINOGRAD, INVERTED_RESIDUAL, STEM = "KdJaxWinograd", "KdJaxInvertedResidual", "KdJaxStem"
+DEPTHWISE = "KdJaxDepthwise"
+DEPTHWISE_INPUT_GRADIENT = "KdJaxDepthwiseInputGradient"
+DEPTHWISE_KERNEL_GRADIENT = "KdJaxDepthwiseKernelGradient"
 _COMPILERS = ("c++", "g++", "clang++")
 # The machine's widest vectors, and products added without rounding in between; nothing that lets
 # a compiler reorder sums, so that two compilations of one source give the same numbers. The last
