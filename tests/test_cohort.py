@@ -158,7 +158,8 @@ def test_several_steps_a_call_are_the_same_training(teacher, resident, tmp_path)
         train(config, tmp_path / str(size))
         recorded[size] = losses_of(tmp_path / str(size))
     assert len(recorded[1]) == 6
-    np.testing.assert_allclose(recorded[4], recorded[1], rtol=1e-4)
+    # KL is a difference of terms of about one nat, each of them rounded: at 0.001 nats that shows.
+    np.testing.assert_allclose(recorded[4], recorded[1], rtol=1e-4, atol=1e-6)
 
 
 def test_a_run_is_a_pupil():
