@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kd_jax import native
 
@@ -73,10 +72,5 @@ def _flat(kernel: jax.Array) -> jax.Array:
 def _call(
     symbol: str, shape: tuple[int, ...], a: Any, b: Any, stride: int, padding: Padding
 ) -> jax.Array:
-    target = native.target(symbol)
-    assert target is not None
-    result = jax.ShapeDtypeStruct(shape, jnp.float32)
-    call = jax.ffi.ffi_call(target, result, vmap_method="sequential")
-    above, before = padding[0][0], padding[1][0]
-    numbers = {"stride": stride, "above": above, "before": before}
-    return call(a, b, **{name: np.int64(value) for name, value in numbers.items()})
+    (above, _), (before, _) = padding
+    return native.call(symbol, shape, a, b, stride=stride, above=above, before=before)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kd_jax import native
 from kd_jax.models import layers
@@ -88,12 +87,9 @@ def inverted_residual(x: jax.Array, variables: Mapping[str, Any], stride: int) -
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _compiled(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:
-    target = native.target(native.INVERTED_RESIDUAL)
-    assert target is not None
     count, height, width, _ = x.shape
     shape = (count, -(-height // stride), -(-width // stride), weights.project.shape[1])
-    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, x.dtype), vmap_method="sequential")
-    return call(x, *weights, stride=np.int64(stride))
+    return native.call(native.INVERTED_RESIDUAL, shape, x, *weights, stride=stride)
 
 
 def _in_parts(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:

@@ -11,7 +11,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from kd_jax import native
@@ -44,12 +43,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     Returns:
       float32 `[n, ceil(H / stride), ceil(W / stride), channels_out]`.
     """
-    target = native.target(native.STEM)
-    assert target is not None
     count, height, width, _ = x.shape
     shape = (count, -(-height // stride), -(-width // stride), kernel.shape[3])
-    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, x.dtype), vmap_method="sequential")
-    return call(x, kernel, stride=np.int64(stride))
+    return native.call(native.STEM, shape, x, kernel, stride=stride)
 
 
 def _forward(

@@ -77,16 +77,13 @@ def _in_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Panels are made of the kernel and not of its sums: so nothing follows the matrix product, and
     XLA moves all of it out of a loop over chunks of images.
     """
-    target = native.target(native.WINOGRAD)
-    assert target is not None
     channels_in, channels_out = kernel.shape[2:]
     panel = 2 * _LANES if channels_out % (2 * _LANES) == 0 else _LANES
     panels = kernel.reshape(_TAPS**2, channels_in, channels_out // panel, panel)
     panels = panels.transpose(0, 2, 1, 3)
     sums = np.kron(_KERNEL, _KERNEL).astype(np.float32) @ panels.reshape(_TAPS**2, -1)
     sums = sums.reshape(-1, *panels.shape[1:])
-    result = jax.ShapeDtypeStruct((*x.shape[:3], channels_out), x.dtype)
-    return jax.ffi.ffi_call(target, result, vmap_method="sequential")(x, sums)
+    return native.call(native.WINOGRAD, (*x.shape[:3], channels_out), x, sums)
 
 
 def _in_tiles_forward(

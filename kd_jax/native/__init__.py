@@ -17,8 +17,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from kd_jax import caches
 from kd_jax.console import logger
@@ -55,6 +57,22 @@ def target(symbol: str) -> str | None:
         name, jax.ffi.pycapsule(getattr(library[1], symbol)), platform="cpu"
     )
     return name
+
+
+def call(symbol: str, shape: tuple[int, ...], *arguments: Any, **numbers: int) -> jax.Array:
+    """Call a compiled layer whose `target` there is.
+
+    Args:
+      symbol: of the layer.
+      shape: of its result, float32.
+      arguments: float32 arrays.
+      numbers: its attributes.
+    """
+    name = target(symbol)
+    assert name is not None
+    result = jax.ShapeDtypeStruct(shape, np.float32)
+    run = jax.ffi.ffi_call(name, result, vmap_method="sequential")
+    return run(*arguments, **{key: np.int64(value) for key, value in numbers.items()})
 
 
 @functools.cache
