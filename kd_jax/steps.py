@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from kd_jax import augment, losses, views
+from kd_jax import augment, losses, order, views
 from kd_jax.batches import Batch
 from kd_jax.ensemble import Ensemble
 from kd_jax.models import Network, Variables
-from kd_jax.models.layers import running_average
+from kd_jax.models.norm import running_average
 from kd_jax.objective import student_loss
 from kd_jax.parallel import AXIS
 
@@ -146,6 +146,7 @@ def _look(
         else:
             logits = teacher.logits(constants.teacher_variables, view.teacher)
         logits = jax.lax.stop_gradient(logits)
+        view = view._replace(student=order.after(logits, view.student))
     labels, partner_labels = None, None
     if constants.labels is not None:
         labels = constants.labels[batch.example]

@@ -8,8 +8,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from helpers import GOLDEN, golden_state_dict
-from kd_jax import batches, hlo, models, objective, optim, parallel, recipes, torch_import
+from kd_jax import batches, hlo, models, objective, optim, order, parallel, recipes, torch_import
 from kd_jax.config import default_config
+from kd_jax.models import layers
 from training import IMAGES, LABELS, run, set_up, small_config
 
 RAW = ((0.0,) * 3, (1.0,) * 3)
@@ -158,6 +159,24 @@ def test_the_step_is_traced_once():
         state, _ = train_step(state, constants, batch)
     assert traces == 1
     assert int(state.step) == 4
+
+
+def test_the_teacher_answers_before_the_student_begins():
+    """See `order.after`: on CPU every collective waits for the teacher, as a broken one shows."""
+    ones = np.ones((2, 3), np.float32)
+    pixels = np.float32(IMAGES[:2] / 255)
+    np.testing.assert_array_equal(order.after([ones, ones], pixels), pixels)
+    step, state, constants = set_up(small_config(), axis_name=None)
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), constants.teacher_variables)
+    devices = jax.devices()[:1]
+    train_step = parallel.pmap(step, devices, (False, False, True))
+    batch = parallel.shard(batches.batch_at(0, 32, 200, 3), devices)
+    for variables, finite in ((constants.teacher_variables, True), (broken, False)):
+        after, _ = train_step(state, constants._replace(teacher_variables=variables), batch)
+        for leaf in jax.tree.leaves(after.batch_stats):
+            assert np.isfinite(leaf).all() == finite
+    with layers.lowering("plain"):
+        assert order.after(ones, IMAGES) is IMAGES
 
 
 def test_nothing_large_is_copied_at_a_step():
