@@ -55,13 +55,13 @@ def work(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     import jax
     import numpy as np
 
-    from kd_jax.models import layers, mobilenetv2
+    from kd_jax.models import layers, mobilenetv2, norm
 
     rng = np.random.default_rng(0)
     if name in BLOCKS:
         batch, pixels, inputs, outputs, stride = BLOCKS[name]
-        norm = layers.batch_norm(False, None, None)
-        block = mobilenetv2.InvertedResidual(6, outputs, stride, norm)
+        frozen_norm = norm.batch_norm(False, None, None)
+        block = mobilenetv2.InvertedResidual(6, outputs, stride, frozen_norm)
         x = rng.standard_normal((batch, pixels, pixels, inputs), np.float32)
         return block.apply, (block.init(jax.random.key(0), x), x)
     batch, pixels, inputs, outputs, size, stride, groups = (LAYERS | FROZEN)[name]

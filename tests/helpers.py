@@ -12,7 +12,11 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import jax
 import numpy as np
+
+from kd_jax import models
+from kd_jax.models import layers
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -139,3 +143,22 @@ def tree_digest(directory):
         str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
         for path in sorted(directory.rglob("*"))
     }
+
+
+def assert_only_frozen_networks_on_cpu_take(arch, module, name, monkeypatch):
+    """Trace a network in training, frozen, and as on other devices, and watch who calls it."""
+    calls = []
+    original = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *a: calls.append(1) or original(*a))
+    network = models.build(arch, 10, (0.5,) * 3, (0.25,) * 3)
+    pixels = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
+    variables = jax.eval_shape(lambda: network.init(0, (32, 32, 3)))
+    with layers.lowering("cpu"):
+        jax.eval_shape(lambda v, p: network.train_logits(v, p, None), variables, pixels)
+        assert not calls
+        jax.eval_shape(network.logits, variables, pixels)
+        assert calls
+    calls.clear()
+    with layers.lowering("plain"):
+        jax.eval_shape(network.logits, variables, pixels)
+    assert not calls

@@ -9,7 +9,7 @@ import pytest
 from helpers import golden_card, golden_images, golden_logits, golden_state_dict, run
 from kd_jax import models, torch_import
 from kd_jax.errors import UserError
-from kd_jax.models import layers
+from kd_jax.models import layers, norm
 
 # Architecture -> golden file. Every network of the zoo has a row, or says why it has none.
 REFERENCES = {
@@ -228,9 +228,9 @@ def test_running_statistics_forget_their_start_and_keep_their_momentum():
     of_batch = {"mean": jnp.array(5.0), "var": jnp.array(0.01)}
     early = running
     for step in range(20):
-        early = layers.running_average(early, of_batch, step, momentum=0.99)
+        early = norm.running_average(early, of_batch, step, momentum=0.99)
     assert float(early["var"]) == pytest.approx(0.01, rel=0.01)
-    late = layers.running_average(running, of_batch, 10_000, momentum=0.99)
+    late = norm.running_average(running, of_batch, 10_000, momentum=0.99)
     assert float(late["mean"]) == pytest.approx(0.05, rel=1e-5)
     assert float(late["var"]) == pytest.approx(0.9901, rel=1e-5)
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import models, native
+from helpers import assert_only_frozen_networks_on_cpu_take
+from kd_jax import native
 from kd_jax.models import layers, stem
 
 pytestmark = pytest.mark.skipif(
@@ -71,18 +72,4 @@ def test_its_gradient_is_that_of_the_convolution():
 
 @pytest.mark.parametrize("arch", ["resnet20", "vgg11_bn", "mobilenetv2_x0_75"])
 def test_only_frozen_networks_on_cpu_take_it(arch, monkeypatch):
-    calls = []
-    original = stem.conv2d
-    monkeypatch.setattr(stem, "conv2d", lambda *a: calls.append(1) or original(*a))
-    network = models.build(arch, 10, (0.5,) * 3, (0.25,) * 3)
-    pixels = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(lambda: network.init(0, (32, 32, 3)))
-    with layers.lowering("cpu"):
-        jax.eval_shape(lambda v, p: network.train_logits(v, p, None), variables, pixels)
-        assert not calls
-        jax.eval_shape(network.logits, variables, pixels)
-        assert calls
-    calls.clear()
-    with layers.lowering("plain"):
-        jax.eval_shape(network.logits, variables, pixels)
-    assert not calls
+    assert_only_frozen_networks_on_cpu_take(arch, stem, "conv2d", monkeypatch)

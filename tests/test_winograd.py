@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from kd_jax import models, native
+from helpers import assert_only_frozen_networks_on_cpu_take
+from kd_jax import native
 from kd_jax.models import layers, winograd
 
 SHAPES = [(32, 16, 16), (16, 32, 32), (8, 64, 64), (16, 64, 128), (8, 128, 256), (12, 3, 5)]
@@ -93,18 +94,4 @@ def test_without_a_compiler_there_is_another_way(tmp_path):
 
 @pytest.mark.parametrize("arch", ["resnet20", "vgg11_bn"])
 def test_only_frozen_networks_on_cpu_take_it(arch, monkeypatch):
-    calls = []
-    original = winograd.conv3x3
-    monkeypatch.setattr(winograd, "conv3x3", lambda *a: calls.append(1) or original(*a))
-    network = models.build(arch, 10, (0.5,) * 3, (0.25,) * 3)
-    pixels = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(lambda: network.init(0, (32, 32, 3)))
-    with layers.lowering("cpu"):
-        jax.eval_shape(lambda v, p: network.train_logits(v, p, None), variables, pixels)
-        assert not calls
-        jax.eval_shape(network.logits, variables, pixels)
-        assert calls
-    calls.clear()
-    with layers.lowering("plain"):
-        jax.eval_shape(network.logits, variables, pixels)
-    assert not calls
+    assert_only_frozen_networks_on_cpu_take(arch, winograd, "conv3x3", monkeypatch)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.errors import UserError
-from kd_jax.models import bit, chunks, layers, mobilenetv3, vgg
+from kd_jax.models import bit, chunks, layers, mobilenetv3, norm, vgg
 from kd_jax.models.bit import BiT
 from kd_jax.models.mobilenetv2 import MobileNetV2
 from kd_jax.models.mobilenetv3 import MobileNetV3
@@ -127,9 +127,9 @@ class Network:
         return logits.astype(jnp.float32), both_collections(updates)["batch_stats"]
 
     def average_statistics(self, running: Any, of_batch: Any, step: jax.Array) -> Any:
-        """Return the running statistics after one more batch, see `layers.running_average`."""
+        """Return the running statistics after one more batch, see `norm.running_average`."""
         momentum = self.module.batch_norm_momentum
-        return layers.running_average(running, of_batch, step, momentum)
+        return norm.running_average(running, of_batch, step, momentum)
 
 
 def build(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from kd_jax import native
 from kd_jax.models import layers
+from kd_jax.models.norm import EPSILON
 
 _LANES = 8  # channels that the compiled form takes at a time, at least
 
@@ -68,7 +69,7 @@ def inverted_residual(x: jax.Array, variables: Mapping[str, Any], stride: int) -
         return params[name]["kernel"].reshape(-1, params[name]["kernel"].shape[-1])
 
     def norm(name: str) -> jax.Array:
-        scale = params[name]["scale"] / jnp.sqrt(running[name]["var"] + layers.EPSILON)
+        scale = params[name]["scale"] / jnp.sqrt(running[name]["var"] + EPSILON)
         return jnp.stack([scale, params[name]["bias"] - running[name]["mean"] * scale])
 
     if "conv.3" in params:

@@ -1,4 +1,4 @@
-"""Convolutions, batch norm, dropout and activations that every network is built from.
+"""Convolutions, dropout and activations that every network is built from.
 
 Parameters and mathematics are those of the ordinary layers. Only the lowering differs: XLA's CPU
 backend is slow on depthwise, 1x1, few-channel and tiny-map convolutions, so on CPU these become
@@ -24,7 +24,6 @@ from kd_jax.models.depthwise import Padding
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _CACHE_BYTES = 700_000  # about a core's second-level cache; measured best from 300 to 700 kB
-EPSILON = 1e-5  # of batch norm, unless a network has its own
 _forced_lowering: str | None = None
 _frozen = False
 
@@ -252,48 +251,6 @@ class Conv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         x = conv2d(x, kernel, self.stride, self.groups)
         return x if bias is None else x + bias
-
-
-def batch_norm(
-    train: bool, axis_name: str | None, dtype: Any, *, epsilon: float = EPSILON
-) -> functools.partial[nn.BatchNorm]:
-    """Return the batch norm of one network, still to be named at each use.
-
-    In training the statistics are those of the whole batch across `axis_name`, in float32, and
-    they leave the module as they are (momentum 0): `running_average` keeps the running ones.
-    """
-    return functools.partial(
-        nn.BatchNorm,
-        use_running_average=not train,
-        axis_name=axis_name,
-        momentum=0.0,
-        epsilon=epsilon,
-        dtype=dtype,
-    )
-
-
-def running_average(running: Any, new: Any, step: jax.Array | int, momentum: float) -> Any:
-    """Return the running average, of batch statistics or of weights, after one more step.
-
-    `momentum` is the share of the old (for batch norm Flax's, one minus PyTorch's), but it is
-    reached gradually: step t counts with at least 9 / (10 + t). A plain average of statistics
-    starts from mean 0 and variance 1 and forgets them so slowly that torchvision's MobileNetV3
-    (momentum 0.99, 34 norms in a row) answers at chance in eval mode for its first hundreds of
-    steps. From step 890 on, at 0.99, the two are the same.
-
-    The variance is the biased one, where PyTorch keeps the unbiased: they differ by n / (n - 1),
-    n being the pixels of the global batch.
-
-    Args:
-      running, new: trees of the same structure.
-      step: number of updates made before this one.
-      momentum: the share of the old, in [0, 1).
-    """
-    step = jnp.asarray(step, jnp.float32)
-    old_share = jnp.minimum(momentum, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(
-        lambda old, value: old_share * old + (1.0 - old_share) * value, running, new
-    )
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models import fused, layers
+from kd_jax.models.norm import BatchNorm, batch_norm
 
 
 class Stage(NamedTuple):
@@ -43,7 +44,7 @@ class InvertedResidual(nn.Module):
     expansion: int
     features: int
     stride: int
-    norm: functools.partial[nn.BatchNorm]
+    norm: functools.partial[BatchNorm]
     dtype: Any = None
 
     @nn.compact
@@ -55,10 +56,10 @@ class InvertedResidual(nn.Module):
         y, part = x, 0
         if self.expansion != 1:
             y = conv(expanded, name="conv.0.0")(y)
-            y = nn.relu6(self.norm(name="conv.0.1")(y))
+            y = self.norm(name="conv.0.1", activation="relu6")(y)
             part = 1
         y = conv(expanded, 3, self.stride, expanded, name=f"conv.{part}.0")(y)
-        y = nn.relu6(self.norm(name=f"conv.{part}.1")(y))
+        y = self.norm(name=f"conv.{part}.1", activation="relu6")(y)
         y = conv(self.features, name=f"conv.{part + 1}")(y)
         y = self.norm(name=f"conv.{part + 2}")(y)
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
@@ -78,10 +79,10 @@ class MobileNetV2(nn.Module):
     def __call__(
         self, x: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
-        norm = layers.batch_norm(train, self.axis_name, self.dtype)
+        norm = batch_norm(train, self.axis_name, self.dtype)
         conv = functools.partial(layers.Conv, dtype=self.dtype)
         x = conv(layers.round_to_multiple(STEM * self.width), 3, name="features.0.0")(x)
-        x = nn.relu6(norm(name="features.0.1")(x))
+        x = norm(name="features.0.1", activation="relu6")(x)
         number = 1
         for stage in STAGES:
             features = layers.round_to_multiple(stage.features * self.width)
@@ -93,6 +94,7 @@ class MobileNetV2(nn.Module):
                 )(x)  # fmt: skip
                 number += 1
         last = layers.round_to_multiple(LAST * max(1.0, self.width))
-        x = nn.relu6(norm(name=f"features.{number}.1")(conv(last, name=f"features.{number}.0")(x)))
+        x = conv(last, name=f"features.{number}.0")(x)
+        x = norm(name=f"features.{number}.1", activation="relu6")(x)
         x = layers.dropout(jnp.mean(x, axis=(1, 2)), self.dropout_rate, dropout_keys)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier.1")(x)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models import layers
+from kd_jax.models.norm import ACTIVATIONS, BatchNorm, batch_norm
 
 
 class Row(NamedTuple):
@@ -66,15 +67,15 @@ LARGE = (
 SMALL_LAST_CHANNELS, LARGE_LAST_CHANNELS = 1024, 1280
 
 
-def _activation(hard: bool) -> Any:
-    return layers.hard_swish if hard else nn.relu
+def _activation(hard: bool) -> str:
+    return "hard_swish" if hard else "relu"
 
 
 class TorchvisionBlock(nn.Module):
     """Inverted residual; squeeze-excite after the activation, with biases."""
 
     row: Row
-    norm: functools.partial[nn.BatchNorm]
+    norm: functools.partial[BatchNorm]
     dtype: Any = None
 
     @nn.compact
@@ -85,12 +86,12 @@ class TorchvisionBlock(nn.Module):
         y = x
         if row.expanded != x.shape[-1]:
             y = conv(row.expanded, 1, name="block.0.0")(y)
-            y = activation(self.norm(name="block.0.1")(y))
+            y = self.norm(name="block.0.1", activation=activation)(y)
             part = 1
         y = conv(
             row.expanded, row.kernel_size, row.stride, row.expanded, name=f"block.{part}.0"
         )(y)  # fmt: skip
-        y = activation(self.norm(name=f"block.{part}.1")(y))
+        y = self.norm(name=f"block.{part}.1", activation=activation)(y)
         part += 1
         if row.squeeze:
             scale = jnp.mean(y, axis=(1, 2), keepdims=True)
@@ -108,7 +109,7 @@ class CifarBlock(nn.Module):
     """Inverted residual; squeeze-excite before the activation, without biases."""
 
     row: Row
-    norm: functools.partial[nn.BatchNorm]
+    norm: functools.partial[BatchNorm]
     dtype: Any = None
 
     @nn.compact
@@ -125,17 +126,18 @@ class CifarBlock(nn.Module):
             depthwise, linear, linear_norm = "conv1", "conv2.0", f"conv2.1{last_norm}"
         else:
             y = conv(row.expanded, 1, name="conv1.0")(y)
-            y = activation(self.norm(name="conv1.1")(y))
+            y = self.norm(name="conv1.1", activation=activation)(y)
         y = conv(
             row.expanded, row.kernel_size, row.stride, row.expanded, name=f"{depthwise}.0"
         )(y)  # fmt: skip
-        y = self.norm(name=f"{depthwise}.1")(y)
+        between = "none" if row.squeeze else activation
+        y = self.norm(name=f"{depthwise}.1", activation=between)(y)
         if row.squeeze:
             scale = jnp.mean(y, axis=(1, 2))
             scale = nn.relu(dense(row.expanded // 4, name=f"{depthwise}.2.fc.0")(scale))
             scale = dense(row.expanded, name=f"{depthwise}.2.fc.2")(scale)
-            y = y * layers.hard_sigmoid(scale)[:, None, None, :]
-        y = conv(row.features, name=linear)(activation(y))
+            y = ACTIVATIONS[activation](y * layers.hard_sigmoid(scale)[:, None, None, :])
+        y = conv(row.features, name=linear)(y)
         y = self.norm(name=linear_norm)(y)
         return x + y if residual else y
 
@@ -161,18 +163,18 @@ class MobileNetV3(nn.Module):
         self, x: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
         epsilon = 1e-5 if self.cifar else 1e-3
-        norm = layers.batch_norm(train, self.axis_name, self.dtype, epsilon=epsilon)
+        norm = batch_norm(train, self.axis_name, self.dtype, epsilon=epsilon)
         conv = functools.partial(layers.Conv, dtype=self.dtype)
         block = CifarBlock if self.cifar else TorchvisionBlock
         features = "featureList" if self.cifar else "features"
 
         x = conv(16, 3, 1 if self.cifar else 2, name=f"{features}.0.0")(x)
-        x = layers.hard_swish(norm(name=f"{features}.0.1")(x))
+        x = norm(name=f"{features}.0.1", activation="hard_swish")(x)
         for i, row in enumerate(self.rows, start=1):
             row = row._replace(stride=1) if self.cifar and i == 1 else row
             x = block(row, norm, self.dtype, name=f"{features}.{i}")(x)
         x = conv(6 * self.rows[-1].features, name=f"{features}.{len(self.rows) + 1}.0")(x)
-        x = layers.hard_swish(norm(name=f"{features}.{len(self.rows) + 1}.1")(x))
+        x = norm(name=f"{features}.{len(self.rows) + 1}.1", activation="hard_swish")(x)
         x = jnp.mean(x, axis=(1, 2), keepdims=True)
 
         dense = functools.partial(nn.Dense, dtype=self.dtype)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models import layers
+from kd_jax.models.norm import BatchNorm, batch_norm
 
 
 class BasicBlock(nn.Module):
@@ -22,14 +23,14 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int
-    norm: functools.partial[nn.BatchNorm]
+    norm: functools.partial[BatchNorm]
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = functools.partial(layers.Conv, self.features, dtype=self.dtype)
         y = conv(3, self.stride, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.norm(name="bn1", activation="relu")(y)
         y = self.norm(name="bn2")(conv(3, name="conv2")(y))
         if self.stride != 1 or x.shape[-1] != self.features:
             x = conv(1, self.stride, name="downsample.0")(x)
@@ -51,9 +52,9 @@ class ResNet(nn.Module):
     def __call__(
         self, x: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
-        norm = layers.batch_norm(train, self.axis_name, self.dtype)
+        norm = batch_norm(train, self.axis_name, self.dtype)
         x = layers.Conv(16, 3, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(norm(name="bn1")(x))
+        x = norm(name="bn1", activation="relu")(x)
         for stage, features in enumerate((16, 32, 64)):
             for block in range(self.blocks_per_stage):
                 stride = 2 if stage > 0 and block == 0 else 1

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models import layers
+from kd_jax.models.norm import batch_norm
 
 # Convolutions of each stage, by depth.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -43,13 +44,13 @@ class VGG(nn.Module):
     def __call__(
         self, x: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
-        norm = layers.batch_norm(train, self.axis_name, self.dtype)
+        norm = batch_norm(train, self.axis_name, self.dtype)
         number = 0  # of the layer in PyTorch's list: convolution, norm, activation, ..., pooling
         for width, convolutions in zip(WIDTHS, STAGES[self.depth], strict=True):
             for _ in range(convolutions):
                 name = f"features.{number}"
                 x = layers.Conv(width, 3, use_bias=True, dtype=self.dtype, name=name)(x)
-                x = nn.relu(norm(name=f"features.{number + 1}")(x))
+                x = norm(name=f"features.{number + 1}", activation="relu")(x)
                 number += 3
             x = _halve(x)
             number += 1

@@ -31,6 +31,7 @@ WINOGRAD, INVERTED_RESIDUAL, STEM = "KdJaxWinograd", "KdJaxInvertedResidual", "K
 DEPTHWISE = "KdJaxDepthwise"
 DEPTHWISE_INPUT_GRADIENT = "KdJaxDepthwiseInputGradient"
 DEPTHWISE_KERNEL_GRADIENT = "KdJaxDepthwiseKernelGradient"
+NORM_STATISTICS, NORM_GRADIENT = "KdJaxNormStatistics", "KdJaxNormGradient"
 _COMPILERS = ("c++", "g++", "clang++")
 # The machine's widest vectors, and products added without rounding in between; nothing that lets
 # a compiler reorder sums, so that two compilations of one source give the same numbers. The last

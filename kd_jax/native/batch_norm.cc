@@ -1,0 +1,135 @@
+// The sums over all pixels that batch norm takes in training, on CPUs: of the maps for its
+// statistics, and of the gradient for its own. Each is one pass that reads every number once; what
+// belongs to a channel stays in registers.
+
+#include <algorithm>
+#include <cstdint>
+
+#include "vectors.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace kd_jax {
+namespace {
+
+typedef ffi::Buffer<ffi::F32> Floats;
+
+constexpr int64_t kBlockBytes = 32 << 10;  // of pixels that all channels pass over together
+
+// What follows batch norm; `norm.py` names them in this order.
+enum Activation : int64_t { kNone, kRelu, kRelu6, kHardSwish };
+
+// `grad` times the activation's derivative at `y`.
+template <Activation kActivation, int kLanes>
+inline Register<kLanes> Through(Register<kLanes> y, Register<kLanes> grad) {
+  const Register<kLanes> zero = {};
+  if constexpr (kActivation == kRelu) return y > zero ? grad : zero;
+  if constexpr (kActivation == kRelu6) {
+    grad = y > zero ? grad : zero;
+    return y < zero + 6.0f ? grad : zero;
+  }
+  if constexpr (kActivation == kHardSwish) {
+    const Register<kLanes> inside = y > zero - 3.0f ? grad * (y * (1.0f / 3.0f) + 0.5f) : zero;
+    return y < zero + 3.0f ? inside : grad;
+  }
+  return grad;
+}
+
+// Adds up two sums a channel, block by block: `work(pixel's place, channel, sums)` adds a pixel to a
+// block's, which then are added to `totals` [2][channels]. So many numbers added one by one would
+// lose digits.
+template <int kLanes, typename Work>
+inline void AddBlock(int64_t first, int64_t last, int64_t channels, int64_t c, float* totals,
+                     const Work& work) {
+  Register<kLanes> a = {}, b = {};
+  for (int64_t pixel = first; pixel < last; ++pixel) work(pixel * channels + c, a, b);
+  Store<kLanes>(totals + c, Load<kLanes>(totals + c) + a);
+  Store<kLanes>(totals + channels + c, Load<kLanes>(totals + channels + c) + b);
+}
+
+template <typename Prepare>
+void TwoSums(int64_t pixels, int64_t channels, float* totals, Prepare prepare) {
+  std::fill(totals, totals + 2 * channels, 0.0f);
+  const int64_t row_bytes = channels * int64_t{sizeof(float)};
+  const int64_t some = std::max<int64_t>(8, kBlockBytes / row_bytes);
+  for (int64_t first = 0; first < pixels; first += some) {
+    const int64_t last = std::min(pixels, first + some);
+    int64_t c = 0;
+    for (; c + 16 <= channels; c += 16)
+      AddBlock<16>(first, last, channels, c, totals, prepare.template operator()<16>(c));
+    for (; c < channels; c += 8)
+      AddBlock<8>(first, last, channels, c, totals, prepare.template operator()<8>(c));
+  }
+}
+
+struct Statistics {
+  const float* x;
+  template <int kLanes>
+  auto operator()(int64_t) const {
+    return [x = x](int64_t at, Register<kLanes>& sum, Register<kLanes>& squares) {
+      const Register<kLanes> here = Load<kLanes>(x + at);
+      sum += here;
+      squares += here * here;
+    };
+  }
+};
+
+// x [..., channels] to the sums of x and of x squared, [2, channels].
+ffi::Error RunStatistics(Floats x, ffi::Result<Floats> sums) {
+  const int64_t channels = x.dimensions().back();
+  TwoSums(x.element_count() / channels, channels, sums->typed_data(), Statistics{x.typed_data()});
+  return ffi::Error::Success();
+}
+
+template <Activation kActivation>
+struct Gradient {
+  const float *x, *grad, *mean, *scale, *shift;
+  template <int kLanes>
+  auto operator()(int64_t c) const {
+    return [x = x, grad = grad, mean = Load<kLanes>(mean + c), scale = Load<kLanes>(scale + c),
+            shift = Load<kLanes>(shift + c)](int64_t at, Register<kLanes>& sum,
+                                             Register<kLanes>& product) {
+      const Register<kLanes> centred = Load<kLanes>(x + at) - mean;
+      const Register<kLanes> here =
+          Through<kActivation, kLanes>(centred * scale + shift, Load<kLanes>(grad + at));
+      sum += here;
+      product += here * centred;
+    };
+  }
+};
+
+// x, the gradient of activation((x - mean) * scale + shift), and mean, scale and shift, each
+// [channels], to the sums of the gradient before the activation, and of that times x - mean.
+ffi::Error RunGradient(Floats x, Floats grad, Floats mean, Floats scale, Floats shift,
+                       int64_t activation, ffi::Result<Floats> sums) {
+  const int64_t channels = x.dimensions().back();
+  const auto run = [&](auto work) {
+    TwoSums(x.element_count() / channels, channels, sums->typed_data(), work);
+  };
+  const float *from = x.typed_data(), *of = grad.typed_data(), *m = mean.typed_data(),
+              *s = scale.typed_data(), *t = shift.typed_data();
+  switch (activation) {
+    case kNone: run(Gradient<kNone>{from, of, m, s, t}); break;
+    case kRelu: run(Gradient<kRelu>{from, of, m, s, t}); break;
+    case kRelu6: run(Gradient<kRelu6>{from, of, m, s, t}); break;
+    case kHardSwish: run(Gradient<kHardSwish>{from, of, m, s, t}); break;
+    default: return ffi::Error::InvalidArgument("no such activation");
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace kd_jax
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxNormStatistics, kd_jax::RunStatistics,
+                              xla::ffi::Ffi::Bind().Arg<kd_jax::Floats>().Ret<kd_jax::Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxNormGradient, kd_jax::RunGradient,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<kd_jax::Floats>()
+                                  .Arg<kd_jax::Floats>()
+                                  .Arg<kd_jax::Floats>()
+                                  .Arg<kd_jax::Floats>()
+                                  .Arg<kd_jax::Floats>()
+                                  .Attr<int64_t>("activation")
+                                  .Ret<kd_jax::Floats>());

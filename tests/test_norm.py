@@ -1,0 +1,137 @@
+"""Batch norm in its compiled passes: values, statistics and gradients of Flax's, in float64."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import native
+from kd_jax.models import layers, norm
+
+# Maps of the zoo; one pixel; channels that leave half a vector; a row wider than a block.
+SHAPES = [
+    (4, 32, 32, 16),
+    (3, 15, 7, 72),
+    (64, 2, 2, 576),
+    (7, 1, 1, 8),
+    (2, 3, 5, 9000),
+    (130, 24),
+]
+needs_compiler = pytest.mark.skipif(
+    native.target(native.NORM_STATISTICS) is None, reason="needs a C++ compiler: set CXX"
+)
+
+
+def problem(shape, seed=0):
+    rng = np.random.default_rng(seed)
+    channels = shape[-1]
+    x = 2 * rng.standard_normal(shape) + rng.standard_normal(channels)
+    scale, bias = 1 + 0.3 * rng.standard_normal(channels), rng.standard_normal(channels)
+    params = {"scale": scale.astype(np.float32), "bias": bias.astype(np.float32)}
+    return x.astype(np.float32), params, rng.standard_normal(shape).astype(np.float32)
+
+
+def flaxs(x, params, activation):
+    """Return what Flax's layer and the activation after it make, and the statistics."""
+    layer = nn.BatchNorm(use_running_average=False, momentum=0.0, epsilon=norm.EPSILON)
+    y, changed = layer.apply(
+        {"params": params, "batch_stats": zeros(x)}, x, mutable=["batch_stats"]
+    )
+    return norm.ACTIVATIONS[activation](y), changed["batch_stats"]
+
+
+def ours(x, params, activation, axis=None):
+    layer = norm.batch_norm(True, axis, None)(activation=activation)
+    assert layer._compiled(x)
+    variables = {"params": params, "batch_stats": zeros(x)}
+    y, changed = layer.apply(variables, x, mutable=["batch_stats"])
+    return y, changed["batch_stats"]
+
+
+def zeros(x):
+    return {name: np.zeros(x.shape[-1], x.dtype) for name in ("mean", "var")}
+
+
+def slopes(layer, x, params, weight, activation):
+    """Return the output, the statistics, and the gradients of x, scale and bias."""
+
+    def loss(x, params):
+        y, statistics = layer(x, params, activation)
+        return jnp.sum(y * weight), (y, statistics)
+
+    grads, made = jax.grad(loss, (0, 1), has_aux=True)(x, params)
+    return jax.tree.leaves((made, grads))
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("activation", norm.ACTIVATIONS)
+def test_it_is_flaxs_batch_norm(shape, activation):
+    given = problem(shape)
+    with jax.enable_x64(True):
+        exact = slopes(flaxs, *jax.tree.map(np.float64, given), activation)
+    for got, wanted in zip(slopes(ours, *given, activation), exact, strict=True):
+        wanted = np.asarray(wanted)
+        assert got.shape == wanted.shape
+        assert got.dtype == jnp.float32
+        assert np.abs(got - wanted).max() <= 2e-5 * np.abs(wanted).max() + 1e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize("activation", ["none", "hard_swish"])
+def test_devices_normalise_together(activation):
+    x, params, weight = problem((8, 5, 5, 24))
+    whole = slopes(ours, x, params, weight, activation)
+    for devices in (1, 2, 4):
+        part = functools.partial(ours, axis="batch")
+        run = jax.pmap(
+            lambda x, weight, part=part: slopes(part, x, params, weight, activation),
+            axis_name="batch",
+            devices=jax.devices()[:devices],
+        )
+        cut = [each.reshape(devices, -1, *each.shape[1:]) for each in (x, weight)]
+        y, mean, variance, of_x, of_bias, of_scale = map(np.asarray, run(*cut))
+        together = (
+            y.reshape(x.shape), mean[0], variance[0],
+            of_x.reshape(x.shape), of_bias.sum(0), of_scale.sum(0),
+        )  # fmt: skip
+        for got, wanted in zip(together, whole, strict=True):
+            np.testing.assert_allclose(got, wanted, atol=1e-5 * float(np.abs(wanted).max()))
+
+
+@needs_compiler
+def test_many_pixels_keep_their_digits():
+    """A million pixels far from zero: sums of blocks, not one number after another."""
+    rng = np.random.default_rng(0)
+    x = (30 + rng.standard_normal((1 << 20, 8))).astype(np.float32)
+    sums = native.call(native.NORM_STATISTICS, (2, 8), x)
+    exact = np.stack([x.astype(np.float64).sum(0), (x.astype(np.float64) ** 2).sum(0)])
+    np.testing.assert_allclose(sums, exact, rtol=2e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("activation", norm.ACTIVATIONS)
+def test_extremes(activation):
+    """A dead channel has finite gradients; a NaN stays in its channel and does not get lost."""
+    x, params, weight = problem((4, 6, 6, 16))
+    x[..., 3] = 0.0
+    assert all(np.isfinite(a).all() for a in slopes(ours, x, params, weight, activation))
+    x[1, 2, 3, 5] = np.nan
+    y, mean, _, of_x, *_ = slopes(ours, x, params, weight, activation)
+    for made in (y, mean, of_x):
+        broken = np.isnan(made).reshape(-1, 16).any(0)
+        assert broken[5]
+        assert broken.sum() == 1
+
+
+def test_what_it_cannot_do_is_left_to_flax():
+    x, _, _ = problem((2, 4, 4, 16))
+    layer = norm.batch_norm(True, None, None)()
+    with layers.lowering("plain"):
+        assert not layer._compiled(x)
+    assert not layer._compiled(x[..., :12])
+    assert not layer._compiled(jnp.asarray(x, jnp.bfloat16))
+    assert not norm.batch_norm(True, None, jnp.bfloat16)()._compiled(x)
