@@ -4,8 +4,9 @@
 
 One layer of each kind that XLA's CPU backend is slow on, forward and backward, under `layers`' own
 lowering and as the ordinary convolution, in turns in one process. Ordinary 3x3 convolutions are
-left alone by the lowering in training: their row shows what the machine's noise is. Layers of
-frozen networks, and MobileNetV2's blocks, are measured forward alone.
+left alone by the lowering in training: their row shows what the machine's noise is. Batch norm with
+the activation after it is measured beside Flax's; layers of frozen networks, and MobileNetV2's
+blocks, forward alone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ LAYERS = {
     "3x3 of a 2 px map, 512 to 512": (64, 2, 512, 512, 3, 1, 1),
     "ordinary 3x3, 16 px, 32 to 32": (64, 16, 32, 32, 3, 1, 1),
 }
-
+# Name: (batch, pixels a side, channels, activation).
+NORMS = {
+    "batch norm and ReLU, 32 px, 72 channels": (64, 32, 72, "relu"),
+    "batch norm and hard-swish, 8 px, 240 channels": (64, 8, 240, "hard_swish"),
+}
 FROZEN = {
     "frozen stem 3x3, 32 px, 3 to 64": (16, 32, 3, 64, 3, 1, 1),
     "frozen 3x3, 32 px, 16 to 16": (16, 32, 16, 16, 3, 1, 1),
@@ -64,6 +69,15 @@ def work(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         block = mobilenetv2.InvertedResidual(6, outputs, stride, frozen_norm)
         x = rng.standard_normal((batch, pixels, pixels, inputs), np.float32)
         return block.apply, (block.init(jax.random.key(0), x), x)
+    if name in NORMS:
+        batch, pixels, channels, activation = NORMS[name]
+        layer = norm.batch_norm(True, None, None)(activation=activation)
+        x, weight = rng.standard_normal((2, batch, pixels, pixels, channels), np.float32)
+
+        def weighted(x: jax.Array, variables: Any) -> jax.Array:
+            return (layer.apply(variables, x, mutable=["batch_stats"])[0] * weight).sum()
+
+        return jax.value_and_grad(weighted, (0, 1)), (x, layer.init(jax.random.key(0), x))
     batch, pixels, inputs, outputs, size, stride, groups = (LAYERS | FROZEN)[name]
     x = rng.standard_normal((batch, pixels, pixels, inputs), np.float32)
     kernel = rng.standard_normal((size, size, inputs // groups, outputs), np.float32)
@@ -87,7 +101,7 @@ def measure(name: str, rounds: int) -> tuple[float, float, list[float]]:
     arguments = jax.device_put(arguments)
 
     def prepare(lowering: str) -> Callable[[], float]:
-        frozen = contextlib.nullcontext() if name in LAYERS else layers.frozen()
+        frozen = layers.frozen() if name in FROZEN | BLOCKS else contextlib.nullcontext()
         with layers.lowering(lowering), frozen:
             # A function of its own: JAX keeps traces by function, and knows nothing of lowerings.
             step = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
@@ -118,7 +132,7 @@ def main(argv: Sequence[str]) -> None:
             "ratio (least to greatest)",
         ]
     ]
-    for name in (*LAYERS, *FROZEN, *BLOCKS):
+    for name in (*LAYERS, *NORMS, *FROZEN, *BLOCKS):
         ours, plain, ratios = measure(name, _ROUNDS.value)
         ratio = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
         rows.append([name, f"{1e3 * ours:.2f}", f"{1e3 * plain:.2f}", ratio])

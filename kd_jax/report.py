@@ -107,18 +107,18 @@ def _over_seeds(study: Study) -> str:
     """Return means with their confidence intervals, and differences to the baseline by seed."""
     if all(len(row.runs) < 2 for row in study.rows):
         return ""
-    rows = [["", "n", *summary.MEASURES.values(), "top-1 against baseline"]]
+    rows = [summary.HEADER]
     by_seed = {row.label: _top1_by_seed(row) for row in study.rows}
     for row in study.rows:
         measured = [summary.measures(run.result) for run in row.runs]
-        cells = [escape(row.label), str(len(row.runs))]
-        for name in summary.MEASURES:
-            values = [own for m in measured if (own := m[name]) is not None]
-            cells.append(summary.said(summary.interval(values), "{:.2f}"))
-        difference = summary.paired(by_seed[row.label], by_seed.get(study.baseline or "", {}))
-        is_baseline = row.label == study.baseline
-        cells.append("baseline" if is_baseline else summary.said(difference, "{:+.2f}"))
-        rows.append(cells)
+        intervals = {
+            name: summary.interval([own for m in measured if (own := m[name]) is not None])
+            for name in summary.MEASURES
+        }
+        difference = None
+        if row.label != study.baseline:
+            difference = summary.paired(by_seed[row.label], by_seed.get(study.baseline or "", {}))
+        rows.append(summary.line(escape(row.label), str(len(row.runs)), intervals, difference))
     note = (
         "Means of n seeds with their 95 % confidence interval (Student's t). Best top-1: at the "
         "step that was best on validation. Against baseline: of the differences between runs of "

@@ -26,6 +26,7 @@ MEASURES = {
     "agreement": "agreement %",
     "test_ece": "ECE %",
 }
+HEADER = ["", "n", *MEASURES.values(), "top-1 against baseline"]
 _CONFIDENCE = 0.95
 
 
@@ -140,17 +141,23 @@ def measures(result: Mapping[str, Any]) -> dict[str, float | None]:
 def lines(summary: Mapping[str, Any]) -> list[list[str]]:
     """Return the table for people, header first; what there is not is a dash."""
     any_published = any(row["published"] is not None for row in summary["rows"])
-    header = ["", "n", *MEASURES.values(), "top-1 against baseline"]
-    rows = [header + (["published top-1 %"] if any_published else [])]
+    rows = [HEADER + (["published top-1 %"] if any_published else [])]
     for row in summary["rows"]:
         is_baseline = row["row"] == summary["baseline"]
-        difference = said(row["test_top1"]["difference"], "{:+.2f}")
-        cells = [row["row"], _count(row), *(said(row[name], "{:.2f}") for name in MEASURES)]
-        cells.append("baseline" if is_baseline else difference)
+        difference = None if is_baseline else row["test_top1"]["difference"]
+        cells = line(row["row"], _count(row), row, difference)
         if any_published:
             cells.append("-" if row["published"] is None else f"{row['published']:.2f}")
         rows.append(cells)
     return rows
+
+
+def line(
+    label: str, count: str, intervals: Mapping[str, Any], difference: Mapping[str, Any] | None
+) -> list[str]:
+    """Return a row under `HEADER`; the baseline has no difference to itself."""
+    means = (said(intervals[name], "{:.2f}") for name in MEASURES)
+    return [label, count, *means, "baseline" if difference is None else said(difference, "{:+.2f}")]
 
 
 def _count(row: Mapping[str, Any]) -> str:

@@ -36,8 +36,8 @@ inline Register<kLanes> Through(Register<kLanes> y, Register<kLanes> grad) {
   return grad;
 }
 
-// Adds up two sums a channel, block by block: `work(pixel's place, channel, sums)` adds a pixel to a
-// block's, which then are added to `totals` [2][channels]. So many numbers added one by one would
+// Adds up two sums a channel, block by block: `work(place of a pixel, sums)` adds a pixel to those of
+// a block, which then are added to `totals` [2][channels]. So many numbers added one by one would
 // lose digits.
 template <int kLanes, typename Work>
 inline void AddBlock(int64_t first, int64_t last, int64_t channels, int64_t c, float* totals,

@@ -149,7 +149,8 @@ ffi::Error Run(Floats x, Floats expand, Floats expand_norm, Floats filter, Float
       for (int64_t top = 0; top < shape.out_height(); top += plan.out_rows) {
         const int64_t rows = std::min(plan.out_rows, shape.out_height() - top);
         const int64_t needed = std::min(shape.height, (top + rows - 1) * shape.stride + kSide - 1);
-        while (shape.expands && done < needed) {  // as far as the ring goes; of several images the ring is all
+        // As far as the ring goes; of several images the ring is all.
+        while (shape.expands && done < needed) {
           const int64_t place = plan.Place(done), some = std::min(needed - done, plan.ring - place);
           AnyPanel<true>(width, from + done * shape.width * shape.in, images * some * shape.width,
                          shape.in, expanding + c * shape.in, first.shift + c, 0,
