@@ -145,8 +145,8 @@ def _look(
             logits = constants.teacher_logits[:, batch.example]
         else:
             logits = teacher.logits(constants.teacher_variables, view.teacher)
+            view = view._replace(student=order.after(logits, view.student))
         logits = jax.lax.stop_gradient(logits)
-        view = view._replace(student=order.after(logits, view.student))
     labels, partner_labels = None, None
     if constants.labels is not None:
         labels = constants.labels[batch.example]

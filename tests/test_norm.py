@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -127,9 +128,36 @@ def test_extremes(activation):
         assert broken.sum() == 1
 
 
+@needs_compiler
+def test_a_variance_that_rounding_takes_below_zero_has_no_gradient():
+    """As in Flax: and there the slope would be that of 1 / sqrt(epsilon)."""
+    x, params, weight = problem((4, 6, 6, 16))
+    x[:] = 300 + 1e-3 * x
+    _, statistics = ours(x, params, "none")
+    clamped = np.asarray(statistics["var"]) == 0
+    assert clamped.any()
+    of_x = slopes(ours, x, params, weight, "none")[3]
+    centred = (weight - weight.mean((0, 1, 2))) * params["scale"] / np.sqrt(norm.EPSILON)
+    np.testing.assert_allclose(of_x[..., clamped], centred[..., clamped], rtol=1e-4, atol=1e-3)
+
+
+@needs_compiler
+def test_statistics_are_not_lost_where_nobody_takes_them():
+    x, params, _ = problem((2, 4, 4, 16))
+    with pytest.raises(flax.errors.ModifyScopeVariableError):
+        norm.batch_norm(True, None, None)().apply({"params": params, "batch_stats": zeros(x)}, x)
+
+
+@needs_compiler
 def test_what_it_cannot_do_is_left_to_flax():
-    x, _, _ = problem((2, 4, 4, 16))
+    x, params, _ = problem((2, 4, 4, 16))
     layer = norm.batch_norm(True, None, None)()
+    assert layer._compiled(x)
+    few, some = x[..., :12], {name: value[:12] for name, value in params.items()}
+    y, _ = norm.batch_norm(True, None, None)(activation="relu6").apply(
+        {"params": some, "batch_stats": zeros(few)}, few, mutable=["batch_stats"]
+    )
+    np.testing.assert_array_equal(y, flaxs(few, some, "relu6")[0])
     with layers.lowering("plain"):
         assert not layer._compiled(x)
     assert not layer._compiled(x[..., :12])

@@ -31,7 +31,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class BatchNorm(nn.BatchNorm):
-    """Flax's, followed by an activation: `none`, `relu`, `relu6` or `hard_swish`."""
+    """Flax's, followed by an activation: `none`, `relu`, `relu6` or `hard_swish`.
+
+    Made by `batch_norm` alone: the compiled form knows none of Flax's other options.
+    """
 
     activation: str = "none"
 
@@ -44,10 +47,8 @@ class BatchNorm(nn.BatchNorm):
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         y, mean, variance = _train(x, scale, bias, self.axis_name, self.epsilon, self.activation)
-        if self.is_mutable_collection("batch_stats"):
-            for name, value in (("mean", mean), ("var", variance)):
-                old = self.variable("batch_stats", name, jnp.zeros, channels)
-                old.value = self.momentum * old.value + (1 - self.momentum) * value
+        for name, value in (("mean", mean), ("var", variance)):
+            self.put_variable("batch_stats", name, value)
         return y
 
     def _compiled(self, x: jax.Array) -> bool:
@@ -126,7 +127,9 @@ def _train_forward(
     variance = jnp.maximum(0.0, square - mean**2)
     over_deviation = lax.rsqrt(variance + epsilon)
     y = ACTIVATIONS[name]((x - mean) * (over_deviation * scale) + bias)
-    return (y, mean, variance), (x, mean, over_deviation, scale, bias)
+    # Where rounding has made the variance 0 or less, it depends on nothing.
+    of_variance = jnp.where(variance > 0, over_deviation**2, 0.0)
+    return (y, mean, variance), (x, mean, over_deviation, of_variance, scale, bias)
 
 
 def _train_backward(
@@ -137,7 +140,7 @@ def _train_backward(
     grads: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     del epsilon
-    x, mean, over_deviation, scale, bias = saved
+    x, mean, over_deviation, of_variance, scale, bias = saved
     multiplier = over_deviation * scale
     sums = native.call(
         native.NORM_GRADIENT, (2, x.shape[-1]), x, grads[0], mean, multiplier, bias,
@@ -146,7 +149,7 @@ def _train_backward(
     of_shift, of_product = _mean(sums, x, axis)
     centred = x - mean
     before = jax.vjp(ACTIVATIONS[name], centred * multiplier + bias)[1](grads[0])[0]
-    of_x = multiplier * (before - of_shift - centred * (over_deviation**2 * of_product))
+    of_x = multiplier * (before - of_shift - centred * (of_variance * of_product))
     return of_x, sums[1] * over_deviation, sums[0]
 
 

@@ -83,7 +83,7 @@ def _library() -> tuple[str, ctypes.CDLL] | None:
         return None
     compiler = _compiler()
     if compiler is None:
-        logger.info("no C++ compiler here: frozen networks take their slower form")
+        logger.info("no C++ compiler here: networks take their slower form")
         return None
     try:
         digest = _digest(compiler)
@@ -93,7 +93,7 @@ def _library() -> tuple[str, ctypes.CDLL] | None:
         return digest, ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         logger.info(
-            "%s cannot be compiled here (%s): frozen networks take their slower form",
+            "%s cannot be compiled here (%s): networks take their slower form",
             _HERE,
             " ".join(str(error).split())[:200],
         )
