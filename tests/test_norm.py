@@ -105,12 +105,12 @@ def test_devices_normalise_together(activation):
 
 @needs_compiler
 def test_many_pixels_keep_their_digits():
-    """A million pixels far from zero: sums of blocks, not one number after another."""
+    """A million pixels far from zero: few are added up at a time, and what rounding loses is kept."""
     rng = np.random.default_rng(0)
     x = (30 + rng.standard_normal((1 << 20, 8))).astype(np.float32)
     sums = native.call(native.NORM_STATISTICS, (2, 8), x)
     exact = np.stack([x.astype(np.float64).sum(0), (x.astype(np.float64) ** 2).sum(0)])
-    np.testing.assert_allclose(sums, exact, rtol=2e-6)
+    np.testing.assert_allclose(sums, exact, rtol=2e-7)
 
 
 @needs_compiler
