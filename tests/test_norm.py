@@ -105,7 +105,7 @@ def test_devices_normalise_together(activation):
 
 @needs_compiler
 def test_many_pixels_keep_their_digits():
-    """A million pixels far from zero: few are added up at a time, and what rounding loses is kept."""
+    """A million pixels far from zero: few are added up at a time, and what is lost is kept."""
     rng = np.random.default_rng(0)
     x = (30 + rng.standard_normal((1 << 20, 8))).astype(np.float32)
     sums = native.call(native.NORM_STATISTICS, (2, 8), x)
