@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from kd_jax import native
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-_LANES = 8  # channels that the compiled form takes at a time, at least
 _MOST_TAPS = 25
 
 
@@ -23,7 +22,7 @@ def suits(x: jax.Array, kernel: jax.Array) -> bool:
     """Tell whether it can be done here."""
     return (
         x.dtype == kernel.dtype == jnp.float32
-        and x.shape[-1] % _LANES == 0
+        and x.shape[-1] % native.LANES == 0
         and kernel.shape[0] * kernel.shape[1] <= _MOST_TAPS
         and native.target(native.DEPTHWISE) is not None
     )

@@ -20,8 +20,6 @@ from kd_jax import native
 from kd_jax.models import layers
 from kd_jax.models.norm import EPSILON
 
-_LANES = 8  # channels that the compiled form takes at a time, at least
-
 
 class _Weights(NamedTuple):
     """Kernels `[in, hidden]`, `[9, hidden]`, `[hidden, out]`, and `[2, columns]` for each.
@@ -44,7 +42,7 @@ def suits(x: jax.Array, hidden: int, features: int) -> bool:
         layers.is_frozen()
         and layers.current_lowering() == "cpu"
         and x.dtype == jnp.float32
-        and hidden % _LANES == features % _LANES == 0
+        and hidden % native.LANES == features % native.LANES == 0
         and native.target(native.INVERTED_RESIDUAL) is not None
     )
 

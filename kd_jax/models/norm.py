@@ -20,7 +20,6 @@ from kd_jax import native
 from kd_jax.models.layers import current_lowering, hard_swish
 
 EPSILON = 1e-5  # unless a network has its own
-_LANES = 8  # channels that the compiled sums take at a time, at least
 # In the order of `native/batch_norm.cc`.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "none": lambda x: x,
@@ -56,7 +55,7 @@ class BatchNorm(nn.BatchNorm):
             current_lowering() == "cpu"
             and x.dtype == jnp.float32
             and self.dtype in (None, jnp.float32)
-            and x.shape[-1] % _LANES == 0
+            and x.shape[-1] % native.LANES == 0
             and native.target(native.NORM_STATISTICS) is not None
         )
 

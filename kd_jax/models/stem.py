@@ -16,7 +16,6 @@ from jax import lax
 from kd_jax import native
 
 _MOST_CHANNELS = 4  # of images; more fill vectors by themselves
-_LANES = 8  # channels that the compiled form makes at a time, at least
 
 
 def suits(x: jax.Array, kernel: jax.Array) -> bool:
@@ -25,7 +24,7 @@ def suits(x: jax.Array, kernel: jax.Array) -> bool:
         kernel.shape[2] <= _MOST_CHANNELS
         and kernel.shape[0] == kernel.shape[1]
         and kernel.shape[0] % 2 == 1
-        and kernel.shape[3] % _LANES == 0
+        and kernel.shape[3] % native.LANES == 0
         and x.dtype == kernel.dtype == jnp.float32
         and native.target(native.STEM) is not None
     )

@@ -32,6 +32,7 @@ DEPTHWISE = "KdJaxDepthwise"
 DEPTHWISE_INPUT_GRADIENT = "KdJaxDepthwiseInputGradient"
 DEPTHWISE_KERNEL_GRADIENT = "KdJaxDepthwiseKernelGradient"
 NORM_STATISTICS, NORM_GRADIENT = "KdJaxNormStatistics", "KdJaxNormGradient"
+LANES = 8  # channels that the sources take at a time, at least; Winograd's takes twice as many
 _COMPILERS = ("c++", "g++", "clang++")
 # The machine's widest vectors, and products added without rounding in between; nothing that lets
 # a compiler reorder sums, so that two compilations of one source give the same numbers. The last
