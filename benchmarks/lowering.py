@@ -1,39 +1,43 @@
-"""What the CPU lowering is worth, layer by layer: a guard that CI prints and never asserts.
+"""Whether each kind of layer takes its fastest form on this processor: `make guard`.
 
     python -m benchmarks.lowering [--rounds=5]
+    KD_JAX_CPU=avx2 python -m benchmarks.lowering     # as a lower class of processors
 
-One layer of each kind that XLA's CPU backend is slow on, forward and backward, under `layers`' own
-lowering and as the ordinary convolution, in turns in one process. Ordinary 3x3 convolutions are
-left alone by the lowering in training: their row shows what the machine's noise is. Batch norm with
-the activation after it is measured beside Flax's; layers of frozen networks, and MobileNetV2's
-blocks, forward alone.
+Every layer is computed in the form that `kd_jax.models.forms` chooses and in every other that can
+compute it, in turns in one process. Forward and backward; layers of frozen networks forward alone.
+The last line counts in how many rows the chosen form wins or ties. Exit code 1 if in one row it
+is slower than another by more than a tenth, in the median of the turns.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
-from kd_jax import huge_pages, tables
+from kd_jax import huge_pages, native, processor, tables
 from kd_jax.errors import run_command
 
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of both lowerings.", lower_bound=1)
-_TURN_SECONDS = 0.25
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of every form.", lower_bound=1)
+_TURN_SECONDS = 0.2
+_LOSES = 0.9  # a form that takes so much of the chosen one's time is the better choice
 # Name: (batch, pixels a side, channels in, channels out, kernel, stride, groups); all are the
 # study's. Batches are small so that the slow form is not waited for.
 LAYERS = {
     "depthwise 5x5, 8 px, 240 channels": (64, 8, 240, 240, 5, 1, 240),
     "depthwise 3x3, 16 px, 96 channels": (64, 16, 96, 96, 3, 1, 96),
     "depthwise 3x3, 32 px, 144 channels, stride 2": (16, 32, 144, 144, 3, 2, 144),
+    "depthwise 5x5, 16 px, 96 channels, stride 2": (64, 16, 96, 96, 5, 2, 96),
     "1x1, 16 px, 24 to 96": (64, 16, 24, 96, 1, 1, 1),
+    "1x1, 4 px, 576 to 96": (64, 4, 576, 96, 1, 1, 1),
     "stem 3x3, 32 px, 3 to 16": (64, 32, 3, 16, 3, 1, 1),
     "3x3 of a 2 px map, 512 to 512": (64, 2, 512, 512, 3, 1, 1),
-    "ordinary 3x3, 16 px, 32 to 32": (64, 16, 32, 32, 3, 1, 1),
 }
 # Name: (batch, pixels a side, channels, activation).
 NORMS = {
@@ -42,11 +46,13 @@ NORMS = {
 }
 FROZEN = {
     "frozen stem 3x3, 32 px, 3 to 64": (16, 32, 3, 64, 3, 1, 1),
+    "frozen stem 3x3, 32 px, 3 to 16": (16, 32, 3, 16, 3, 1, 1),
     "frozen 3x3, 32 px, 16 to 16": (16, 32, 16, 16, 3, 1, 1),
     "frozen 3x3, 16 px, 32 to 32": (16, 16, 32, 32, 3, 1, 1),
     "frozen 3x3, 8 px, 64 to 64": (16, 8, 64, 64, 3, 1, 1),
     "frozen 3x3, 16 px, 128 to 128": (16, 16, 128, 128, 3, 1, 1),
     "frozen 3x3, 8 px, 256 to 256": (16, 8, 256, 256, 3, 1, 1),
+    "frozen 3x3, 4 px, 512 to 512": (32, 4, 512, 512, 3, 1, 1),
 }
 # Name: (batch, pixels a side, channels in, channels out, stride); the expansion is six.
 BLOCKS = {
@@ -91,19 +97,20 @@ def work(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return convolve if name in FROZEN else jax.value_and_grad(loss, (0, 1)), (x, kernel)
 
 
-def measure(name: str, rounds: int) -> tuple[float, float, list[float]]:
-    """Return seconds of both lowerings (medians; ours first), and the ratio of every turn."""
+def measure(name: str, rounds: int) -> tuple[str, dict[str, list[float]]]:
+    """Return the form that is chosen, and the seconds of every form in every turn."""
     import jax
 
-    from kd_jax.models import layers
+    from kd_jax.models import forms, layers
 
     function, arguments = work(name)
     arguments = jax.device_put(arguments)
 
-    def prepare(lowering: str) -> Callable[[], float]:
+    def prepare(form: str | None) -> tuple[Callable[[], float], dict[str, Any]]:
         frozen = layers.frozen() if name in FROZEN | BLOCKS else contextlib.nullcontext()
-        with layers.lowering(lowering), frozen:
-            # A function of its own: JAX keeps traces by function, and knows nothing of lowerings.
+        choice = {} if form is None else {kind: form}
+        with layers.lowering("cpu"), frozen, forms.forced(choice), forms.recorded() as seen:
+            # A function of its own: JAX keeps traces by function, and knows nothing of forms.
             step = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
 
         def seconds() -> float:
@@ -111,32 +118,68 @@ def measure(name: str, rounds: int) -> tuple[float, float, list[float]]:
             jax.block_until_ready(step(*arguments))
             return time.perf_counter() - began
 
-        seconds()
-        repeats = max(1, round(_TURN_SECONDS / seconds()))
-        return lambda: statistics.median(seconds() for _ in range(repeats))
+        first = min(seconds(), seconds())
+        repeats = max(1, round(_TURN_SECONDS / first))
+        return lambda: statistics.median(seconds() for _ in range(repeats)), seen
 
-    ours, plain = prepare("cpu"), prepare("plain")
-    pairs = [(ours(), plain()) for _ in range(rounds)]
-    ratios = [slow / fast for fast, slow in pairs]
-    return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs), ratios
+    kind = _kind(name)
+    ours, seen = prepare(None)
+    ((chosen, possible),) = seen[kind].items()
+    sides = {chosen: ours}
+    sides |= {form: prepare(form)[0] for form in possible if form != chosen}
+    times: dict[str, list[float]] = {form: [] for form in sides}
+    for _ in range(rounds):
+        for form, side in sides.items():
+            times[form].append(side())
+    return chosen, times
+
+
+def _kind(name: str) -> str:
+    """Return the kind of layer that a row is about; a block has others inside it."""
+    from kd_jax.models import forms
+
+    if name in NORMS:
+        return forms.BATCH_NORM
+    if name in BLOCKS:
+        return forms.FROZEN_BLOCK
+    pixels, inputs, _, size, _, groups = (LAYERS | FROZEN)[name][1:]
+    if groups > 1:
+        return forms.DEPTHWISE
+    if size == 1:
+        return forms.POINTWISE
+    if inputs <= 4:
+        return forms.FROZEN_STEM if name in FROZEN else forms.STEM
+    return forms.SMALL_MAP if pixels < size else forms.FROZEN_3X3
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the table."""
+    """Print the table and the verdict."""
     del argv
-    rows = [
-        [
-            "layer, forward and backward unless frozen",
-            "ours ms",
-            "plain ms",
-            "ratio (least to greatest)",
-        ]
-    ]
-    for name in (*LAYERS, *NORMS, *FROZEN, *BLOCKS):
-        ours, plain, ratios = measure(name, _ROUNDS.value)
-        ratio = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-        rows.append([name, f"{1e3 * ours:.2f}", f"{1e3 * plain:.2f}", ratio])
+    rows = [["layer", "chosen form", "ms", "other form", "ms", "other to chosen"]]
+    lost, names = [], (*LAYERS, *NORMS, *FROZEN, *BLOCKS)
+    for name in names:
+        chosen, times = measure(name, _ROUNDS.value)
+        worst = math.inf
+        for form, seconds in times.items():
+            if form == chosen:
+                continue
+            ratios = [other / ours for other, ours in zip(seconds, times[chosen], strict=True)]
+            worst = min(worst, statistics.median(ratios))
+            rows.append([
+                name, chosen, f"{1e3 * statistics.median(times[chosen]):.2f}", form,
+                f"{1e3 * statistics.median(seconds):.2f}",
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            ])  # fmt: skip
+        if worst < _LOSES:
+            lost.append(f"{name} ({worst:.2f})")
     print(tables.markdown(rows))
+    print(
+        f"\n{processor.describe()}, compiled passes {native.digest() or 'off'}: "
+        f"chosen forms win or tie in {len(names) - len(lost)} of {len(names)} rows"
+        + (f"; they lose in {', '.join(lost)}" if lost else "")
+    )
+    if lost:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

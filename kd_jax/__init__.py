@@ -1,3 +1,7 @@
 """Function-matching knowledge distillation of image classifiers in JAX."""
 
 __version__ = "0.1.0"
+
+from kd_jax import processor as _processor
+
+_processor.apply_limit()  # before JAX starts, whoever imports it first

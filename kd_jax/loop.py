@@ -18,6 +18,7 @@ from kd_jax.checkpoint import BEST_METRIC, DamagedError
 from kd_jax.console import logger
 from kd_jax.errors import UserError
 from kd_jax.interrupt import StoppedError, StopRequest
+from kd_jax.models import forms
 from kd_jax.shared_checkpoints import SharedCheckpoints
 
 _MOST_IN_FLIGHT = 2  # calls dispatched and not yet finished: enough to keep devices busy
@@ -122,6 +123,8 @@ def loop(
                     stops = "a signal to one of its processes"
             if taken.start == start:
                 jax.block_until_ready(metrics)  # the first call compiles: it is not timed
+                if run.devices[0].platform == "cpu":
+                    logger.info("%s", forms.describe())
                 for its in progress:
                     its.start(step)
                 stop.has_unsaved_work(True)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kd_jax import caches, processes
+from kd_jax import caches, processes, processor
 from kd_jax.console import logger
 from kd_jax.errors import UserError
 
@@ -36,7 +36,9 @@ def prepare(num_devices: int, batch_size: int) -> None:
     the user has chosen (`XLA_FLAGS`, `JAX_NUM_CPU_DEVICES`) or where JAX has started already.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(caches.directory("xla")))
+        jax.config.update(
+            "jax_compilation_cache_dir", str(caches.directory("xla") / processor.cache_key())
+        )
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or os.environ.get("JAX_NUM_CPU_DEVICES"):

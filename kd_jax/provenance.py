@@ -12,7 +12,8 @@ from pathlib import Path
 
 import jax
 
-from kd_jax import files
+from kd_jax import files, native, processor
+from kd_jax.console import logger
 from kd_jax.errors import UserError
 
 PROVENANCE_FILE = "provenance.json"
@@ -35,6 +36,9 @@ def add_start(
 ) -> None:
     """Add a record of this start to the run's `provenance.json`.
 
+    Where the run goes on on another kind of processor or with other compiled passes than before,
+    its bits may differ from those of an unbroken run from here on: that is said and recorded.
+
     Args:
       workdir: of the run.
       step: that it starts or resumes from.
@@ -43,8 +47,20 @@ def add_start(
       devices: how many train.
     """
     starts = files.read_json(workdir / PROVENANCE_FILE) or []
+    here = arithmetic()
+    before = {name: starts[-1].get(name, value) for name, value in here.items()} if starts else here
+    if before != here:
+        logger.warning(
+            "this run goes on on %s and was on %s before: from step %d on its last digits may "
+            "differ from those of an unbroken run",
+            _words(here),
+            _words(before),
+            step,
+        )
     starts.append(
         {
+            **here,
+            "bits_may_differ": before != here,
             "step": step,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": sys.argv,
@@ -59,6 +75,24 @@ def add_start(
         }
     )
     files.write_json(workdir / PROVENANCE_FILE, starts)
+
+
+def arithmetic() -> dict[str, str | None]:
+    """Return what decides the last digits of a step besides the code and the devices' number.
+
+    `processor`: the class of the CPU, or the kind of the accelerator. `compiled`: what tells the
+    compiled passes from others; None where there are none.
+    """
+    if jax.default_backend() != "cpu":
+        return {"processor": jax.devices()[0].device_kind, "compiled": None}
+    return {"processor": processor.current().name, "compiled": native.digest()}
+
+
+def _words(start: dict[str, str | None]) -> str:
+    compiled = start["compiled"]
+    return f"{start['processor']} with " + (
+        f"the compiled passes {compiled}" if compiled else "no compiled passes"
+    )
 
 
 def _git_revision() -> str | None:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import native
-from kd_jax.models import layers
+from kd_jax.models import forms, layers
 from kd_jax.models.norm import EPSILON
 
 
@@ -36,15 +36,18 @@ class _Weights(NamedTuple):
     project_norm: jax.Array
 
 
-def suits(x: jax.Array, hidden: int, features: int) -> bool:
-    """Tell whether a block of so many expanded and projected channels can be taken here."""
-    return (
-        layers.is_frozen()
-        and layers.current_lowering() == "cpu"
-        and x.dtype == jnp.float32
+def taken(x: jax.Array, hidden: int, features: int) -> bool:
+    """Tell whether a block of so many expanded and projected channels is taken here in one pass."""
+    possible = [forms.PLAIN]
+    if not (layers.is_frozen() and layers.current_lowering() == "cpu"):
+        return False
+    if (
+        x.dtype == jnp.float32
         and hidden % native.LANES == features % native.LANES == 0
         and native.target(native.INVERTED_RESIDUAL) is not None
-    )
+    ):
+        possible.append(forms.COMPILED)
+    return forms.choose(forms.FROZEN_BLOCK, possible) == forms.COMPILED
 
 
 def inverted_residual(x: jax.Array, variables: Mapping[str, Any], stride: int) -> jax.Array:

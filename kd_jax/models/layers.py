@@ -3,7 +3,8 @@
 Parameters and mathematics are those of the ordinary layers. Only the lowering differs: XLA's CPU
 backend is slow on depthwise, 1x1, few-channel and tiny-map convolutions, so on CPU these become
 multiply-adds and matrix products. On GPU and TPU every convolution is the ordinary
-`lax.conv_general_dilated`. The choice is made here and nowhere else.
+`lax.conv_general_dilated`. Which forms a convolution has is written here; which of them a class of
+processors takes, in `forms`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kd_jax.models import depthwise, stem, winograd
+from kd_jax.models import depthwise, forms, stem, winograd
 from kd_jax.models.depthwise import Padding
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -74,24 +75,60 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) ->
     """
     if current_lowering() == "plain":
         return _conv_plain(x, kernel, stride, _same_padding(kernel), groups)
-    if _frozen and groups == 1 and stem.suits(x, kernel):
-        return stem.conv2d(x, kernel, stride)
-    channels_in, channels_out = x.shape[-1], kernel.shape[-1]
+    kind, ways = _ways(x, kernel, stride, groups)
+    return ways[forms.choose(kind, ways) if kind else forms.PLAIN]()
+
+
+def _ways(
+    x: jax.Array, kernel: jax.Array, stride: int, groups: int
+) -> tuple[str, dict[str, Callable[[], jax.Array]]]:
+    """Return the kind of a convolution on CPU, and the forms that can compute it.
+
+    The kind is empty where there is the plain form alone.
+    """
+    whole_kernel = kernel
     kernel, padding = _without_idle_taps(x, kernel, stride)
-    kh, kw = kernel.shape[:2]
-    if kh == kw == 1 and groups == 1:
-        x = x[:, ::stride, ::stride]
-        # Flat, or the kernel's gradient contracts three axes at once, and slowly.
-        y = x.reshape(-1, channels_in) @ kernel[0, 0]
-        return y.reshape(*x.shape[:3], channels_out)
-    if groups == channels_in == channels_out:
-        return _depthwise(x, kernel, stride, padding)
-    if groups == 1 and (channels_in <= 4 or x.shape[1] < kh):
-        patches = jnp.concatenate(_windows(x, (kh, kw), stride, padding), axis=-1)
-        return patches @ kernel.reshape(-1, channels_out)
-    if _frozen and groups == 1 and stride == 1 and winograd.suits(x, kernel):
-        return winograd.conv3x3(x, kernel)
-    return _conv_plain(x, kernel, stride, padding, groups)
+    channels_in, channels_out = x.shape[-1], kernel.shape[-1]
+    plain = {forms.PLAIN: lambda: _conv_plain(x, kernel, stride, padding, groups)}
+    if groups > 1:
+        if not groups == channels_in == channels_out:
+            return "", plain
+        ways = plain | {
+            forms.SHIFTED: lambda: _depthwise(x, kernel, stride, padding, False),
+        }
+        if depthwise.suits(x, kernel):
+            ways[forms.COMPILED] = lambda: _depthwise(x, kernel, stride, padding, True)
+        return forms.DEPTHWISE, ways
+    if kernel.shape[:2] == (1, 1):
+        return forms.POINTWISE, plain | {forms.MATMUL: lambda: _pointwise(x, kernel, stride)}
+    if channels_in <= 4 or x.shape[1] < kernel.shape[0]:
+        ways = plain | {forms.PATCHES: lambda: _of_patches(x, kernel, stride, padding)}
+        if channels_in > 4:
+            return forms.SMALL_MAP, ways
+        if not _frozen:
+            return forms.STEM, ways
+        if stem.suits(x, whole_kernel):
+            ways[forms.COMPILED] = lambda: stem.conv2d(x, whole_kernel, stride)
+        return forms.FROZEN_STEM, ways
+    ways = dict(plain)
+    if _frozen and stride == 1:
+        if winograd.suits_tiles(x, kernel):
+            ways[forms.COMPILED] = lambda: winograd.in_tiles(x, kernel)
+        if winograd.suits_width(x, kernel):
+            ways[forms.ALONG_WIDTH] = lambda: winograd.along_width(x, kernel)
+    return (forms.FROZEN_3X3, ways) if len(ways) > 1 else ("", ways)
+
+
+def _pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    x = x[:, ::stride, ::stride]
+    # Flat, or the kernel's gradient contracts three axes at once, and slowly.
+    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return y.reshape(*x.shape[:3], kernel.shape[-1])
+
+
+def _of_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    patches = jnp.concatenate(_windows(x, kernel.shape[:2], stride, padding), axis=-1)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _same_padding(kernel: jax.Array) -> Padding:
@@ -146,10 +183,12 @@ def _windows(
     ]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _depthwise(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, compiled: bool
+) -> jax.Array:
     """Depthwise convolution, compiled or as shifted multiply-adds, which XLA fuses into a loop."""
-    if depthwise.suits(x, kernel):
+    if compiled:
         return depthwise.forward(x, kernel, stride, padding)
     kh, kw, _, channels = kernel.shape
     windows = _windows(x, (kh, kw), stride, padding)
@@ -160,16 +199,20 @@ def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -
 
 
 def _depthwise_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, compiled: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _depthwise(x, kernel, stride, padding), (x, kernel)
+    return _depthwise(x, kernel, stride, padding, compiled), (x, kernel)
 
 
 def _depthwise_backward(
-    stride: int, padding: Padding, saved: tuple[jax.Array, jax.Array], grad: jax.Array
+    stride: int,
+    padding: Padding,
+    compiled: bool,
+    saved: tuple[jax.Array, jax.Array],
+    grad: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    if depthwise.suits(x, kernel):
+    if compiled:
         return (
             depthwise.input_grad(grad, kernel, x.shape, stride, padding),
             depthwise.kernel_grad(x, grad, kernel.shape, stride, padding),
@@ -184,7 +227,7 @@ def _depthwise_backward(
         before = taps - 1 - padding[axis][0]
         around.append((before, x.shape[1 + axis] + taps - 1 - span - before, stride - 1))
     grad = lax.pad(grad, jnp.zeros((), grad.dtype), [(0, 0, 0), *around, (0, 0, 0)])
-    return _depthwise(grad, kernel[::-1, ::-1], 1, ((0, 0), (0, 0))), kernel_grad
+    return _depthwise(grad, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)), False), kernel_grad
 
 
 def _depthwise_kernel_grad(

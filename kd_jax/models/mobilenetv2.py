@@ -51,7 +51,7 @@ class InvertedResidual(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = functools.partial(layers.Conv, dtype=self.dtype)
         expanded = x.shape[-1] * self.expansion
-        if fused.suits(x, expanded, self.features):
+        if fused.taken(x, expanded, self.features):
             return fused.inverted_residual(x, self.variables, self.stride)
         y, part = x, 0
         if self.expansion != 1:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kd_jax import native
+from kd_jax.models import forms
 from kd_jax.models.layers import current_lowering, hard_swish
 
 EPSILON = 1e-5  # unless a network has its own
@@ -51,9 +52,14 @@ class BatchNorm(nn.BatchNorm):
         return y
 
     def _compiled(self, x: jax.Array) -> bool:
+        if current_lowering() != "cpu":
+            return False
+        possible = [forms.PLAIN, forms.COMPILED] if self._can_compile(x) else [forms.PLAIN]
+        return forms.choose(forms.BATCH_NORM, possible) == forms.COMPILED
+
+    def _can_compile(self, x: jax.Array) -> bool:
         return (
-            current_lowering() == "cpu"
-            and x.dtype == jnp.float32
+            x.dtype == jnp.float32
             and self.dtype in (None, jnp.float32)
             and x.shape[-1] % native.LANES == 0
             and native.target(native.NORM_STATISTICS) is not None

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kd_jax import native
+from kd_jax import native, processor
 
 OUTPUTS = 4  # of a tile
 _TAPS = 3
@@ -37,59 +37,70 @@ _OUTPUT = np.array([
     [1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1],
 ], np.float64)  # fmt: skip
 _FEW_CHANNELS = 16  # up to so many, rows beside each other and one product are faster
-_LANES = 16  # channels that the compiled form takes at a time
 
 
-def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve with stride 1 and a border of one zero.
-
-    Args:
-      x: `[batch, height, width, channels_in]`, width a multiple of `OUTPUTS`.
-      kernel: of the same dtype, `[3, 3, channels_in, channels_out]`.
-
-    Returns:
-      `[batch, height, width, channels_out]`.
-    """
-    return _in_tiles(x, kernel) if _suits_tiles(x, kernel) else _along_width(x, kernel)
-
-
-def suits(x: jax.Array, kernel: jax.Array) -> bool:
-    """Tell whether `conv3x3` can do it, and faster (measured, docs/performance.md)."""
-    if kernel.shape[:2] != (3, 3) or x.dtype != jnp.float32:
-        return False
-    width = x.shape[2]  # narrow maps have too few tiles of a row
-    return _suits_tiles(x, kernel) or (width % OUTPUTS == 0 and width >= 2 * OUTPUTS)
-
-
-def _suits_tiles(x: jax.Array, kernel: jax.Array) -> bool:
+def suits_tiles(x: jax.Array, kernel: jax.Array) -> bool:
+    """Tell whether `in_tiles` can do it."""
     _, height, width, _ = x.shape
-    whole = height % OUTPUTS == width % OUTPUTS == 0
-    channels = all(size % _LANES == 0 for size in kernel.shape[2:])
     return (
-        x.dtype == jnp.float32 and whole and channels and native.target(native.WINOGRAD) is not None
+        kernel.shape[:2] == (3, 3)
+        and height % OUTPUTS == width % OUTPUTS == 0
+        and all(size % native.LANES == 0 for size in kernel.shape[2:])
+        and x.dtype == kernel.dtype == jnp.float32
+        and native.target(native.WINOGRAD) is not None
+    )
+
+
+def suits_width(x: jax.Array, kernel: jax.Array) -> bool:
+    """Tell whether `along_width` can do it, on maps wide enough to have tiles side by side."""
+    width = x.shape[2]
+    return (
+        kernel.shape[:2] == (3, 3)
+        and width % OUTPUTS == 0
+        and width >= 2 * OUTPUTS
+        and x.dtype == jnp.float32
     )
 
 
 @jax.custom_vjp
-def _in_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Along both axes, compiled. It wants the kernel's sums in panels of output channels.
+def in_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve along both axes at once, compiled; stride 1 and a border of one zero.
+
+    Args:
+      x: float32 `[batch, height, width, channels_in]`, height and width multiples of `OUTPUTS`.
+      kernel: float32 `[3, 3, channels_in, channels_out]`, channels multiples of `native.LANES`.
+
+    Returns:
+      float32 `[batch, height, width, channels_out]`.
+    """
+    channels_out = kernel.shape[3]
+    sums = np.kron(_KERNEL, _KERNEL).astype(np.float32) @ _panels(kernel)
+    return native.call(native.WINOGRAD, (*x.shape[:3], channels_out), x, sums)
+
+
+def _panels(kernel: jax.Array) -> jax.Array:
+    """Return the taps `[9, channels_in * channels_out]` in the order that `Pack` in C++ makes.
 
     Panels are made of the kernel and not of its sums: so nothing follows the matrix product, and
     XLA moves all of it out of a loop over chunks of images.
     """
     channels_in, channels_out = kernel.shape[2:]
-    panel = 2 * _LANES if channels_out % (2 * _LANES) == 0 else _LANES
-    panels = kernel.reshape(_TAPS**2, channels_in, channels_out // panel, panel)
-    panels = panels.transpose(0, 2, 1, 3)
-    sums = np.kron(_KERNEL, _KERNEL).astype(np.float32) @ panels.reshape(_TAPS**2, -1)
-    sums = sums.reshape(-1, *panels.shape[1:])
-    return native.call(native.WINOGRAD, (*x.shape[:3], channels_out), x, sums)
+    taps = kernel.reshape(_TAPS**2, channels_in, channels_out)
+    lanes = processor.current().lanes
+    panels, column = [], 0
+    for width in (2 * lanes, lanes, min(lanes, native.LANES)):
+        count = (channels_out - column) // width
+        part = taps[:, :, column : column + count * width]
+        part = part.reshape(_TAPS**2, channels_in, count, width)
+        panels.append(part.transpose(0, 2, 1, 3).reshape(_TAPS**2, channels_in * count * width))
+        column += count * width
+    return jnp.concatenate(panels, axis=1)
 
 
 def _in_tiles_forward(
     x: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _in_tiles(x, kernel), (x, kernel)
+    return in_tiles(x, kernel), (x, kernel)
 
 
 def _in_tiles_backward(
@@ -105,10 +116,19 @@ def _in_tiles_backward(
     return jax.vjp(plain, *saved)[1](grad)
 
 
-_in_tiles.defvjp(_in_tiles_forward, _in_tiles_backward)
+in_tiles.defvjp(_in_tiles_forward, _in_tiles_backward)
 
 
-def _along_width(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def along_width(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve with stride 1 and a border of one zero, in tiles along the width.
+
+    Args:
+      x: `[batch, height, width, channels_in]`, width a multiple of `OUTPUTS`.
+      kernel: of the same dtype, `[3, 3, channels_in, channels_out]`.
+
+    Returns:
+      `[batch, height, width, channels_out]`.
+    """
     count, height, width, channels = x.shape
     tiles = width // OUTPUTS
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, OUTPUTS - 1), (0, 0)))

@@ -11,8 +11,8 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kd_jax import caches
+from kd_jax import caches, processor
 from kd_jax.console import logger
 
 _HERE = Path(__file__).parent
@@ -32,17 +32,18 @@ DEPTHWISE = "KdJaxDepthwise"
 DEPTHWISE_INPUT_GRADIENT = "KdJaxDepthwiseInputGradient"
 DEPTHWISE_KERNEL_GRADIENT = "KdJaxDepthwiseKernelGradient"
 NORM_STATISTICS, NORM_GRADIENT = "KdJaxNormStatistics", "KdJaxNormGradient"
-LANES = 8  # channels that the sources take at a time, at least; Winograd's takes twice as many
+LANES = 8  # channels must be a multiple of it, on every processor
 _COMPILERS = ("c++", "g++", "clang++")
-# The machine's widest vectors, and products added without rounding in between; nothing that lets
-# a compiler reorder sums, so that two compilations of one source give the same numbers. The last
-# but three: tuned for some processors GCC rounds products in sums of few rows and not in those of
-# many, and a pixel's bits would depend on how many are worked on beside it. (Clang ignores it.)
+# Products are added without rounding in between, and nothing lets a compiler reorder sums, so that
+# two compilations of one source give the same numbers. The last but three: tuned for some
+# processors GCC rounds products in sums of few rows and not in those of many, and a pixel's bits
+# would depend on how many are worked on beside it. (Clang ignores it.)
 _FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "--param=avoid-fma-max-bits=0",
+    "-std=c++20", "-O3", "-ffp-contract=fast", "--param=avoid-fma-max-bits=0",
     "-fPIC", "-shared", "-w",
 )  # fmt: skip
 _COMPILE_SECONDS = 120.0
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @functools.cache
@@ -55,10 +56,19 @@ def target(symbol: str) -> str | None:
     if library is None:
         return None
     name = f"kd_jax_{library[0]}_{symbol}"
-    jax.ffi.register_ffi_target(
-        name, jax.ffi.pycapsule(getattr(library[1], symbol)), platform="cpu"
-    )
+    try:
+        function = getattr(library[1], symbol)
+    except AttributeError:
+        logger.info("%s is not in the compiled library: layers take another form", symbol)
+        return None
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
     return name
+
+
+def digest() -> str | None:
+    """Return what tells the compiled sources from others; None where nothing is compiled."""
+    library = _library()
+    return library[0] if library else None
 
 
 def call(symbol: str, shape: tuple[int, ...], *arguments: Any, **numbers: int) -> jax.Array:
@@ -80,18 +90,18 @@ def call(symbol: str, shape: tuple[int, ...], *arguments: Any, **numbers: int) -
 @functools.cache
 def _library() -> tuple[str, ctypes.CDLL] | None:
     """Return the compiled sources with what tells them from others, compiled now if need be."""
-    if os.environ.get("KD_JAX_NATIVE") == "0":
+    if os.environ.get("KD_JAX_NATIVE") == "0" or not processor.current().lanes:
         return None
     compiler = _compiler()
     if compiler is None:
         logger.info("no C++ compiler here: networks take their slower form")
         return None
     try:
-        digest = _digest(compiler)
-        path = caches.directory("native") / f"layers-{digest}.so"
-        if not path.exists():
+        name = _digest(compiler)
+        path = caches.directory("native") / f"layers-{name}.so"
+        if not (_is_private(path.parent) and _is_whole(path)):
             _compile(compiler, path)
-        return digest, ctypes.CDLL(str(path))
+        return name, ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         logger.info(
             "%s cannot be compiled here (%s): networks take their slower form",
@@ -109,33 +119,67 @@ def _compiler() -> str | None:
 
 
 def _digest(compiler: str) -> str:
-    """Return what tells apart two results of a compilation: source, compiler, flags, processor."""
+    """Return what tells apart two results of a compilation: source, compiler, flags, system."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     texts = [path.read_bytes() for path in sorted([*_HERE.glob("*.cc"), *_HERE.glob("*.h")])]
-    made_of = [*texts, version, " ".join(_FLAGS).encode(), _processor()]
+    made_of = [*texts, version, " ".join(_flags()).encode()]
     made_of += [jax.__version__.encode(), sys.platform.encode()]
     return hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
 
 
-def _processor() -> bytes:
-    """Return what a program for this very processor depends on: a home may be shared by several."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return platform.processor().encode()
-    return b"\n".join(sorted({line for line in lines if line.startswith((b"flags", b"Features"))}))
+def _flags() -> tuple[str, ...]:
+    return (*_FLAGS, *processor.current().flags)
 
 
 def _compile(compiler: str, path: Path) -> None:
-    """Compile to a name of its own, then rename: processes that start together do not meet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Compile to a name of its own, then rename: processes that start together do not meet.
+
+    The file ends with the sha256 of what is before, which loaders of libraries do not read.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         made = Path(directory) / path.name
         sources = map(str, sorted(_HERE.glob("*.cc")))
         subprocess.run(
-            [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", *sources, "-o", str(made)],
+            [compiler, *_flags(), f"-I{jax.ffi.include_dir()}", *sources, "-o", str(made)],
             capture_output=True,
             check=True,
             timeout=_COMPILE_SECONDS,
         )
+        with open(made, "r+b") as file:
+            content = file.read()
+            file.write(hashlib.sha256(content).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        made.chmod(0o500)
         os.replace(made, path)
+
+
+def _is_private(directory: Path) -> bool:
+    """Make a directory that its owner alone may write to; tell whether it was that before.
+
+    Raises:
+      OSError: it cannot be made, or belongs to somebody else, who could put anything there.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    about = directory.stat()
+    if about.st_uid != os.geteuid():
+        raise OSError(f"{directory} belongs to another user: set KD_JAX_CACHE_DIR to your own")
+    if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        logger.warning("%s could be written to by others: its libraries are made again", directory)
+        directory.chmod(0o700)
+        for library in directory.glob("*.so"):
+            library.unlink()
+        return False
+    return True
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a library is there as it was compiled, and nobody else may change it."""
+    try:
+        about, content = path.stat(), path.read_bytes()
+    except FileNotFoundError:
+        return False
+    if about.st_uid != os.geteuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return False
+    body, end = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    return hashlib.sha256(body).digest() == end

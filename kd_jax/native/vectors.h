@@ -1,9 +1,13 @@
 // Vectors of floats, and matrix products whose sums stay in registers: what the compiled layers
-// share. GCC's and Clang's vector extensions: compilers split what is wider than the machine.
+// share. Written with GCC's and Clang's vector extensions; the width is the machine's own, since
+// compilers take apart what is wider through memory, which was ten times slower.
 
 #ifndef KD_JAX_NATIVE_VECTORS_H_
 #define KD_JAX_NATIVE_VECTORS_H_
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -15,8 +19,23 @@
 
 namespace kd_jax {
 
+// Floats of the widest vector, and how many vectors the registers hold.
+#if defined(__AVX512F__)
+constexpr int kNative = 16, kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kNative = 8, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kNative = 4, kRegisters = 32;
+#else
+constexpr int kNative = 4, kRegisters = 16;
+#endif
+// Channels come in multiples of 8 (`LANES` in __init__.py): what is left after the widest vectors
+// is taken in vectors of this many.
+constexpr int kTail = kNative < 8 ? kNative : 8;
+
 template <int kLanes>
 struct Of {
+  static_assert(kLanes <= kNative, "wider than the machine's vectors");
   typedef float Register __attribute__((vector_size(kLanes * sizeof(float))));
   typedef float Memory
       __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
@@ -42,6 +61,24 @@ inline Register<kLanes> Clip(Register<kLanes> v) {
 #endif
   v = v < low ? low : v;
   return v > high ? high : v;
+}
+
+// Calls `work.template operator()<lanes>(channel)` for every vector of channels.
+template <typename Work>
+inline void ForEachVector(int64_t channels, Work work) {
+  int64_t c = 0;
+  for (; c + kNative <= channels; c += kNative) work.template operator()<kNative>(c);
+  for (; c < channels; c += kTail) work.template operator()<kTail>(c);
+}
+
+// Bytes of a core's second-level cache. No sum depends on it, only how many are in work at once.
+inline int64_t SecondLevelCache() {
+  constexpr int64_t kUsual = 512 << 10, kLeast = 256 << 10, kMost = 2 << 20;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const int64_t told = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (told > 0) return std::clamp(told, kLeast, kMost);
+#endif
+  return kUsual;
 }
 
 // Parts of this thread's own memory, kept from call to call with whatever was left there. Each is
@@ -93,11 +130,8 @@ inline void Block(const float* a, int64_t depth, const float* b, const float* st
 template <int kVectors, int kLanes, bool kClip = false>
 void Panel(const float* a, int64_t rows, int64_t depth, const float* b, const float* start,
            int64_t start_stride, float* c, int64_t c_stride) {
-#ifdef __AVX512F__
-  constexpr int kRows = kVectors == 2 ? 12 : 14;  // sums that fit 32 registers
-#else
-  constexpr int kRows = kLanes == 8 ? 12 : kVectors == 2 ? 3 : 6;  // 16 registers of 8 lanes
-#endif
+  // As many sums as registers hold beside a row of b and a number of a.
+  constexpr int kRows = kRegisters == 32 ? (kVectors == 2 ? 12 : 14) : (kVectors == 2 ? 6 : 12);
   int64_t r = 0;
   for (; r + kRows <= rows; r += kRows)
     Block<kRows, kVectors, kLanes, kClip>(a + r * depth, depth, b, start + r * start_stride,
@@ -110,38 +144,38 @@ void Panel(const float* a, int64_t rows, int64_t depth, const float* b, const fl
                                       start_stride, c + r * c_stride, c_stride);
 }
 
-// A matrix of any number of columns, a multiple of 8, is worked on in panels: of 32 columns, and
-// what is left in one of 16 and one of 8.
-constexpr int64_t kWidest = 32;
+// A matrix of any number of columns, a multiple of 8, is worked on in panels: of two vectors, and
+// what is left in one of one vector and one of `kTail`.
+constexpr int64_t kWidest = 2 * kNative;
 inline int64_t PanelWidth(int64_t column, int64_t columns) {
   const int64_t left = columns - column;
-  return left >= kWidest ? kWidest : left >= kWidest / 2 ? kWidest / 2 : kWidest / 4;
+  return left >= kWidest ? kWidest : left >= kNative ? kNative : kTail;
 }
 
 // b [depth][columns], each column times its scale (null: 1), to panels [depth][width], one after
 // another: the one that begins with column c is at c * depth.
 inline void Pack(const float* b, const float* scale, int64_t depth, int64_t columns, float* to) {
-  constexpr int kLanes = 8;
   for (int64_t column = 0, width; column < columns; column += width) {
     width = PanelWidth(column, columns);
     for (int64_t k = 0; k < depth; ++k)
-      for (int64_t j = column; j < column + width; j += kLanes, to += kLanes) {
-        const Register<kLanes> v = Load<kLanes>(b + k * columns + j);
-        Store<kLanes>(to, scale ? v * Load<kLanes>(scale + j) : v);
+      for (int64_t j = column; j < column + width; j += kTail, to += kTail) {
+        const Register<kTail> v = Load<kTail>(b + k * columns + j);
+        Store<kTail>(to, scale ? v * Load<kTail>(scale + j) : v);
       }
   }
 }
 
-// `Panel` of one of those widths.
+// c[rows][columns] = start + a[rows][depth] b, where b is packed.
 template <bool kClip>
-void AnyPanel(int64_t width, const float* a, int64_t rows, int64_t depth, const float* b,
+void Multiply(const float* a, int64_t rows, int64_t depth, const float* b, int64_t columns,
               const float* start, int64_t start_stride, float* c, int64_t c_stride) {
-  if (width == kWidest)
-    Panel<2, 16, kClip>(a, rows, depth, b, start, start_stride, c, c_stride);
-  else if (width == kWidest / 2)
-    Panel<1, 16, kClip>(a, rows, depth, b, start, start_stride, c, c_stride);
-  else
-    Panel<1, 8, kClip>(a, rows, depth, b, start, start_stride, c, c_stride);
+  for (int64_t column = 0, width; column < columns; column += width) {
+    width = PanelWidth(column, columns);
+    const auto panel = width == kWidest   ? Panel<2, kNative, kClip>
+                       : width == kNative ? Panel<1, kNative, kClip>
+                                          : Panel<1, kTail, kClip>;
+    panel(a, rows, depth, b + column * depth, start + column, start_stride, c + column, c_stride);
+  }
 }
 
 }  // namespace kd_jax

@@ -4,19 +4,18 @@
 // product over patches. Those of some pixels at a time are laid out and used up in the first-level
 // cache; a row of a patch is one run of memory.
 
+#ifndef KD_JAX_NATIVE_STEM_H_
+#define KD_JAX_NATIVE_STEM_H_
+
 #include <algorithm>
 #include <cstdint>
 
 #include "vectors.h"
-#include "xla/ffi/api/ffi.h"
 
-namespace ffi = xla::ffi;
+namespace kd_jax::stem {
 
-namespace kd_jax {
-namespace {
-
-constexpr int kRun = 16;          // floats that are copied at a time
-constexpr int64_t kPixels = 168;  // in work at once: whole blocks of 12 and of 14 rows
+constexpr int kRun = kNative;     // floats that are copied at a time
+constexpr int64_t kPixels = 168;  // in work at once: whole blocks of 6, 12 and 14 rows
 
 struct Shape {
   int64_t images, height, width, in, out_height, out_width, out, side, stride;
@@ -28,7 +27,7 @@ struct Shape {
 };
 
 // One image to the middle of an image of zeros.
-void Pad(const Shape& shape, const float* x, float* padded) {
+inline void Pad(const Shape& shape, const float* x, float* padded) {
   const int64_t row = shape.width * shape.in;
   float* to = padded + shape.border() * (shape.padded_row() + shape.in);
   for (int64_t y = 0; y < shape.height; ++y, x += row, to += shape.padded_row())
@@ -37,7 +36,7 @@ void Pad(const Shape& shape, const float* x, float* padded) {
 
 // Output pixels [first, first + count) to patches [count][depth]. Whole vectors are copied: what
 // is too much is written over by what follows, and after the last there is room for it.
-void LayOut(const Shape& shape, const float* padded, int64_t first, int64_t count, float* to) {
+inline void LayOut(const Shape& shape, const float* padded, int64_t first, int64_t count, float* to) {
   const int64_t run = shape.side * shape.in;
   for (int64_t p = first; p < first + count; ++p) {
     const int64_t row = p / shape.out_width * shape.stride;
@@ -48,41 +47,27 @@ void LayOut(const Shape& shape, const float* padded, int64_t first, int64_t coun
   }
 }
 
-// x [n, H, W, in] and kernel [side, side, in, out] to y [n, ceil(H / stride), ceil(W / stride),
-// out], `out` a multiple of 8.
-ffi::Error Run(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel, int64_t stride,
-               ffi::Result<ffi::Buffer<ffi::F32>> y) {
-  const auto from = x.dimensions(), to = y->dimensions();
-  const Shape shape{from[0], from[1], from[2], from[3], to[1], to[2], to[3],
-                    kernel.dimensions()[0], stride};
+// x [images, height, width, in] and kernel [side, side, in, out] to y [images, out_height,
+// out_width, out], `out` a multiple of 8.
+inline void Run(const Shape& shape, const float* x, const float* kernel, float* y) {
   const auto [padded, patches, panels, zeros] =
       Scratch({shape.padded_size() + kRun, kPixels * shape.depth() + kRun,
-               shape.depth() * shape.out, kWidest});
+               shape.depth() * shape.out, shape.out});
   std::fill(padded, padded + shape.padded_size() + kRun, 0.0f);
-  std::fill(zeros, zeros + kWidest, 0.0f);
-  Pack(kernel.typed_data(), nullptr, shape.depth(), shape.out, panels);
+  std::fill(zeros, zeros + shape.out, 0.0f);
+  Pack(kernel, nullptr, shape.depth(), shape.out, panels);
   for (int64_t image = 0; image < shape.images; ++image) {
-    Pad(shape, x.typed_data() + image * shape.height * shape.width * shape.in, padded);
-    float* outputs = y->typed_data() + image * shape.pixels() * shape.out;
+    Pad(shape, x + image * shape.height * shape.width * shape.in, padded);
+    float* outputs = y + image * shape.pixels() * shape.out;
     for (int64_t first = 0; first < shape.pixels(); first += kPixels) {
       const int64_t count = std::min(kPixels, shape.pixels() - first);
       LayOut(shape, padded, first, count, patches);
-      for (int64_t c = 0, width; c < shape.out; c += width) {
-        width = PanelWidth(c, shape.out);
-        AnyPanel<false>(width, patches, count, shape.depth(), panels + c * shape.depth(), zeros, 0,
-                        outputs + first * shape.out + c, shape.out);
-      }
+      Multiply<false>(patches, count, shape.depth(), panels, shape.out, zeros, 0,
+                      outputs + first * shape.out, shape.out);
     }
   }
-  return ffi::Error::Success();
 }
 
-}  // namespace
-}  // namespace kd_jax
+}  // namespace kd_jax::stem
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxStem, kd_jax::Run,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Attr<int64_t>("stride")
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+#endif  // KD_JAX_NATIVE_STEM_H_

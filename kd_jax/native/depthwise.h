@@ -4,18 +4,15 @@
 // read, so memory should be the limit. XLA's loops copy the input to pad it, spread the gradient of
 // a strided convolution over zeros, and keep the kernel's sums in memory.
 
+#ifndef KD_JAX_NATIVE_DEPTHWISE_H_
+#define KD_JAX_NATIVE_DEPTHWISE_H_
+
 #include <algorithm>
 #include <cstdint>
 
 #include "vectors.h"
-#include "xla/ffi/api/ffi.h"
 
-namespace ffi = xla::ffi;
-
-namespace kd_jax {
-namespace {
-
-typedef ffi::Buffer<ffi::F32> Floats;
+namespace kd_jax::depthwise {
 
 constexpr int64_t kBlockBytes = 32 << 10;  // of rows that all channels pass over together
 
@@ -27,12 +24,6 @@ struct Shape {
   int64_t out_row() const { return out_width * channels; }
   int64_t taps() const { return rows * columns; }
 };
-
-Shape ShapeOf(const Floats& x, ffi::Span<const int64_t> y, int64_t rows, int64_t columns,
-              int64_t stride, int64_t above, int64_t before) {
-  const auto size = x.dimensions();
-  return {size[0], size[1], size[2], size[3], y[1], y[2], rows, columns, stride, above, before};
-}
 
 // Calls `work(place in x, place in the kernel)` for every tap of an output that meets a pixel.
 template <typename Work>
@@ -71,9 +62,9 @@ void ForEachBlock(int64_t rows, int64_t row_size, int64_t channels, const float*
     const float* last = std::min(from + (end + some) * row_size, end_of_all);
     for (const float* next = from + end * row_size; next < last; next += 16)
       __builtin_prefetch(next);
-    int64_t c = 0;
-    for (; c + 16 <= channels; c += 16) work.template operator()<16>(c, row, end);
-    for (; c < channels; c += 8) work.template operator()<8>(c, row, end);
+    ForEachVector(channels, [&]<int kLanes>(int64_t c) {
+      work.template operator()<kLanes>(c, row, end);
+    });
   }
 }
 
@@ -170,6 +161,9 @@ struct InputGradient {
 // One image, added to `sums` [taps][channels].
 template <int kSide>
 struct KernelGradient {
+  // Rows of taps whose sums are in registers together; the maps are read once for each such group.
+  static constexpr int kGroup =
+      kSide * kSide + 4 <= kRegisters ? kSide : std::max(1, (kRegisters - 4) / std::max(1, kSide));
   const Shape& shape;
   const float *x, *grad, *zeros;
   float* sums;
@@ -177,21 +171,7 @@ struct KernelGradient {
   template <int kLanes>
   void operator()(int64_t c, int64_t row, int64_t end) const {
     if constexpr (kSide != 0) {
-      Register<kLanes> sum[kSide * kSide];
-#pragma GCC unroll 25
-      for (int i = 0; i < kSide * kSide; ++i) sum[i] = Load<kLanes>(sums + i * shape.channels + c);
-      for (; row < end; ++row) {
-        const float* from = grad + row * shape.out_row() + c;
-        ForEachPixel<kSide>(shape, x, zeros, row, c, [&](int64_t column, auto at) {
-          const Register<kLanes> here = Load<kLanes>(from + column * shape.channels);
-#pragma GCC unroll 5
-          for (int i = 0; i < kSide; ++i)
-#pragma GCC unroll 5
-            for (int j = 0; j < kSide; ++j) sum[i * kSide + j] += Load<kLanes>(at(i, j)) * here;
-        });
-      }
-#pragma GCC unroll 25
-      for (int i = 0; i < kSide * kSide; ++i) Store<kLanes>(sums + i * shape.channels + c, sum[i]);
+      AddRows<kLanes, 0>(c, row, end);
     } else {
       for (; row < end; ++row)
         for (int64_t column = 0; column < shape.out_width; ++column) {
@@ -204,112 +184,112 @@ struct KernelGradient {
         }
     }
   }
+
+  // Rows [kFirst, kSide) of the taps.
+  template <int kLanes, int kFirst>
+  void AddRows(int64_t c, int64_t first, int64_t end) const {
+    constexpr int kRows = std::min(kGroup, kSide - kFirst);
+    float* to = sums + kFirst * kSide * shape.channels + c;
+    Register<kLanes> sum[kRows * kSide];
+#pragma GCC unroll 25
+    for (int i = 0; i < kRows * kSide; ++i) sum[i] = Load<kLanes>(to + i * shape.channels);
+    for (int64_t row = first; row < end; ++row) {
+      const float* from = grad + row * shape.out_row() + c;
+      ForEachPixel<kSide>(shape, x, zeros, row, c, [&](int64_t column, auto at) {
+        const Register<kLanes> here = Load<kLanes>(from + column * shape.channels);
+#pragma GCC unroll 5
+        for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 5
+          for (int j = 0; j < kSide; ++j)
+            sum[i * kSide + j] += Load<kLanes>(at(kFirst + i, j)) * here;
+      });
+    }
+#pragma GCC unroll 25
+    for (int i = 0; i < kRows * kSide; ++i) Store<kLanes>(to + i * shape.channels, sum[i]);
+    if constexpr (kFirst + kRows < kSide) AddRows<kLanes, kFirst + kRows>(c, first, end);
+  }
 };
 
-void Convolve(const Shape& shape, const float* x, const float* kernel, const float* zeros,
-              float* y) {
+// Calls `work.template operator()<side>()`, with 0 for a kernel that has no loop of its own.
+template <typename Work>
+inline void ForSide(const Shape& shape, Work work) {
+  if (shape.rows == 3 && shape.columns == 3)
+    work.template operator()<3>();
+  else if (shape.rows == 5 && shape.columns == 5)
+    work.template operator()<5>();
+  else
+    work.template operator()<0>();
+}
+
+inline void Convolve(const Shape& shape, const float* x, const float* kernel, const float* zeros,
+                     float* y) {
   for (int64_t image = 0; image < shape.images; ++image) {
     const float* from = x + image * shape.height * shape.in_row();
     float* to = y + image * shape.out_height * shape.out_row();
-    const auto run = [&](auto work) {
+    ForSide(shape, [&]<int kSide>() {
       ForEachBlock(shape.out_height, shape.in_row() * shape.stride, shape.channels, from,
-                   x + shape.images * shape.height * shape.in_row(), work);
-    };
-    if (shape.rows == 3 && shape.columns == 3)
-      run(Forward<3>{shape, from, kernel, zeros, to});
-    else if (shape.rows == 5 && shape.columns == 5)
-      run(Forward<5>{shape, from, kernel, zeros, to});
-    else
-      run(Forward<0>{shape, from, kernel, zeros, to});
+                   x + shape.images * shape.height * shape.in_row(),
+                   Forward<kSide>{shape, from, kernel, zeros, to});
+    });
   }
 }
 
-// x [n, H, W, channels] and kernel [rows, columns, channels] to y.
-ffi::Error RunForward(Floats x, Floats kernel, int64_t stride, int64_t above, int64_t before,
-                      ffi::Result<Floats> y) {
-  const auto taps = kernel.dimensions();
-  const Shape shape = ShapeOf(x, y->dimensions(), taps[0], taps[1], stride, above, before);
+// x [images, height, width, channels] and kernel [rows, columns, channels] to y.
+inline void RunForward(const Shape& shape, const float* x, const float* kernel, float* y) {
   const auto [zeros] = Scratch({shape.in_row()});
   std::fill(zeros, zeros + shape.in_row(), 0.0f);
-  Convolve(shape, x.typed_data(), kernel.typed_data(), zeros, y->typed_data());
-  return ffi::Error::Success();
+  Convolve(shape, x, kernel, zeros, y);
 }
 
 // The gradient of y and the kernel to the gradient of x.
-ffi::Error RunInputGradient(Floats grad, Floats kernel, int64_t stride, int64_t above,
-                            int64_t before, ffi::Result<Floats> to) {
-  const auto taps = kernel.dimensions();
-  if (stride == 1) {  // a convolution too, with the kernel turned
-    const Shape shape = ShapeOf(grad, to->dimensions(), taps[0], taps[1], 1, taps[0] - 1 - above,
-                                taps[1] - 1 - before);
-    const auto [turned, zeros] = Scratch({shape.taps() * shape.channels, shape.in_row()});
-    std::fill(zeros, zeros + shape.in_row(), 0.0f);
-    const float* from = kernel.typed_data();
-    for (int64_t i = shape.taps(); i-- > 0; from += shape.channels)
-      std::copy(from, from + shape.channels, turned + i * shape.channels);
-    Convolve(shape, grad.typed_data(), turned, zeros, to->typed_data());
-    return ffi::Error::Success();
+inline void RunInputGradient(const Shape& shape, const float* grad, const float* kernel,
+                             float* to) {
+  if (shape.stride == 1) {  // a convolution too, with the kernel turned
+    const Shape turned_shape{shape.images, shape.out_height, shape.out_width, shape.channels,
+                             shape.height, shape.width, shape.rows, shape.columns, 1,
+                             shape.rows - 1 - shape.above, shape.columns - 1 - shape.before};
+    const auto [turned, zeros] =
+        Scratch({shape.taps() * shape.channels, turned_shape.in_row()});
+    std::fill(zeros, zeros + turned_shape.in_row(), 0.0f);
+    for (int64_t i = shape.taps(); i-- > 0; kernel += shape.channels)
+      std::copy(kernel, kernel + shape.channels, turned + i * shape.channels);
+    Convolve(turned_shape, grad, turned, zeros, to);
+    return;
   }
-  const Shape shape = ShapeOf(*to, grad.dimensions(), taps[0], taps[1], stride, above, before);
   for (int64_t image = 0; image < shape.images; ++image) {
-    const float* from = grad.typed_data() + image * shape.out_height * shape.out_row();
-    float* line = to->typed_data() + image * shape.height * shape.in_row();
+    const float* from = grad + image * shape.out_height * shape.out_row();
+    float* line = to + image * shape.height * shape.in_row();
     const auto run = [&](auto work) {
       ForEachBlock(shape.height, shape.in_row(), shape.channels, line, line, work);
     };
-    if (stride == 2)
-      run(InputGradient<2>{shape, from, kernel.typed_data(), line});
+    if (shape.stride == 2)
+      run(InputGradient<2>{shape, from, kernel, line});
     else
-      run(InputGradient<0>{shape, from, kernel.typed_data(), line});
+      run(InputGradient<0>{shape, from, kernel, line});
   }
-  return ffi::Error::Success();
 }
 
 // x and the gradient of y to the gradient of the kernel [rows, columns, channels]. An image's sums
 // are made apart and then added: so many small numbers added to one large one would lose digits.
-ffi::Error RunKernelGradient(Floats x, Floats grad, int64_t stride, int64_t above, int64_t before,
-                             ffi::Result<Floats> to) {
-  const auto taps = to->dimensions();
-  const Shape shape = ShapeOf(x, grad.dimensions(), taps[0], taps[1], stride, above, before);
+inline void RunKernelGradient(const Shape& shape, const float* x, const float* grad,
+                              float* total) {
   const int64_t size = shape.taps() * shape.channels;
   const auto [sums, zeros] = Scratch({size, shape.in_row()});
   std::fill(zeros, zeros + shape.in_row(), 0.0f);
-  float* total = to->typed_data();
   std::fill(total, total + size, 0.0f);
   for (int64_t image = 0; image < shape.images; ++image) {
-    const float* from = x.typed_data() + image * shape.height * shape.in_row();
-    const float* line = grad.typed_data() + image * shape.out_height * shape.out_row();
+    const float* from = x + image * shape.height * shape.in_row();
+    const float* line = grad + image * shape.out_height * shape.out_row();
     std::fill(sums, sums + size, 0.0f);
-    const auto run = [&](auto work) {
+    ForSide(shape, [&]<int kSide>() {
       ForEachBlock(shape.out_height, shape.in_row() * shape.stride, shape.channels, from,
-                   x.typed_data() + shape.images * shape.height * shape.in_row(), work);
-    };
-    if (shape.rows == 3 && shape.columns == 3)
-      run(KernelGradient<3>{shape, from, line, zeros, sums});
-    else if (shape.rows == 5 && shape.columns == 5)
-      run(KernelGradient<5>{shape, from, line, zeros, sums});
-    else
-      run(KernelGradient<0>{shape, from, line, zeros, sums});
+                   x + shape.images * shape.height * shape.in_row(),
+                   KernelGradient<kSide>{shape, from, line, zeros, sums});
+    });
     for (int64_t i = 0; i < size; ++i) total[i] += sums[i];
   }
-  return ffi::Error::Success();
 }
 
-auto Bound() {
-  return ffi::Ffi::Bind()
-      .Arg<Floats>()
-      .Arg<Floats>()
-      .Attr<int64_t>("stride")
-      .Attr<int64_t>("above")
-      .Attr<int64_t>("before")
-      .Ret<Floats>();
-}
+}  // namespace kd_jax::depthwise
 
-}  // namespace
-}  // namespace kd_jax
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxDepthwise, kd_jax::RunForward, kd_jax::Bound());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxDepthwiseInputGradient, kd_jax::RunInputGradient,
-                              kd_jax::Bound());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxDepthwiseKernelGradient, kd_jax::RunKernelGradient,
-                              kd_jax::Bound());
+#endif  // KD_JAX_NATIVE_DEPTHWISE_H_

@@ -1,29 +1,25 @@
-// 3x3 convolutions of frozen networks on CPUs: Winograd's F(4x4, 3x3), for XLA's foreign function
-// interface; models/winograd.py has the mathematics.
+// 3x3 convolutions of frozen networks on CPUs: Winograd's F(4x4, 3x3); models/winograd.py has the
+// mathematics.
 //
 // Sixteen outputs of a 3x3 filter need 144 products; from 36 sums of a 6x6 tile of inputs and 36
 // sums of the taps they need 36. Images are worked on some tiles at a time, so that the sums stay
 // in the second-level cache: inputs to sums, 36 small matrix products, sums to outputs.
 
+#ifndef KD_JAX_NATIVE_WINOGRAD_H_
+#define KD_JAX_NATIVE_WINOGRAD_H_
+
 #include <algorithm>
 #include <cstdint>
 
 #include "vectors.h"
-#include "xla/ffi/api/ffi.h"
 
-namespace ffi = xla::ffi;
-
-namespace kd_jax {
-namespace {
-
-constexpr int kLanes = 16;  // channels are taken so many at a time
-typedef Register<kLanes> Vector;
+namespace kd_jax::winograd {
 
 constexpr int kOutputs = 4, kInputs = 6, kSums = kInputs * kInputs;
-constexpr int64_t kCacheBytes = 640 << 10;  // of sums that are in work at once
-constexpr int64_t kFewestTiles = 48;        // below, weights are read too often
+constexpr int64_t kFewestTiles = 48;  // in work at once: below, weights are read too often
 
 // Six inputs to six sums.
+template <typename Vector>
 inline void InputSums(const Vector d[kInputs], Vector s[kInputs]) {
   const Vector even = d[4] - 4.0f * d[2], odd = d[3] - 4.0f * d[1];
   const Vector far = d[4] - d[2], near = 2.0f * (d[3] - d[1]);
@@ -36,6 +32,7 @@ inline void InputSums(const Vector d[kInputs], Vector s[kInputs]) {
 }
 
 // Six products to four outputs.
+template <typename Vector>
 inline void OutputSums(const Vector m[kInputs], Vector y[kOutputs]) {
   const Vector plus1 = m[1] + m[2], minus1 = m[1] - m[2];
   const Vector plus2 = m[3] + m[4], minus2 = m[3] - m[4];
@@ -56,7 +53,7 @@ struct Place {
   int64_t image, row, column;
 };
 
-Place PlaceOf(const Shape& shape, int64_t tile) {
+inline Place PlaceOf(const Shape& shape, int64_t tile) {
   const int64_t an_image = shape.tiles_high() * shape.tiles_wide();
   const int64_t within = tile % an_image;
   return {tile / an_image, within / shape.tiles_wide() * kOutputs,
@@ -64,7 +61,7 @@ Place PlaceOf(const Shape& shape, int64_t tile) {
 }
 
 // Tiles [first, first + count) of x to sums [kSums][count][in].
-void TransformInputs(const Shape& shape, const float* x, const float* zeros, int64_t first,
+inline void TransformInputs(const Shape& shape, const float* x, const float* zeros, int64_t first,
                      int64_t count, float* sums) {
   for (int64_t t = 0; t < count; ++t) {
     const Place at = PlaceOf(shape, first + t);
@@ -79,7 +76,8 @@ void TransformInputs(const Shape& shape, const float* x, const float* zeros, int
         from[i][j] = seen ? line + column * shape.in : zeros;
       }
     }
-    for (int64_t c = 0; c < shape.in; c += kLanes) {
+    ForEachVector(shape.in, [&]<int kLanes>(int64_t c) {
+      using Vector = Register<kLanes>;
       Vector half[kInputs][kInputs];
       for (int j = 0; j < kInputs; ++j) {
         Vector d[kInputs], s[kInputs];
@@ -93,17 +91,18 @@ void TransformInputs(const Shape& shape, const float* x, const float* zeros, int
         for (int j = 0; j < kInputs; ++j)
           Store<kLanes>(sums + ((i * kInputs + j) * count + t) * shape.in + c, s[j]);
       }
-    }
+    });
   }
 }
 
 // Products [kSums][count][out] to outputs.
-void TransformOutputs(const Shape& shape, const float* products, int64_t first, int64_t count,
+inline void TransformOutputs(const Shape& shape, const float* products, int64_t first, int64_t count,
                       float* y) {
   for (int64_t t = 0; t < count; ++t) {
     const Place at = PlaceOf(shape, first + t);
     float* to = y + ((at.image * shape.height + at.row) * shape.width + at.column) * shape.out;
-    for (int64_t c = 0; c < shape.out; c += kLanes) {
+    ForEachVector(shape.out, [&]<int kLanes>(int64_t c) {
+      using Vector = Register<kLanes>;
       Vector half[kOutputs][kInputs];
       for (int j = 0; j < kInputs; ++j) {
         Vector m[kInputs], s[kOutputs];
@@ -118,56 +117,35 @@ void TransformOutputs(const Shape& shape, const float* products, int64_t first, 
         for (int j = 0; j < kOutputs; ++j)
           Store<kLanes>(to + (i * shape.width + j) * shape.out + c, s[j]);
       }
-    }
+    });
   }
 }
 
-// c[rows][out] = a[rows][depth] b; b is [out / (kVectors * kLanes)][depth][kVectors * kLanes].
-template <int kVectors>
-void Multiply(const float* a, int64_t rows, int64_t depth, const float* b, const float* zeros,
-              int64_t out, float* c) {
-  for (int64_t column = 0; column < out; column += kVectors * kLanes)
-    Panel<kVectors, kLanes>(a, rows, depth, b + column * depth, zeros, 0, c + column, out);
-}
-
-void ConvolveTiles(const Shape& shape, const float* x, const float* kernel, int64_t first,
+inline void ConvolveTiles(const Shape& shape, const float* x, const float* kernel, int64_t first,
                    int64_t count, float* y) {
-  const int64_t widest = std::max<int64_t>(shape.in, 2 * kLanes);
+  const int64_t zero_size = std::max(shape.in, shape.out);
   const auto [sums, products, zeros] =
-      Scratch({kSums * count * shape.in, kSums * count * shape.out, widest});
-  std::fill(zeros, zeros + widest, 0.0f);
+      Scratch({kSums * count * shape.in, kSums * count * shape.out, zero_size});
+  std::fill(zeros, zeros + zero_size, 0.0f);
   TransformInputs(shape, x, zeros, first, count, sums);
   for (int s = 0; s < kSums; ++s) {
-    const float* a = sums + s * count * shape.in;
-    const float* b = kernel + s * shape.in * shape.out;
-    float* c = products + s * count * shape.out;
-    if (shape.out % (2 * kLanes) == 0)
-      Multiply<2>(a, count, shape.in, b, zeros, shape.out, c);
-    else
-      Multiply<1>(a, count, shape.in, b, zeros, shape.out, c);
+    Multiply<false>(sums + s * count * shape.in, count, shape.in, kernel + s * shape.in * shape.out,
+                    shape.out, zeros, 0, products + s * count * shape.out, shape.out);
   }
   TransformOutputs(shape, products, first, count, y);
 }
 
-ffi::Error Convolve(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel,
-                    ffi::Result<ffi::Buffer<ffi::F32>> y) {
-  const auto from = x.dimensions();
-  const Shape shape{from[0], from[1], from[2], from[3], y->dimensions()[3]};
+// x [images, height, width, in] and the kernel's sums [kSums][in][out], packed, to y
+// [images, height, width, out].
+inline void Run(const Shape& shape, const float* x, const float* kernel, float* y) {
   const int64_t tile_bytes = kSums * (shape.in + shape.out) * int64_t{sizeof(float)};
-  int64_t some = std::max(kCacheBytes / tile_bytes, kFewestTiles);
+  // Five eighths of the cache: the rest is for weights and what is read and written.
+  int64_t some = std::max(SecondLevelCache() * 5 / 8 / tile_bytes, kFewestTiles);
   some = some / 12 * 12;
-  for (int64_t first = 0; first < shape.tiles(); first += some) {
-    const int64_t count = std::min(some, shape.tiles() - first);
-    ConvolveTiles(shape, x.typed_data(), kernel.typed_data(), first, count, y->typed_data());
-  }
-  return ffi::Error::Success();
+  for (int64_t first = 0; first < shape.tiles(); first += some)
+    ConvolveTiles(shape, x, kernel, first, std::min(some, shape.tiles() - first), y);
 }
 
-}  // namespace
-}  // namespace kd_jax
+}  // namespace kd_jax::winograd
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxWinograd, kd_jax::Convolve,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+#endif  // KD_JAX_NATIVE_WINOGRAD_H_

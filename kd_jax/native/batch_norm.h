@@ -2,18 +2,15 @@
 // statistics, and of the gradient for its own. Each is one pass that reads every number once; what
 // belongs to a channel stays in registers.
 
+#ifndef KD_JAX_NATIVE_BATCH_NORM_H_
+#define KD_JAX_NATIVE_BATCH_NORM_H_
+
 #include <algorithm>
 #include <cstdint>
 
 #include "vectors.h"
-#include "xla/ffi/api/ffi.h"
 
-namespace ffi = xla::ffi;
-
-namespace kd_jax {
-namespace {
-
-typedef ffi::Buffer<ffi::F32> Floats;
+namespace kd_jax::batch_norm {
 
 constexpr int64_t kBlockBytes = 32 << 10;  // of pixels that all channels pass over together
 
@@ -78,11 +75,10 @@ void TwoSums(int64_t pixels, int64_t channels, float* totals, Prepare prepare) {
   const int64_t some = std::max<int64_t>(8, kBlockBytes / row_bytes);
   for (int64_t first = 0; first < pixels; first += some) {
     const int64_t last = std::min(pixels, first + some);
-    int64_t c = 0;
-    for (; c + 16 <= channels; c += 16)
-      AddBlock<16>(first, last, channels, c, totals, lost, prepare.template operator()<16>(c));
-    for (; c < channels; c += 8)
-      AddBlock<8>(first, last, channels, c, totals, lost, prepare.template operator()<8>(c));
+    ForEachVector(channels, [&]<int kLanes>(int64_t c) {
+      AddBlock<kLanes>(first, last, channels, c, totals, lost,
+                       prepare.template operator()<kLanes>(c));
+    });
   }
 }
 
@@ -98,11 +94,9 @@ struct Statistics {
   }
 };
 
-// x [..., channels] to the sums of x and of x squared, [2, channels].
-ffi::Error RunStatistics(Floats x, ffi::Result<Floats> sums) {
-  const int64_t channels = x.dimensions().back();
-  TwoSums(x.element_count() / channels, channels, sums->typed_data(), Statistics{x.typed_data()});
-  return ffi::Error::Success();
+// x [pixels, channels] to the sums of x and of x squared, [2, channels].
+inline void RunStatistics(int64_t pixels, int64_t channels, const float* x, float* sums) {
+  TwoSums(pixels, channels, sums, Statistics{x});
 }
 
 template <Activation kActivation>
@@ -122,37 +116,22 @@ struct Gradient {
   }
 };
 
-// x, the gradient of activation((x - mean) * scale + shift), and mean, scale and shift, each
-// [channels], to the sums of the gradient before the activation, and of that times x - mean.
-ffi::Error RunGradient(Floats x, Floats grad, Floats mean, Floats scale, Floats shift,
-                       int64_t activation, ffi::Result<Floats> sums) {
-  const int64_t channels = x.dimensions().back();
-  const auto run = [&](auto work) {
-    TwoSums(x.element_count() / channels, channels, sums->typed_data(), work);
-  };
-  const float *from = x.typed_data(), *of = grad.typed_data(), *m = mean.typed_data(),
-              *s = scale.typed_data(), *t = shift.typed_data();
+// x and the gradient of activation((x - mean) * scale + shift), [pixels, channels], and mean, scale
+// and shift, [channels], to the sums of the gradient before the activation, and of that times
+// x - mean, [2, channels]. Returns whether there is such an activation.
+inline bool RunGradient(int64_t pixels, int64_t channels, const float* x, const float* grad,
+                        const float* mean, const float* scale, const float* shift,
+                        int64_t activation, float* sums) {
+  const auto run = [&](auto work) { TwoSums(pixels, channels, sums, work); };
   switch (activation) {
-    case kNone: run(Gradient<kNone>{from, of, m, s, t}); break;
-    case kRelu: run(Gradient<kRelu>{from, of, m, s, t}); break;
-    case kRelu6: run(Gradient<kRelu6>{from, of, m, s, t}); break;
-    case kHardSwish: run(Gradient<kHardSwish>{from, of, m, s, t}); break;
-    default: return ffi::Error::InvalidArgument("no such activation");
+    case kNone: run(Gradient<kNone>{x, grad, mean, scale, shift}); return true;
+    case kRelu: run(Gradient<kRelu>{x, grad, mean, scale, shift}); return true;
+    case kRelu6: run(Gradient<kRelu6>{x, grad, mean, scale, shift}); return true;
+    case kHardSwish: run(Gradient<kHardSwish>{x, grad, mean, scale, shift}); return true;
   }
-  return ffi::Error::Success();
+  return false;
 }
 
-}  // namespace
-}  // namespace kd_jax
+}  // namespace kd_jax::batch_norm
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxNormStatistics, kd_jax::RunStatistics,
-                              xla::ffi::Ffi::Bind().Arg<kd_jax::Floats>().Ret<kd_jax::Floats>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxNormGradient, kd_jax::RunGradient,
-                              xla::ffi::Ffi::Bind()
-                                  .Arg<kd_jax::Floats>()
-                                  .Arg<kd_jax::Floats>()
-                                  .Arg<kd_jax::Floats>()
-                                  .Arg<kd_jax::Floats>()
-                                  .Arg<kd_jax::Floats>()
-                                  .Attr<int64_t>("activation")
-                                  .Ret<kd_jax::Floats>());
+#endif  // KD_JAX_NATIVE_BATCH_NORM_H_

@@ -5,18 +5,17 @@
 // all three and are added to the outputs, and never leave the second-level cache. Batch norms are
 // scales and shifts by now: scales go into the weights, shifts are where sums start.
 
+#ifndef KD_JAX_NATIVE_INVERTED_RESIDUAL_H_
+#define KD_JAX_NATIVE_INVERTED_RESIDUAL_H_
+
 #include <algorithm>
 #include <cstdint>
 
 #include "vectors.h"
-#include "xla/ffi/api/ffi.h"
 
-namespace ffi = xla::ffi;
+namespace kd_jax::inverted_residual {
 
-namespace kd_jax {
-namespace {
-
-constexpr int kLanes = 8;  // channels come in multiples of it
+constexpr int64_t kHidden = 32;  // expanded channels in work at once: whole panels of every width
 constexpr int64_t kPixels = 1024;  // of whole images in work at once; larger ones go in strips
 constexpr int64_t kRows = 8;  // of the input that a strip goes on by
 constexpr int kSide = 3, kTaps = kSide * kSide;
@@ -96,55 +95,44 @@ void Filter(const Shape& shape, const Plan& plan, int64_t images, int64_t top, i
 }
 
 // What the outputs start from: the last shift, and the block's own input where it has a shortcut.
-void Start(const Shape& shape, int64_t pixels, const float* x, const float* shift, float* y) {
+inline void Start(const Shape& shape, int64_t pixels, const float* x, const float* shift, float* y) {
   const bool shortcut = shape.stride == 1 && shape.in == shape.out;
   for (int64_t p = 0; p < pixels; ++p, x += shape.in, y += shape.out)
-    for (int64_t c = 0; c < shape.out; c += kLanes) {
+    ForEachVector(shape.out, [&]<int kLanes>(int64_t c) {
       const Register<kLanes> start = Load<kLanes>(shift + c);
       Store<kLanes>(y + c, shortcut ? start + Load<kLanes>(x + c) : start);
-    }
+    });
 }
 
-typedef ffi::Buffer<ffi::F32> Floats;
-
-// x [n, H, W, in]; kernels [in, hidden], or [0, hidden] for a block that does not expand (hidden is
-// in), [9, hidden], [hidden, out]; scales and shifts [2, columns]; hidden and out in multiples of 8.
-// Returns [n, ceil(H / stride), ceil(W / stride), out].
-ffi::Error Run(Floats x, Floats expand, Floats expand_norm, Floats filter, Floats filter_norm,
-               Floats project, Floats project_norm, int64_t stride, ffi::Result<Floats> y) {
-  const auto size = x.dimensions();
-  const Shape shape{size[0], size[1], size[2], size[3], expand.dimensions()[1],
-                    project.dimensions()[1], stride, expand.dimensions()[0] != 0};
-  const auto weights = [](const Floats& kernel, const Floats& norm) {
-    const float* scale = norm.typed_data();
-    return Weights{kernel.typed_data(), scale, scale + norm.dimensions()[1]};
-  };
-  const Weights first = weights(expand, expand_norm), middle = weights(filter, filter_norm),
-                last = weights(project, project_norm);
+// x [images, height, width, in]; kernels [in, hidden] (not read by a block that does not expand,
+// whose hidden is in), [9, hidden], [hidden, out]; hidden and out in multiples of 8. To y
+// [images, out_height, out_width, out].
+inline void Run(const Shape& shape, const float* x, const Weights& first, const Weights& middle,
+                const Weights& last, float* y) {
   const int64_t pixels = shape.height * shape.width;
   const int64_t out_pixels = shape.out_height() * shape.out_width();
   const Plan plan(shape);
-  const int64_t zero_size = shape.width * std::max(kWidest, shape.in);
+  const int64_t zero_size = shape.width * std::max(kHidden, shape.in);
   const auto [expanding, taps, projecting, expanded, filtered, zeros] =
       Scratch({shape.in * shape.hidden, kTaps * shape.hidden, shape.hidden * shape.out,
-               shape.expands ? plan.images * plan.ring * shape.width * kWidest : 0,
-               plan.images * plan.out_rows * shape.out_width() * kWidest, zero_size});
+               shape.expands ? plan.images * plan.ring * shape.width * kHidden : 0,
+               plan.images * plan.out_rows * shape.out_width() * kHidden, zero_size});
   std::fill(zeros, zeros + zero_size, 0.0f);
   if (shape.expands) Pack(first.kernel, first.scale, shape.in, shape.hidden, expanding);
   for (int i = 0; i < kTaps; ++i)
     for (int64_t c = 0; c < shape.hidden; ++c)
       taps[i * shape.hidden + c] = middle.kernel[i * shape.hidden + c] * middle.scale[c];
-  for (int64_t c = 0; c < shape.hidden; c += PanelWidth(c, shape.hidden))
-    Pack(last.kernel + c * shape.out, last.scale, PanelWidth(c, shape.hidden), shape.out,
+  for (int64_t c = 0; c < shape.hidden; c += kHidden)
+    Pack(last.kernel + c * shape.out, last.scale, std::min(kHidden, shape.hidden - c), shape.out,
          projecting + c * shape.out);
 
   for (int64_t image = 0; image < shape.images; image += plan.images) {
     const int64_t images = std::min(plan.images, shape.images - image);
-    const float* from = x.typed_data() + image * pixels * shape.in;
-    float* to = y->typed_data() + image * out_pixels * shape.out;
+    const float* from = x + image * pixels * shape.in;
+    float* to = y + image * out_pixels * shape.out;
     Start(shape, images * out_pixels, from, last.shift, to);
-    for (int64_t c = 0, width; c < shape.hidden; c += width) {
-      width = PanelWidth(c, shape.hidden);
+    for (int64_t c = 0; c < shape.hidden; c += kHidden) {
+      const int64_t width = std::min(kHidden, shape.hidden - c);
       int64_t done = 0;  // rows that are expanded
       for (int64_t top = 0; top < shape.out_height(); top += plan.out_rows) {
         const int64_t rows = std::min(plan.out_rows, shape.out_height() - top);
@@ -152,38 +140,23 @@ ffi::Error Run(Floats x, Floats expand, Floats expand_norm, Floats filter, Float
         // As far as the ring goes; of several images the ring is all.
         while (shape.expands && done < needed) {
           const int64_t place = plan.Place(done), some = std::min(needed - done, plan.ring - place);
-          AnyPanel<true>(width, from + done * shape.width * shape.in, images * some * shape.width,
-                         shape.in, expanding + c * shape.in, first.shift + c, 0,
+          Multiply<true>(from + done * shape.width * shape.in, images * some * shape.width,
+                         shape.in, expanding + c * shape.in, width, first.shift + c, 0,
                          expanded + place * shape.width * width, width);
           done += some;
         }
-        const auto filter = width % 16 == 0 ? Filter<16> : Filter<8>;
+        const auto filter = width % kNative == 0 ? Filter<kNative> : Filter<kTail>;
         filter(shape, plan, images, top, rows, width, shape.expands ? expanded : from + c,
                shape.expands ? width : shape.in, taps + c, middle.shift + c, zeros, filtered);
         float* outputs = to + top * shape.out_width() * shape.out;
-        for (int64_t o = 0, columns; o < shape.out; o += columns) {
-          columns = PanelWidth(o, shape.out);
-          AnyPanel<false>(columns, filtered, images * rows * shape.out_width(), width,
-                          projecting + c * shape.out + o * width, outputs + o, shape.out,
-                          outputs + o, shape.out);
-        }
+        Multiply<false>(filtered, images * rows * shape.out_width(), width,
+                        projecting + c * shape.out, shape.out, outputs, shape.out, outputs,
+                        shape.out);
       }
     }
   }
-  return ffi::Error::Success();
 }
 
-}  // namespace
-}  // namespace kd_jax
+}  // namespace kd_jax::inverted_residual
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KdJaxInvertedResidual, kd_jax::Run,
-                              ffi::Ffi::Bind()
-                                  .Arg<kd_jax::Floats>()
-                                  .Arg<kd_jax::Floats>()
-                                  .Arg<kd_jax::Floats>()
-                                  .Arg<kd_jax::Floats>()
-                                  .Arg<kd_jax::Floats>()
-                                  .Arg<kd_jax::Floats>()
-                                  .Arg<kd_jax::Floats>()
-                                  .Attr<int64_t>("stride")
-                                  .Ret<kd_jax::Floats>());
+#endif  // KD_JAX_NATIVE_INVERTED_RESIDUAL_H_
