@@ -68,7 +68,7 @@ inline void AddBlock(int64_t first, int64_t last, int64_t channels, int64_t c, f
 
 template <typename Prepare>
 void TwoSums(int64_t pixels, int64_t channels, float* totals, Prepare prepare) {
-  const auto [lost] = Scratch({2 * channels});
+  float* const lost = Scratch({2 * channels})[0];
   std::fill(totals, totals + 2 * channels, 0.0f);
   std::fill(lost, lost + 2 * channels, 0.0f);
   const int64_t row_bytes = channels * int64_t{sizeof(float)};

@@ -274,7 +274,8 @@ inline void RunInputGradient(const Shape& shape, const float* grad, const float*
 inline void RunKernelGradient(const Shape& shape, const float* x, const float* grad,
                               float* total) {
   const int64_t size = shape.taps() * shape.channels;
-  const auto [sums, zeros] = Scratch({size, shape.in_row()});
+  const auto parts = Scratch({size, shape.in_row()});  // Clang < 16 cannot capture a binding
+  float *const sums = parts[0], *const zeros = parts[1];
   std::fill(zeros, zeros + shape.in_row(), 0.0f);
   std::fill(total, total + size, 0.0f);
   for (int64_t image = 0; image < shape.images; ++image) {
