@@ -4,7 +4,8 @@
     KD_JAX_CPU=avx2 python -m benchmarks.lowering     # as a lower class of processors
 
 Every layer is computed in the form that `kd_jax.models.forms` chooses and in every other that can
-compute it, in turns in one process. Forward and backward; layers of frozen networks forward alone.
+compute it, in turns in one process, on one CPU device a core, as in training. Forward and backward;
+layers of frozen networks forward alone, over some chunks of images.
 The last line counts in how many rows the chosen form wins or ties. Exit code 1 if in one row it
 is slower than another by more than a tenth, in the median of the turns.
 """
@@ -21,11 +22,12 @@ from typing import Any
 
 from absl import flags
 
-from kd_jax import huge_pages, native, processor, tables
+from kd_jax import huge_pages, native, parallel, processor, tables
 from kd_jax.errors import run_command
 
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of every form.", lower_bound=1)
-_TURN_SECONDS = 0.2
+_TURN_SECONDS = 0.15
+_CHUNKS = 8
 _LOSES = 0.9  # a form that takes so much of the chosen one's time is the better choice
 # Name: (batch, pixels a side, channels in, channels out, kernel, stride, groups); all are the
 # study's. Batches are small so that the slow form is not waited for.
@@ -74,7 +76,7 @@ def work(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         frozen_norm = norm.batch_norm(False, None, None)
         block = mobilenetv2.InvertedResidual(6, outputs, stride, frozen_norm)
         x = rng.standard_normal((batch, pixels, pixels, inputs), np.float32)
-        return block.apply, (block.init(jax.random.key(0), x), x)
+        return _in_chunks(block.apply), (block.init(jax.random.key(0), x), x)
     if name in NORMS:
         batch, pixels, channels, activation = NORMS[name]
         layer = norm.batch_norm(True, None, None)(activation=activation)
@@ -88,13 +90,25 @@ def work(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     x = rng.standard_normal((batch, pixels, pixels, inputs), np.float32)
     kernel = rng.standard_normal((size, size, inputs // groups, outputs), np.float32)
 
-    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def convolve(kernel: jax.Array, x: jax.Array) -> jax.Array:
         return layers.conv2d(x, kernel, stride, groups)
 
-    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return (convolve(x, kernel) ** 2).sum()
+    def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        return (convolve(kernel, x) ** 2).sum()
 
-    return convolve if name in FROZEN else jax.value_and_grad(loss, (0, 1)), (x, kernel)
+    made = _in_chunks(convolve) if name in FROZEN else jax.value_and_grad(loss, (0, 1))
+    return made, (kernel, x)
+
+
+def _in_chunks(layer: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return a frozen layer over a few chunks of images: what is made of weights is made once."""
+    import jax
+    import jax.numpy as jnp
+
+    def run(weights: Any, x: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda chunk: layer(weights, chunk), jnp.stack([x] * _CHUNKS))
+
+    return run
 
 
 def measure(name: str, rounds: int) -> tuple[str, dict[str, list[float]]]:
@@ -104,14 +118,15 @@ def measure(name: str, rounds: int) -> tuple[str, dict[str, list[float]]]:
     from kd_jax.models import forms, layers
 
     function, arguments = work(name)
-    arguments = jax.device_put(arguments)
+    arguments = parallel.replicate(arguments, jax.devices())
 
     def prepare(form: str | None) -> tuple[Callable[[], float], dict[str, Any]]:
         frozen = layers.frozen() if name in FROZEN | BLOCKS else contextlib.nullcontext()
         choice = {} if form is None else {kind: form}
         with layers.lowering("cpu"), frozen, forms.forced(choice), forms.recorded() as seen:
             # A function of its own: JAX keeps traces by function, and knows nothing of forms.
-            step = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
+            step = jax.pmap(lambda *a: function(*a), in_axes=None, axis_size=jax.device_count())
+            step = step.lower(*arguments).compile()
 
         def seconds() -> float:
             began = time.perf_counter()
@@ -155,6 +170,7 @@ def _kind(name: str) -> str:
 def main(argv: Sequence[str]) -> None:
     """Print the table and the verdict."""
     del argv
+    parallel.prepare(0, parallel.cpu_cores())
     rows = [["layer", "chosen form", "ms", "other form", "ms", "other to chosen"]]
     lost, names = [], (*LAYERS, *NORMS, *FROZEN, *BLOCKS)
     for name in names:
