@@ -114,18 +114,23 @@ def _in_chunks(layer: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 def measure(name: str, rounds: int) -> tuple[str, dict[str, list[float]]]:
     """Return the form that is chosen, and the seconds of every form in every turn."""
     import jax
+    import numpy as np
 
     from kd_jax.models import forms, layers
 
     function, arguments = work(name)
-    arguments = parallel.replicate(arguments, jax.devices())
+    devices = jax.devices()
+    arguments = (
+        parallel.place(np.arange(len(devices)), devices),
+        *parallel.replicate(arguments, devices),
+    )
 
     def prepare(form: str | None) -> tuple[Callable[[], float], dict[str, Any]]:
         frozen = layers.frozen() if name in FROZEN | BLOCKS else contextlib.nullcontext()
         choice = {} if form is None else {kind: form}
         with layers.lowering("cpu"), frozen, forms.forced(choice), forms.recorded() as seen:
             # A function of its own: JAX keeps traces by function, and knows nothing of forms.
-            step = jax.pmap(lambda *a: function(*a), in_axes=None, axis_size=jax.device_count())
+            step = jax.pmap(lambda device, *a: function(*a), in_axes=(0, None, None))
             step = step.lower(*arguments).compile()
 
         def seconds() -> float:
