@@ -1,6 +1,6 @@
 """Whether each kind of layer takes its fastest form on this processor: `make guard`.
 
-    python -m benchmarks.lowering [--rounds=5]
+    python -m benchmarks.lowering [--rounds=5] [--only=frozen]
     KD_JAX_CPU=avx2 python -m benchmarks.lowering     # as a lower class of processors
 
 Every layer is computed in the form that `kd_jax.models.forms` chooses and in every other that can
@@ -25,6 +25,7 @@ from absl import flags
 from kd_jax import huge_pages, native, parallel, processor, tables
 from kd_jax.errors import run_command
 
+_ONLY = flags.DEFINE_string("only", "", "Rows whose name has this in it.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of every form.", lower_bound=1)
 _TURN_SECONDS = 0.15
 _CHUNKS = 8
@@ -59,7 +60,11 @@ FROZEN = {
 # Name: (batch, pixels a side, channels in, channels out, stride); the expansion is six.
 BLOCKS = {
     "frozen block of MobileNetV2, 32 px, 24 to 24": (16, 32, 24, 24, 1),
+    "frozen block of MobileNetV2, 32 px, 24 to 24, stride 2": (16, 32, 24, 24, 2),
+    "frozen block of MobileNetV2, 16 px, 24 to 48, stride 2": (16, 16, 24, 48, 2),
+    "frozen block of MobileNetV2, 8 px, 72 to 72": (16, 8, 72, 72, 1),
     "frozen block of MobileNetV2, 8 px, 72 to 120, stride 2": (16, 8, 72, 120, 2),
+    "frozen block of MobileNetV2, 4 px, 120 to 120": (16, 4, 120, 120, 1),
 }
 
 
@@ -125,9 +130,9 @@ def measure(name: str, rounds: int) -> tuple[str, dict[str, list[float]]]:
         *parallel.replicate(arguments, devices),
     )
 
-    def prepare(form: str | None) -> tuple[Callable[[], float], dict[str, Any]]:
+    def prepare(kind: str = "", form: str = "") -> tuple[Callable[[], float], dict[str, Any]]:
         frozen = layers.frozen() if name in FROZEN | BLOCKS else contextlib.nullcontext()
-        choice = {} if form is None else {kind: form}
+        choice = {kind: form} if kind else {}
         with layers.lowering("cpu"), frozen, forms.forced(choice), forms.recorded() as seen:
             # A function of its own: JAX keeps traces by function, and knows nothing of forms.
             step = jax.pmap(lambda device, *a: function(*a), in_axes=(0, None, None))
@@ -142,11 +147,12 @@ def measure(name: str, rounds: int) -> tuple[str, dict[str, list[float]]]:
         repeats = max(1, round(_TURN_SECONDS / first))
         return lambda: statistics.median(seconds() for _ in range(repeats)), seen
 
-    kind = _kind(name)
-    ours, seen = prepare(None)
+    ours, seen = prepare()
+    # A block has other kinds inside it; every other row is about one.
+    kind = forms.FROZEN_BLOCK if name in BLOCKS else next(iter(seen))
     ((chosen, possible),) = seen[kind].items()
     sides = {chosen: ours}
-    sides |= {form: prepare(form)[0] for form in possible if form != chosen}
+    sides |= {form: prepare(kind, form)[0] for form in possible if form != chosen}
     times: dict[str, list[float]] = {form: [] for form in sides}
     for _ in range(rounds):
         for form, side in sides.items():
@@ -154,30 +160,13 @@ def measure(name: str, rounds: int) -> tuple[str, dict[str, list[float]]]:
     return chosen, times
 
 
-def _kind(name: str) -> str:
-    """Return the kind of layer that a row is about; a block has others inside it."""
-    from kd_jax.models import forms
-
-    if name in NORMS:
-        return forms.BATCH_NORM
-    if name in BLOCKS:
-        return forms.FROZEN_BLOCK
-    pixels, inputs, _, size, _, groups = (LAYERS | FROZEN)[name][1:]
-    if groups > 1:
-        return forms.DEPTHWISE
-    if size == 1:
-        return forms.POINTWISE
-    if inputs <= 4:
-        return forms.FROZEN_STEM if name in FROZEN else forms.STEM
-    return forms.SMALL_MAP if pixels < size else forms.FROZEN_3X3
-
-
 def main(argv: Sequence[str]) -> None:
     """Print the table and the verdict."""
     del argv
     parallel.prepare(0, parallel.cpu_cores())
     rows = [["layer", "chosen form", "ms", "other form", "ms", "other to chosen"]]
-    lost, names = [], (*LAYERS, *NORMS, *FROZEN, *BLOCKS)
+    names = [name for name in (*LAYERS, *NORMS, *FROZEN, *BLOCKS) if _ONLY.value in name]
+    lost: list[str] = []
     for name in names:
         chosen, times = measure(name, _ROUNDS.value)
         worst = math.inf

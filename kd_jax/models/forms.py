@@ -18,6 +18,7 @@ from kd_jax import processor
 # Kinds of layers.
 FROZEN_STEM = "first convolution, frozen"
 FROZEN_3X3 = "3x3 convolution, frozen"
+FROZEN_3X3_NARROW = "3x3 convolution of few channels, frozen"
 FROZEN_BLOCK = "inverted residual, frozen"
 STEM = "first convolution"
 POINTWISE = "1x1 convolution"
@@ -37,6 +38,7 @@ ALONG_WIDTH = "Winograd along the width"
 _USUAL: Mapping[str, tuple[str, ...]] = {
     FROZEN_STEM: (COMPILED, PATCHES),
     FROZEN_3X3: (COMPILED, ALONG_WIDTH),
+    FROZEN_3X3_NARROW: (COMPILED, PLAIN, ALONG_WIDTH),
     FROZEN_BLOCK: (COMPILED,),
     STEM: (PATCHES,),
     POINTWISE: (MATMUL,),
@@ -44,8 +46,16 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
     SMALL_MAP: (PATCHES,),
     BATCH_NORM: (COMPILED,),
 }
-# What a class of processors does otherwise.
-_OTHERWISE: Mapping[str, Mapping[str, tuple[str, ...]]] = {}
+# What a class of processors does otherwise. `sse` is x86 without AVX2: our passes have vectors of
+# four and no fused multiply-add there, while the matrix products inside XLA have AVX.
+_OTHERWISE: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "sse": {
+        FROZEN_STEM: (PATCHES,),
+        FROZEN_3X3: (ALONG_WIDTH, COMPILED),
+        FROZEN_3X3_NARROW: (COMPILED, ALONG_WIDTH),
+        FROZEN_BLOCK: (PLAIN,),
+    },
+}
 
 _NONE_FORCED: Mapping[str, str] = types.MappingProxyType({})
 _forced: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar(

@@ -24,6 +24,7 @@ from kd_jax.models import depthwise, forms, stem, winograd
 from kd_jax.models.depthwise import Padding
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_FEW_CHANNELS = 16  # of a 3x3 convolution that is a kind of its own
 _CACHE_BYTES = 700_000  # about a core's second-level cache; measured best from 300 to 700 kB
 _forced_lowering: str | None = None
 _frozen = False
@@ -116,7 +117,10 @@ def _ways(
             ways[forms.COMPILED] = lambda: winograd.in_tiles(x, kernel)
         if winograd.suits_width(x, kernel):
             ways[forms.ALONG_WIDTH] = lambda: winograd.along_width(x, kernel)
-    return (forms.FROZEN_3X3, ways) if len(ways) > 1 else ("", ways)
+    if len(ways) == 1:
+        return "", ways
+    narrow = channels_in <= _FEW_CHANNELS
+    return forms.FROZEN_3X3_NARROW if narrow else forms.FROZEN_3X3, ways
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

@@ -16,7 +16,7 @@
 namespace kd_jax::inverted_residual {
 
 constexpr int64_t kHidden = 32;  // expanded channels in work at once: whole panels of every width
-constexpr int64_t kPixels = 1024;  // of whole images in work at once; larger ones go in strips
+constexpr int64_t kPixels = 512;  // of whole images in work at once; larger ones go in strips
 constexpr int64_t kRows = 8;  // of the input that a strip goes on by
 constexpr int kSide = 3, kTaps = kSide * kSide;
 
