@@ -21,7 +21,7 @@ from kd_jax.models import forms
 from kd_jax.models.layers import current_lowering, hard_swish
 
 EPSILON = 1e-5  # unless a network has its own
-# In the order of `native/batch_norm.cc`.
+# In the order of `native/batch_norm.h`.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "none": lambda x: x,
     "relu": nn.relu,

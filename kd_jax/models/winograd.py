@@ -2,7 +2,7 @@
 
 Four outputs of a three-tap filter need twelve products; from six sums of the inputs and six of the
 taps they need six. Along both axes sixteen outputs need 36 products instead of 144: the form in
-C++ (`native/winograd.cc`), which keeps the sums of some tiles in the cache. Where there is no
+C++ (`native/winograd.h`), which keeps the sums of some tiles in the cache. Where there is no
 compiler it is done along the width, while the height's three taps stay a convolution of their own:
 so the sums are few and whole rows long. Exact in real numbers, rounding of 1e-5 of the largest
 value; for frozen networks on CPU, where multiplications are the limit.
