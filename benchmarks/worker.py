@@ -30,14 +30,14 @@ def prepare(spec: dict[str, Any]) -> tuple[Callable[[int], None], Callable[[], N
         from benchmarks import torch_side
 
         if spec["work"] == "forward":
-            import torch
-
-            sample = torch.from_numpy(images[:batch_size]).to(torch.float32).div_(255.0)
-            ask, form = torch_side.fastest_forward(spec["student"], sample)
-            return lambda _: ask(sample), lambda: None, {"form": form}
-        make = torch_side.study_step if side == "study" else torch_side.best_step
-        step, form = make(images, teacher, spec["student"], batch_size)
-        return step, lambda: None, {"form": form}
+            form = spec["forms"]["forward"]["form"]
+            step = torch_side.forward(spec["student"], images[:batch_size], form)
+        elif side == "torch":
+            forms = {work: found["form"] for work, found in spec["forms"].items()}
+            step = torch_side.best_step(images, teacher, spec["student"], batch_size, forms)
+        else:
+            step = torch_side.study_step(images, teacher, spec["student"], batch_size)
+        return step, lambda: None, {}
     import jax
 
     from benchmarks import jax_side
