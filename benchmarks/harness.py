@@ -96,7 +96,9 @@ class Side:
             text=True,
         )
         self.said = self._read()
-        self._steps = max(1, round(_TURN_SECONDS / self._run(1)))
+        seconds = self._run(1)
+        self._steps = max(1, round(_TURN_SECONDS / seconds))
+        self._is_slow = seconds > _TURN_SECONDS
         self.peak_bytes = 0
 
     def __enter__(self) -> Side:
@@ -116,9 +118,11 @@ class Side:
         """Let it work for a turn; return its rate.
 
         The first step of a turn is not timed: after a pause a virtual machine may have lost the
-        pages it had, and a training run does not pause.
+        pages it had, and a training run does not pause. Where one step takes a whole turn, that
+        is lost in it, and only time would be.
         """
-        self._run(1)
+        if not self._is_slow:
+            self._run(1)
         return self._steps * self.batch / self._run(self._steps)
 
     def _run(self, steps: int) -> float:

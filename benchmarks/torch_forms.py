@@ -6,6 +6,7 @@ statistics come from a seed and are those of every form, so results can be compa
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,8 +31,8 @@ class Forward(NamedTuple):
 
     Attributes:
       layout: of the images, one of `FORMATS`.
-      kind: `eager` (batch norm folded), `scripted` (frozen TorchScript) or `compiled` (Inductor
-        with freezing).
+      kind: `eager` (batch norm folded), `scripted` (frozen TorchScript), `compiled` (Inductor with
+        freezing, for its chunk alone) or `compiled once` (for every chunk).
       chunk: images at a time; 0: all.
     """
 
@@ -78,27 +79,9 @@ def frozen(arch: str) -> nn.Module:
     return model.eval()
 
 
-def forward(arch: str, form: Forward, example: torch.Tensor) -> Ask:
-    """Return a frozen network in a form.
-
-    Args:
-      arch: of `torch_models.MODELS`.
-      form: how.
-      example: NHWC pixels, for tracing.
-    """
-    layout = FORMATS[form.layout]
-    model: Any = frozen(arch)
-    if form.kind == "compiled":  # freezing folds batch norm and packs the weights
-        moved = model.to(memory_format=layout)
-        part: Ask = torch.compile(
-            lambda x: moved(normalise(x, layout)), dynamic=False, options={"freezing": True}
-        )
-    else:
-        model = optimization.fuse(model).to(memory_format=layout)
-        if form.kind == "scripted":
-            traced = torch.jit.trace(model, normalise(example[:16], layout))
-            model = torch.jit.optimize_for_inference(traced)
-        part = lambda x: model(normalise(x, layout))  # noqa: E731
+def forward(arch: str, form: Forward) -> Ask:
+    """Return a frozen network, of NHWC pixels in [0, 1], in a form."""
+    part = _part(arch, form.layout, form.kind, form.chunk if form.kind == "compiled" else 0)
 
     def ask(pixels: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -106,6 +89,34 @@ def forward(arch: str, form: Forward, example: torch.Tensor) -> Ask:
             return torch.cat([part(x) for x in parts])
 
     return ask
+
+
+@functools.cache
+def _part(arch: str, layout_name: str, kind: str, compiled_for: int) -> Ask:
+    """Return what answers about one chunk; chunks share it but where it is `compiled_for` one."""
+    del compiled_for  # the first call says it
+    layout = FORMATS[layout_name]
+    if not kind.startswith("compiled"):
+        model: Any = optimization.fuse(frozen(arch)).to(memory_format=layout)
+        if kind == "scripted":
+            example = normalise(torch.rand(16, 32, 32, 3), layout)
+            model = torch.jit.optimize_for_inference(torch.jit.trace(model, example))
+        return lambda x: model(normalise(x, layout))
+    moved = copy.deepcopy(frozen(arch)).to(memory_format=layout)
+
+    def whole(x: torch.Tensor) -> torch.Tensor:
+        return moved(normalise(x, layout))
+
+    # Freezing folds batch norm and packs the weights.
+    compiled = torch.compile(whole, options={"freezing": True})
+    if kind == "compiled":
+        return compiled
+
+    def any_batch(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.mark_dynamic(x, 0)
+        return compiled(x)
+
+    return any_batch
 
 
 class Draw(NamedTuple):

@@ -26,7 +26,7 @@ def forward(arch: str, images: np.ndarray, form: Sequence[Any]) -> Callable[[int
     """Return a step that asks a frozen network, in a form, about all of some images."""
     torch.set_num_threads(os.cpu_count() or 1)
     pixels = torch.from_numpy(images).to(torch.float32).div_(255.0)
-    ask = torch_forms.forward(arch, Forward(*form), pixels)
+    ask = torch_forms.forward(arch, Forward(*form))
     return lambda _: ask(pixels)
 
 
@@ -41,8 +41,7 @@ def best_step(
     torch.set_num_threads(os.cpu_count() or 1)
     memory, ask = torch.from_numpy(images), None
     if teacher:
-        sample = memory[:batch_size].to(torch.float32).div_(255.0)
-        ask = torch_forms.forward(teacher, Forward(*forms["forward"]), sample)
+        ask = torch_forms.forward(teacher, Forward(*forms["forward"]))
     trainer = torch_forms.Trainer(memory, student, batch_size, Training(*forms["train"]), ask)
     return trainer.step
 
