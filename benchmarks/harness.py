@@ -10,12 +10,12 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 from benchmarks import limits
+from kd_jax import caches, processor
 
 _TURN_SECONDS = 3.0  # about how long a side works before the other has its turn
 _SEARCHED_IMAGES = 512  # that a frozen network is asked about at once while its form is looked for
@@ -28,18 +28,18 @@ def surroundings() -> Iterator[None]:
     Raises:
       UserError: `KD_JAX_CPU` is no class, or one that the machine does not have.
     """
-    with tempfile.TemporaryDirectory(prefix="kd_jax-inductor-") as folder:
-        ours = limits.environment() | {"TORCHINDUCTOR_CACHE_DIR": folder}
-        before = {name: os.environ.get(name) for name in ours}
-        os.environ.update(ours)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+    kept = caches.directory("inductor") / processor.cache_key()
+    ours = limits.environment() | {"TORCHINDUCTOR_CACHE_DIR": str(kept)}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @functools.cache

@@ -49,8 +49,7 @@ class Training(NamedTuple):
 
     Attributes:
       layout: of the images, one of `FORMATS`.
-      kind: `eager`; `compiled`, views, network and loss with their gradient by Inductor; or
-        `compiled with update`, clipping and AdamW by Inductor too.
+      kind: `eager`; or `compiled`, views and network with its gradient by Inductor.
     """
 
     layout: str
@@ -167,31 +166,17 @@ class Trainer:
         self._rng = np.random.default_rng(0)
         model = torch_models.MODELS[arch]().train().to(memory_format=layout)
         self._parameters = list(model.parameters())
-        in_graph = form.kind == "compiled with update"
-        optimizer = torch.optim.AdamW(
-            self._parameters, 1e-3, weight_decay=1e-4, fused=not in_graph, foreach=in_graph
-        )
+        optimizer = torch.optim.AdamW(self._parameters, 1e-3, weight_decay=1e-4, fused=True)
 
-        def classify(pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return functional.cross_entropy(model(normalise(pixels, layout)), labels)
+        def network(pixels: torch.Tensor) -> torch.Tensor:
+            return model(normalise(pixels, layout))
 
-        def imitate(pixels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            target = functional.log_softmax(logits / TEMPERATURE, -1)
-            own = functional.log_softmax(model(normalise(pixels, layout)) / TEMPERATURE, -1)
-            divergence = functional.kl_div(own, target, reduction="batchmean", log_target=True)
-            return TEMPERATURE**2 * divergence
-
-        def update() -> None:
-            nn.utils.clip_grad_norm_(self._parameters, 1.0)
-            optimizer.step()
-
-        compiled = functools.partial(torch.compile, dynamic=False)
-        as_it_is: Any = lambda work: work  # noqa: E731
-        take = as_it_is if form.kind == "eager" else compiled
-        self._zero = functools.partial(optimizer.zero_grad, set_to_none=True)
-        self._classify, self._imitate = take(classify), take(imitate)
-        self._views, self._mixed = take(gather_views), take(_mixed)
-        self._update = (compiled if in_graph else as_it_is)(update)
+        # The loss, of a hundred numbers an image, is left out: so both tasks share what is compiled.
+        take: Any = lambda work: work  # noqa: E731
+        if form.kind == "compiled":
+            take = functools.partial(torch.compile, dynamic=False)
+        self._network, self._views, self._mixed = take(network), take(gather_views), take(_mixed)
+        self._optimizer = optimizer
 
     def step(self, number: int) -> torch.Tensor:
         """Make one step; return its loss."""
@@ -200,14 +185,18 @@ class Trainer:
         one = Draw.of(rng, example)
         if self._ask is None:
             pixels = self._views(self._images, one)
-            loss = self._classify(pixels, self._labels[one.example])
+            loss = functional.cross_entropy(self._network(pixels), self._labels[one.example])
         else:
             two = Draw.of(rng, np.roll(example, -1))
             pixels = self._mixed(self._images, one, two, torch.tensor(float(rng.random())))
-            loss = self._imitate(pixels, self._ask(pixels).clone())
-        self._zero()
+            target = functional.log_softmax(self._ask(pixels) / TEMPERATURE, -1).clone()
+            own = functional.log_softmax(self._network(pixels) / TEMPERATURE, -1)
+            divergence = functional.kl_div(own, target, reduction="batchmean", log_target=True)
+            loss = TEMPERATURE**2 * divergence
+        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._update()
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
         return loss.detach()
 
     def gradient(self) -> torch.Tensor:

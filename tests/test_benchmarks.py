@@ -49,7 +49,7 @@ def test_a_limit_reaches_every_library_and_ends(monkeypatch):
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx512")
     with harness.surroundings():
         assert os.environ["ATEN_CPU_CAPABILITY"] == "default"
-        assert os.path.isdir(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        assert "/inductor/sse-" in os.environ["TORCHINDUCTOR_CACHE_DIR"]
     assert os.environ["ATEN_CPU_CAPABILITY"] == "avx512"
     assert names & set(os.environ) == {"ATEN_CPU_CAPABILITY"}
     monkeypatch.setenv(processor.VARIABLE, "avx1024")
