@@ -171,7 +171,7 @@ class Trainer:
         def network(pixels: torch.Tensor) -> torch.Tensor:
             return model(normalise(pixels, layout))
 
-        # The loss, of a hundred numbers an image, is left out: so both tasks share what is compiled.
+        # Without the loss, which is small: so both tasks share what is compiled.
         take: Any = lambda work: work  # noqa: E731
         if form.kind == "compiled":
             take = functools.partial(torch.compile, dynamic=False)
