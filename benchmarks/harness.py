@@ -18,7 +18,7 @@ from benchmarks import limits
 from kd_jax import caches, processor
 
 _TURN_SECONDS = 3.0  # about how long a side works before the other has its turn
-_SEARCHED_IMAGES = 512  # that a frozen network is asked about at once while its form is looked for
+_SEARCHED_IMAGES = 256  # that a frozen network is asked about at once while its form is looked for
 
 
 @contextlib.contextmanager

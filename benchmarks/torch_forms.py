@@ -31,8 +31,8 @@ class Forward(NamedTuple):
 
     Attributes:
       layout: of the images, one of `FORMATS`.
-      kind: `eager` (batch norm folded), `scripted` (frozen TorchScript), `compiled` (Inductor with
-        freezing, for its chunk alone) or `compiled once` (for every chunk).
+      kind: `eager` (batch norm folded), `scripted` (frozen TorchScript) or `compiled` (Inductor with
+        freezing, once for chunks of all sizes).
       chunk: images at a time; 0: all.
     """
 
@@ -80,7 +80,7 @@ def frozen(arch: str) -> nn.Module:
 
 def forward(arch: str, form: Forward) -> Ask:
     """Return a frozen network, of NHWC pixels in [0, 1], in a form."""
-    part = _part(arch, form.layout, form.kind, form.chunk if form.kind == "compiled" else 0)
+    part = _part(arch, form.layout, form.kind)
 
     def ask(pixels: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -91,11 +91,10 @@ def forward(arch: str, form: Forward) -> Ask:
 
 
 @functools.cache
-def _part(arch: str, layout_name: str, kind: str, compiled_for: int) -> Ask:
-    """Return what answers about one chunk; chunks share it but where it is `compiled_for` one."""
-    del compiled_for  # the first call says it
+def _part(arch: str, layout_name: str, kind: str) -> Ask:
+    """Return what answers about one chunk, of whatever size."""
     layout = FORMATS[layout_name]
-    if not kind.startswith("compiled"):
+    if kind != "compiled":
         model: Any = optimization.fuse(frozen(arch)).to(memory_format=layout)
         if kind == "scripted":
             example = normalise(torch.rand(16, 32, 32, 3), layout)
@@ -108,9 +107,6 @@ def _part(arch: str, layout_name: str, kind: str, compiled_for: int) -> Ask:
 
     # Freezing folds batch norm and packs the weights.
     compiled = torch.compile(whole, options={"freezing": True})
-    if kind == "compiled":
-        return compiled
-
     def any_batch(x: torch.Tensor) -> torch.Tensor:
         torch._dynamo.mark_dynamic(x, 0)
         return compiled(x)
