@@ -31,8 +31,8 @@ class Forward(NamedTuple):
 
     Attributes:
       layout: of the images, one of `FORMATS`.
-      kind: `eager` (batch norm folded), `scripted` (frozen TorchScript) or `compiled` (Inductor with
-        freezing, once for chunks of all sizes).
+      kind: `eager` (batch norm folded), `scripted` (frozen TorchScript) or `compiled` (Inductor
+        with freezing, once for chunks of all sizes).
       chunk: images at a time; 0: all.
     """
 
@@ -107,6 +107,7 @@ def _part(arch: str, layout_name: str, kind: str) -> Ask:
 
     # Freezing folds batch norm and packs the weights.
     compiled = torch.compile(whole, options={"freezing": True})
+
     def any_batch(x: torch.Tensor) -> torch.Tensor:
         torch._dynamo.mark_dynamic(x, 0)
         return compiled(x)
