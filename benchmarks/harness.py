@@ -2,15 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
+from benchmarks import limits
+from kd_jax import caches, processor
+
 _TURN_SECONDS = 3.0  # about how long a side works before the other has its turn
+_SEARCHED_IMAGES = 256  # that a frozen network is asked about at once while its form is looked for
+
+
+@contextlib.contextmanager
+def surroundings() -> Iterator[None]:
+    """Limit all processes started within to the class of processors; keep what Inductor compiles.
+
+    Raises:
+      UserError: `KD_JAX_CPU` is no class, or one that the machine does not have.
+    """
+    kept = caches.directory("inductor") / processor.cache_key()
+    ours = limits.environment() | {"TORCHINDUCTOR_CACHE_DIR": str(kept)}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@functools.cache
+def rival(work: str, arch: str, batch: int = _SEARCHED_IMAGES) -> dict[str, Any]:
+    """Return PyTorch's fastest form of a network, as `torch_search` says it; once in a run.
+
+    Args:
+      work: `forward` or `train`.
+      arch: the network.
+      batch: images a step. A frozen network's form is that of `_SEARCHED_IMAGES` for all.
+    """
+    spec = json.dumps({"work": work, "arch": arch, "batch": batch})
+    return _output("benchmarks.torch_search", spec)
+
+
+def best_torch(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec of the side that is the best PyTorch: with the forms of its networks."""
+    found = {}
+    if spec["work"] == "forward":
+        found["forward"] = rival("forward", spec["student"])
+    else:
+        if spec.get("teacher"):
+            found["forward"] = rival("forward", spec["teacher"])
+        found["train"] = rival("train", spec["student"], spec["batch"])
+    return spec | {"side": "torch", "forms": found}
+
+
+def label(spec: dict[str, Any]) -> str:
+    """Return what the forms of the best PyTorch side are called."""
+    names = {"forward": "teacher" if spec["work"] == "distil" else "", "train": "student"}
+    found = spec["forms"].items()
+    return "; ".join(f"{names[work]} {said['label']}".strip() for work, said in found)
+
+
+def _output(module: str, *arguments: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{module} failed with code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 class Side:
@@ -26,7 +96,9 @@ class Side:
             text=True,
         )
         self.said = self._read()
-        self._steps = max(1, round(_TURN_SECONDS / self._run(1)))
+        seconds = self._run(1)
+        self._steps = max(1, round(_TURN_SECONDS / seconds))
+        self._is_slow = seconds > _TURN_SECONDS
         self.peak_bytes = 0
 
     def __enter__(self) -> Side:
@@ -46,9 +118,11 @@ class Side:
         """Let it work for a turn; return its rate.
 
         The first step of a turn is not timed: after a pause a virtual machine may have lost the
-        pages it had, and a training run does not pause.
+        pages it had, and a training run does not pause. Where one step takes a whole turn, that
+        is lost in it, and only time would be.
         """
-        self._run(1)
+        if not self._is_slow:
+            self._run(1)
         return self._steps * self.batch / self._run(self._steps)
 
     def _run(self, steps: int) -> float:
@@ -107,16 +181,6 @@ def compare(specs: dict[str, dict[str, Any]], rounds: int) -> Measured:
     return Measured(rates, said, {name: side.peak_bytes for name, side in sides.items()})
 
 
-def gemm_peak(size: int = 2048, repeats: int = 7) -> float:
-    """Return this machine's float32 matrix product, the best of several, in GFLOP/s."""
-    import time
-
-    import numpy as np
-
-    a, b = np.ones((2, size, size), np.float32)
-    best = float("inf")
-    for _ in range(repeats):
-        began = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best / 1e9
+def gemm_peak() -> float:
+    """Return the float32 matrix product within the class of processors, in GFLOP/s."""
+    return float(_output("benchmarks.gemm"))

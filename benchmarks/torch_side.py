@@ -1,137 +1,49 @@
 """The same work in PyTorch, as fast as we can write it; and the study's own way of doing it.
 
 Best PyTorch: images in memory as bytes, crop, flip and mixup as gathers over the whole batch, the
-frozen teacher in inference mode with batch norm folded into its convolutions, fused AdamW, as many
-threads as cores. For each network the faster of its forms is taken: NCHW or channels_last, and for
-the teacher also whole batches or chunks of 64 or 16 images, plain or frozen TorchScript.
+frozen teacher in inference mode with batch norm folded into its convolutions, as many threads as
+cores. `torch_search` finds each network's fastest form: eager, frozen TorchScript or compiled by
+Inductor, NCHW or channels_last, whole batches or chunks.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.fx.experimental import optimization
 from torch.nn import functional
 
-from benchmarks import torch_models
-
-FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-_MEAN, _STD = (0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)
-_TEMPERATURE = 5.0
+from benchmarks import torch_forms, torch_models
+from benchmarks.torch_forms import TEMPERATURE, Forward, Training
 
 
-def normalise(pixels: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
-    """Return NHWC pixels in [0, 1] as normalised NCHW in a memory format."""
-    normalised = (pixels - torch.tensor(_MEAN)) / torch.tensor(_STD)
-    return normalised.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
-
-
-def _seconds(work: Callable[[], Any], repeats: int = 2) -> float:
-    work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
-def fastest_forward(
-    arch: str, pixels: torch.Tensor
-) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
-    """Return the fastest frozen forward pass on these NHWC pixels, and what it is called."""
-    best: tuple[float, Callable[[torch.Tensor], torch.Tensor], str] | None = None
-    for (name, memory_format), scripted in itertools.product(FORMATS.items(), (False, True)):
-        model = optimization.fuse(torch_models.MODELS[arch]().eval())
-        model = model.to(memory_format=memory_format)
-        if scripted:
-            example = normalise(pixels[:16], memory_format)
-            model = torch.jit.optimize_for_inference(torch.jit.trace(model, example))
-        for chunk in (len(pixels), 64, 16):
-
-            def forward(
-                x: torch.Tensor, model: Any = model, chunk: int = chunk, form: Any = memory_format
-            ) -> torch.Tensor:
-                with torch.inference_mode():
-                    parts = [model(normalise(part, form)) for part in x.split(chunk)]
-                    return torch.cat(parts)
-
-            taken = _seconds(lambda forward=forward: forward(pixels))
-            label = f"{name}{', scripted' if scripted else ''}, chunks of {chunk}"
-            if best is None or taken < best[0]:
-                best = (taken, forward, label)
-    assert best is not None
-    return best[1], best[2]
-
-
-def gather_views(
-    images: torch.Tensor, rng: np.random.Generator, example: np.ndarray
-) -> torch.Tensor:
-    """Return cropped and mirrored views, float NHWC in [0, 1]."""
-    count, size = len(example), images.shape[1]
-    origin = torch.from_numpy(rng.integers(-4, 5, (2, count, 1)))
-    mirror = torch.from_numpy(rng.integers(0, 2, (count, 1)).astype(bool))
-    line = torch.arange(size)
-    rows, columns = origin[0] + line, origin[1] + line
-    columns = torch.where(mirror, columns.flip(1), columns)
-    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[
-        :, None
-    ]
-    index = torch.from_numpy(example)[:, None, None]
-    rows, columns = rows.clamp(0, size - 1)[:, :, None], columns.clamp(0, size - 1)[:, None]
-    pixels = images[index, rows, columns]
-    return pixels.mul(inside[..., None]).to(torch.float32).div_(255.0)
+def forward(arch: str, images: np.ndarray, form: Sequence[Any]) -> Callable[[int], Any]:
+    """Return a step that asks a frozen network, in a form, about all of some images."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    pixels = torch.from_numpy(images).to(torch.float32).div_(255.0)
+    ask = torch_forms.forward(arch, Forward(*form))
+    return lambda _: ask(pixels)
 
 
 def best_step(
-    images: np.ndarray, teacher: str | None, student: str, batch_size: int
-) -> tuple[Callable[[int], None], str]:
-    """Return `step(n)` of PyTorch's best, and which forms it chose."""
+    images: np.ndarray,
+    teacher: str | None,
+    student: str,
+    batch_size: int,
+    forms: dict[str, Sequence[Any]],
+) -> Callable[[int], Any]:
+    """Return `step(n)` of PyTorch's best: `forms` says how `forward` and `train` are done."""
     torch.set_num_threads(os.cpu_count() or 1)
-    memory, labels = torch.from_numpy(images), torch.arange(len(images)) % 100
-    rng = np.random.default_rng(0)
-    sample = memory[:batch_size].to(torch.float32).div_(255.0)
-    chosen, ask = [], None
+    memory, ask = torch.from_numpy(images), None
     if teacher:
-        ask, label = fastest_forward(teacher, sample)
-        chosen.append(f"teacher {label}")
-
-    def trainer(memory_format: torch.memory_format) -> Callable[[int], None]:
-        model = torch_models.MODELS[student]().train().to(memory_format=memory_format)
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4, fused=True)
-
-        def step(number: int) -> None:
-            example = rng.integers(0, len(images), batch_size)
-            pixels = gather_views(memory, rng, example)
-            if ask is None:
-                logits = model(normalise(pixels, memory_format))
-                loss = functional.cross_entropy(logits, labels[torch.from_numpy(example)])
-            else:
-                partner = gather_views(memory, rng, np.roll(example, -1))
-                pixels = torch.lerp(partner, pixels, float(rng.random()))
-                target = functional.log_softmax(ask(pixels) / _TEMPERATURE, -1).clone()
-                logits = model(normalise(pixels, memory_format))
-                own = functional.log_softmax(logits / _TEMPERATURE, -1)
-                divergence = functional.kl_div(own, target, reduction="batchmean", log_target=True)
-                loss = _TEMPERATURE**2 * divergence
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-
-        return step
-
-    steps = {name: trainer(memory_format) for name, memory_format in FORMATS.items()}
-    name = min(steps, key=lambda name: _seconds(lambda: steps[name](0)))
-    chosen.append(f"student {name}")
-    return steps[name], "; ".join(chosen)
+        ask = torch_forms.forward(teacher, Forward(*forms["forward"]))
+    trainer = torch_forms.Trainer(memory, student, batch_size, Training(*forms["train"]), ask)
+    return trainer.step
 
 
 class _Images(torch.utils.data.Dataset):
@@ -152,7 +64,7 @@ class _Images(torch.utils.data.Dataset):
 
 def study_step(
     images: np.ndarray, teacher: str, student: str, batch_size: int
-) -> tuple[Callable[[int], None], str]:
+) -> Callable[[int], None]:
     """Return `step(n)` the way the study's code works: see seed_facts and its repository.
 
     A data loader that turns PIL images into tensors one by one, two of them for mixup, NCHW, Adam
@@ -175,10 +87,10 @@ def study_step(
         first, second = (next(batches) for batches in endless)
         share = torch.rand(batch_size, 1, 1, 1)
         mixed = share * first + (1 - share) * second
-        target = functional.softmax(master(mixed) / _TEMPERATURE, -1)
-        own = functional.log_softmax(pupil(mixed) / _TEMPERATURE, -1)
+        target = functional.softmax(master(mixed) / TEMPERATURE, -1)
+        own = functional.log_softmax(pupil(mixed) / TEMPERATURE, -1)
         optimizer.zero_grad()
         criterion(own, target).backward()
         optimizer.step()
 
-    return step, "NCHW, data loader, PIL"
+    return step
