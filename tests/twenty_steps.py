@@ -22,8 +22,9 @@ def main():
     config = training.small_config(**{"student.arch": "mobilenet_v3_small"})
     normalisation = (0.5,) * 3, (0.25,) * 3
     student = models.build(config.student.arch, 10, *normalisation, axis_name=parallel.AXIS)
-    teachers = [models.build(name, 10, *normalisation) for name in ("resnet20", "mobilenetv2_x0_5")]
-    optimizer = optim.build(config, total_steps=100, warmup_steps=5)
+    teachers = [models.build(name, 10, *normalisation) for name in ("resnet8", "mobilenetv2_x0_5")]
+    # As a run begins: at full rate 20 steps make much of the last digit of the first.
+    optimizer = optim.build(config, total_steps=2000, warmup_steps=200)
     state = steps.init_state(config, student.init(config.seed, (32, 32, 3)), optimizer)
     variables = tuple(teacher.init(9, (32, 32, 3)) for teacher in teachers)
     for tree, head in zip(variables, ("fc", "classifier.1"), strict=True):
