@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import command, run, tree_digest, wait_for
+from commands import Command
+from helpers import run, tree_digest, wait_for
 from kd_jax import weights
 from kd_jax.console import logger
 from kd_jax.errors import UserError
@@ -29,7 +30,7 @@ TINY = (
 
 
 def start(workdir, *more):
-    return subprocess.Popen(**command("kd_jax.main", *TINY, *more, f"--workdir={workdir}"))
+    return Command("kd_jax.main", *TINY, *more, f"--workdir={workdir}")
 
 
 @pytest.mark.slow
