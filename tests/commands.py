@@ -43,7 +43,9 @@ class Command:
         settings = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | variables(environment)
         self._said = [tempfile.NamedTemporaryFile() for _ in range(2)]  # noqa: SIM115
         names = [file.name for file in self._said]
-        self._process = _FORKING.Process(target=_run, args=(self.args, settings, names))
+        self._process = _FORKING.Process(
+            target=_run, args=(self.args, settings, names), daemon=True
+        )
         before = dict(os.environ)
         os.environ |= settings | {"TF_CPP_MIN_LOG_LEVEL": "3"}  # the server's, where it starts here
         for name in before.keys() - settings.keys():

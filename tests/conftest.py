@@ -15,7 +15,31 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+import training  # noqa: E402
+from kd_jax import models  # noqa: E402
+
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+# Where most of the time goes, longest first: so that two workers end together.
+LONGEST = (
+    "steps", "recipes", "study", "cohort", "processes", "faults", "sources", "commands", "models",
+    "streaming", "bit", "torch_import", "teachers", "losses", "fidelity", "config",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny(request):
+    """Put a network into the zoo for files that make whole runs in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(request.module, "digits_config"):
+            patch.setitem(models.MODELS, "tiny", training.Tiny)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -128,13 +128,13 @@ def run(module, *arguments, environment=None):
     return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=120, pause=0.02):
     """Wait until a condition holds, while a process runs."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 def tree_digest(directory):
