@@ -43,7 +43,7 @@ def test_killed_in_every_way_it_ends_in_the_same_bits(tmp_path):
     log = killed / "metrics.jsonl"
     ways = {
         "starting": lambda _: (killed / "lock").exists(),
-        "training": lambda size: len(read_json_lines(log)) > size,
+        "training": lambda size: len(read_json_lines(log)) > size + 1,  # step 10: one is saved
         "saving": lambda _: any(killed.glob("checkpoints/*.orbax-checkpoint-tmp*")),
         "SIGTERM": lambda size: len(read_json_lines(log)) > size,
     }
