@@ -1,30 +1,58 @@
 """What all tests share: four CPU devices, one compilation cache, the real data where it is."""
 
+import ctypes
 import gc
 import os
 import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-os.environ.setdefault("KD_JAX_CACHE_DIR", str(ROOT / ".cache"))  # shared with the subprocesses
+# Shared by the workers and the commands. Small programs too: there are thousands of them.
+os.environ.setdefault("KD_JAX_CACHE_DIR", str(ROOT / ".cache"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["KD_JAX_CACHE_DIR"] + "/xla")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+import training  # noqa: E402
+from kd_jax import models  # noqa: E402
+
 jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_compilation_cache_dir", str(Path(os.environ["KD_JAX_CACHE_DIR"]) / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+# Where most of the time goes, longest first: so that two workers end together.
+LONGEST = (
+    "steps", "recipes", "study", "cohort", "processes", "faults", "sources", "commands", "models",
+    "streaming", "bit", "torch_import", "teachers", "losses", "fidelity", "config",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny(request):
+    """Put a network into the zoo for files that make whole runs in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(request.module, "digits_config"):
+            patch.setitem(models.MODELS, "tiny", training.Tiny)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _free_programs():
     """Drop a file's compiled programs: Linux allows a process 65,530 mappings, and each takes some.
 
-    Past that LLVM aborts the process.
+    Past that LLVM aborts the process. What the C library keeps of their memory goes back as well.
     """
     yield
     jax.clear_caches()
     gc.collect()
+    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import collections
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import commands
 from kd_jax import models
 from kd_jax.models import layers
 
@@ -107,12 +107,11 @@ def write_pth(path, state_dict):
 
 
 def command(module, *arguments, environment=None):
-    """Return the arguments of subprocess.Popen for one of the project's commands."""
-    variables = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    """Return the arguments of subprocess.Popen for a command that starts from nothing."""
     return {
         "args": [sys.executable, "-m", module, *map(str, arguments)],
         "cwd": ROOT,
-        "env": variables | (environment or {}),
+        "env": commands.variables(environment),
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "text": True,
@@ -121,17 +120,21 @@ def command(module, *arguments, environment=None):
 
 def run(module, *arguments, environment=None):
     """Run one of the project's commands to its end."""
-    options = command(module, *arguments, environment=environment)
-    return subprocess.run(**options, timeout=600, check=False)
+    process = commands.Command(module, *arguments, environment=environment)
+    try:
+        said = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=120, pause=0.02):
     """Wait until a condition holds, while a process runs."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 def tree_digest(directory):

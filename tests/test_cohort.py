@@ -15,7 +15,7 @@ from training import StopAfter, digits_config
 VARIANTS = (
     {"distill.temperature": 2.0},
     {"learning_rate": 3e-4, "student.init_seed": 7, "weight_decay": 0.0},
-    {"distill.loss": "squared_error", "student.arch": "mobilenet_v3_small", "student.dropout": 0.1},
+    {"distill.loss": "squared_error", "student.arch": "resnet8", "student.dropout": 0.1},
     {"distill.label_weight": 0.5, "optimizer.name": "sgd", "student.ema_decay": 0.9},
 )
 
@@ -90,10 +90,10 @@ def test_the_teacher_is_asked_once_for_all(monkeypatch):
     original = ensemble.Ensemble.logits
     monkeypatch.setattr(ensemble.Ensemble, "logits", lambda *a: asked.append(1) or original(*a))
     normalisation = (0.5,) * 3, (0.25,) * 3
-    teacher = models.build("resnet8", 10, *normalisation)
+    teacher = models.build("tiny", 10, *normalisation)
     config = digits_config(1)
     config.distill.label_weight = 0.0
-    student = models.build("resnet8", 10, *normalisation, axis_name=parallel.AXIS)
+    student = models.build("tiny", 10, *normalisation, axis_name=parallel.AXIS)
     from kd_jax import batches, optim
 
     pupils = [steps.Alone(config, student, optim.build(config, 10, 0)) for _ in range(3)]

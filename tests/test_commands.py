@@ -3,12 +3,13 @@
 import json
 import pickle
 import re
+import subprocess
 import zipfile
 
 import numpy as np
 import pytest
 
-from helpers import golden_state_dict, run, tree_digest, write_pth
+from helpers import command, golden_state_dict, run, tree_digest, write_pth
 from kd_jax import weights
 from kd_jax.files import read_json, read_json_lines, sha256_of
 
@@ -31,7 +32,7 @@ RESULT_FIELDS = {
 def teacher(tmp_path_factory):
     """A finished run: a small teacher of digits."""
     workdir = tmp_path_factory.mktemp("runs") / "the teacher's workdir"
-    done = run("kd_jax.main", *TINY, f"--workdir={workdir}")
+    done = subprocess.run(**command("kd_jax.main", *TINY, f"--workdir={workdir}"), check=False)
     assert done.returncode == 0, done.stderr
     return workdir
 
@@ -234,17 +235,23 @@ WRONG_INPUTS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def pth(tmp_path_factory):
+    """Files as PyTorch writes them: a good one, one that runs code, and one that is cut short."""
+    directory = tmp_path_factory.mktemp("files")
+    paths = {name: directory / f"{name}.pth" for name in ("resnet20", "evil", "cut")}
+    write_pth(paths["resnet20"], golden_state_dict("resnet20"))
+    paths["cut"].write_bytes(paths["resnet20"].read_bytes()[:100_000])
+    with zipfile.ZipFile(paths["evil"], "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(print, protocol=2))
+    return paths
+
+
 @pytest.mark.parametrize(("module", "arguments", "says"), WRONG_INPUTS)
 def test_wrong_input_is_one_sentence_and_changes_nothing(
-    module, arguments, says, teacher, tmp_path
+    module, arguments, says, teacher, pth, tmp_path
 ):
-    resnet20 = tmp_path / "resnet20.pth"
-    write_pth(resnet20, golden_state_dict("resnet20"))
-    (tmp_path / "cut.pth").write_bytes(resnet20.read_bytes()[:100_000])
-    with zipfile.ZipFile(tmp_path / "evil.pth", "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(print, protocol=2))
-    places = {"new": tmp_path / "new", "teacher": teacher, "resnet20": resnet20}
-    places |= {"evil": tmp_path / "evil.pth", "cut": tmp_path / "cut.pth"}
+    places = {"new": tmp_path / "new", "teacher": teacher} | pth
     before = tree_digest(teacher)
     done = run(module, *(argument.format(**places) for argument in arguments))
     assert done.returncode == 2, done.stderr

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import command, run, tree_digest, wait_for
+from commands import Command
+from helpers import run, tree_digest, wait_for
 from kd_jax import weights
 from kd_jax.console import logger
 from kd_jax.errors import UserError
@@ -29,11 +30,48 @@ TINY = (
 
 
 def start(workdir, *more):
-    return subprocess.Popen(**command("kd_jax.main", *TINY, *more, f"--workdir={workdir}"))
+    return Command("kd_jax.main", *TINY, *more, f"--workdir={workdir}")
 
 
 @pytest.mark.slow
 def test_killed_in_every_way_it_ends_in_the_same_bits(tmp_path):
+    """While it starts, trains and saves, and asked to stop; `kd_jax.torture` does it at length."""
+    options = ("--config.total_steps=60", "--config.checkpoint_every_steps=7")
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    first = start(unbroken, *options)
+    first.communicate(timeout=300)
+    log = killed / "metrics.jsonl"
+    ways = {
+        "starting": lambda _: (killed / "lock").exists(),
+        "training": lambda size: len(read_json_lines(log)) > size + 1,  # step 10: one is saved
+        "saving": lambda _: any(killed.glob("checkpoints/*.orbax-checkpoint-tmp*")),
+        "SIGTERM": lambda size: len(read_json_lines(log)) > size,
+    }
+    for way, has_come in ways.items():
+        size = len(read_json_lines(log))
+        process = start(killed, *options)
+        wait_for(lambda come=has_come, size=size: come(size), process, pause=0.001)
+        process.send_signal(signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert process.returncode == (75 if way == "SIGTERM" else -signal.SIGKILL), way
+    last = start(killed, *options)
+    last.communicate(timeout=300)
+    assert first.returncode == last.returncode == 0
+    resumed = [start["step"] for start in read_json(killed / "provenance.json")]
+    assert sum(step > 0 for step in resumed) >= 2
+    assert metrics_of(killed) == metrics_of(unbroken)
+    bits = [(place / "model.safetensors").read_bytes() for place in (killed, unbroken)]
+    assert bits[0] == bits[1]
+
+
+def metrics_of(workdir):
+    """What was logged, without how fast it was."""
+    records = read_json_lines(workdir / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]
+
+
+@pytest.mark.proof
+def test_the_torture_says_that_nothing_was_lost(tmp_path):
     done = run("kd_jax.torture", "--kills=4", f"--workdir={tmp_path}/torture")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kills survived: 4 of 4; parameters bit-identical, metrics identical" in done.stdout

@@ -129,7 +129,10 @@ def gradients(network, train):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [*REFERENCES, *PUBLISHED_SIBLINGS, *OWN])
+@pytest.mark.parametrize(
+    "arch",
+    [*REFERENCES, *OWN, *(pytest.param(s, marks=pytest.mark.proof) for s in PUBLISHED_SIBLINGS)],
+)
 def test_every_parameter_gets_a_gradient(arch):
     """In eval mode: in train mode the next norm takes away what a bias before it adds."""
     for path, grad in gradients(small(arch), train=False).items():

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import command, run
+from commands import Command
+from helpers import run
 from kd_jax import processes, supervise
 from kd_jax.files import read_json, read_json_lines
 
@@ -33,12 +34,12 @@ def start_two(workdir, *more):
         port = probe.getsockname()[1]
     started = []
     for number in range(2):
-        options = command(
+        process = Command(
             "kd_jax.main", *SMALL, *more, f"--workdir={workdir}",
             f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={number}",
             environment={"JAX_NUM_CPU_DEVICES": "2"},
         )  # fmt: skip
-        started.append(subprocess.Popen(**options))
+        started.append(process)
     return started
 
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from helpers import ROOT, run
+from helpers import ROOT, command
 from kd_jax import (
     comparisons,
     drawing,
@@ -221,10 +221,9 @@ def test_the_same_runs_give_the_same_page(study):
     report.write_study(records.of_study(study), study / "page.html")
     first = (study / "page.html").read_bytes()
     # Another process has other hashes, so what depends on the order of a set would differ.
-    environment = {"PYTHONHASHSEED": "7"}
-    done = run("kd_jax.report", f"--study={study}", f"--out={study}/page.html",
-               environment=environment)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    arguments = ("kd_jax.report", f"--study={study}", f"--out={study}/page.html")
+    options = command(*arguments, environment={"PYTHONHASHSEED": "7"})
+    subprocess.run(**options, check=True)
     assert (study / "page.html").read_bytes() == first
     assert len(first) < 600_000
 

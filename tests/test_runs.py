@@ -43,7 +43,7 @@ def test_a_student_of_two_teachers(two_teachers, tmp_path, combine):
     first, second = two_teachers
     options = {"teacher.ensemble": (str(second),), "teacher.combine": combine}
     result = train(distil(first, **options), tmp_path / "w")
-    assert result["teacher"] == "resnet8+resnet8"
+    assert result["teacher"] == "tiny+tiny"
     certified = read_json(tmp_path / "w" / "teacher.json")
     assert len(certified["members"]) == 2
     assert result["teacher_top1"] == certified["top1"]

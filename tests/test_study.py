@@ -3,12 +3,12 @@
 import logging
 import shutil
 import signal
-import subprocess
 
 import numpy as np
 import pytest
 
-from helpers import command, run, tree_digest, wait_for
+from commands import Command
+from helpers import run, tree_digest, wait_for
 from kd_jax import claims, cohort, runs, session, study
 from kd_jax import config as config_lib
 from kd_jax.config import default_config
@@ -147,9 +147,9 @@ def test_the_next_start_tries_it_again_and_leaves_what_is_done(unbroken, tiny, t
 
 
 def test_two_processes_share_the_runs_and_one_takes_over_from_the_other(half_done, unbroken, tiny):
-    options = command("kd_jax.study", f"--config={tiny}", f"--workdir={half_done}")
+    arguments = ("kd_jax.study", f"--config={tiny}", f"--workdir={half_done}")
     before = len(claimed(half_done, STUDENTS[0]))
-    first, second = subprocess.Popen(**options), subprocess.Popen(**options)
+    first, second = Command(*arguments), Command(*arguments)
     makers = {}
 
     def both_train():
@@ -182,7 +182,7 @@ def test_killed_five_times_it_ends_with_the_same_table(unbroken, tiny, tmp_path)
     root = tmp_path / "killed"
     arguments = ("kd_jax.study", f"--config={tiny}", f"--workdir={root}")
     for name in [signal.SIGKILL] * 5 + [signal.SIGTERM]:
-        process = subprocess.Popen(**command(*arguments))
+        process = Command(*arguments)
         at = checkpoints(root)
         wait_for(lambda at=at: checkpoints(root) > at, process)
         process.send_signal(name)

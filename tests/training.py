@@ -1,13 +1,46 @@
 """Small things to train: a step on random images, and whole runs on the embedded ones."""
 
+import functools
+from typing import Any
+
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import batches, ensemble, models, optim, parallel, steps
+from kd_jax import config as config_lib
 from kd_jax.config import default_config
+from kd_jax.models import layers, resnet
+from kd_jax.models.norm import batch_norm
 
 IMAGES = np.random.default_rng(5).integers(0, 256, (200, 32, 32, 3), np.uint8)
 LABELS = np.random.default_rng(6).integers(0, 10, 200).astype(np.int32)
+
+
+class Tiny(nn.Module):
+    """The least of a ResNet that has every kind of its layers, shortcut and dropout included."""
+
+    num_classes: int = 10
+    axis_name: str | None = None
+    dtype: Any = None
+    dropout_rate: float = 0.0
+    batch_norm_momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x, *, train=False, dropout_keys=None):
+        norm = batch_norm(train, self.axis_name, self.dtype)
+        x = norm(name="bn1", activation="relu")(
+            layers.Conv(8, 3, 2, dtype=self.dtype, name="conv1")(x)
+        )
+        x = resnet.BasicBlock(16, 2, norm, self.dtype, name="layer1.0")(x)
+        x = layers.dropout(jnp.mean(x, axis=(1, 2)), self.dropout_rate, dropout_keys)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
+
+
+def tiny(mean=(0.5,) * 3, std=(0.25,) * 3, **options):
+    """Return a network of ten classes that is not in the zoo."""
+    return models.Network("tiny", Tiny(**options), mean, std)
 
 
 def small_config(**options):
@@ -22,10 +55,8 @@ def small_config(**options):
 
 def set_up(config, axis_name=parallel.AXIS):
     axis_name = axis_name if config.batch_norm.sync else None
-    mean, std = (0.5,) * 3, (0.25,) * 3
-    rate = config.student.dropout
-    student = models.build("resnet8", 10, mean, std, axis_name=axis_name, dropout_rate=rate)
-    teacher = models.build("resnet8", 10, (0.4,) * 3, std)
+    student = tiny(axis_name=axis_name, dropout_rate=config.student.dropout)
+    teacher = tiny((0.4,) * 3)
     optimizer = optim.build(config, total_steps=100, warmup_steps=5)
     state = steps.init_state(config, student.init(config.seed, (32, 32, 3)), optimizer)
     alone = ensemble.Ensemble((teacher,), (1.0,), "probabilities")
@@ -35,12 +66,21 @@ def set_up(config, axis_name=parallel.AXIS):
     return step, state, steps.Constants(IMAGES, None, (teacher_variables,))
 
 
+@functools.lru_cache(maxsize=8)
+def _train_step(text, num_devices, lowering):
+    """Return the step over so many devices: traced and compiled once for all tests of a file."""
+    assert lowering == layers.current_lowering()
+    step, _, _ = set_up(config_lib.from_json(text))
+    devices = jax.devices()[:num_devices]
+    return parallel.pmap(step, devices, (False, False, True), donate_argnums=0)
+
+
 def run(config, num_devices, num_steps=20, labels=None, teacher_logits=None):
     """Train a small student of a small teacher; return the last state, and each step's metrics."""
     devices = jax.devices()[:num_devices]
-    step, state, constants = set_up(config)
+    _, state, constants = set_up(config)
     constants = constants._replace(labels=labels, teacher_logits=teacher_logits)
-    train_step = parallel.pmap(step, devices, (False, False, True), donate_argnums=0)
+    train_step = _train_step(config_lib.to_json(config), num_devices, layers.current_lowering())
     state, constants = parallel.replicate((state, constants), devices)
     recorded = []
     for i in range(num_steps):
@@ -73,7 +113,7 @@ def digits_config(num_devices):
     config = default_config()
     config.dataset.name = "digits"
     config.dataset.val_examples = 144
-    config.student.arch = "resnet8"
+    config.student.arch = "tiny"  # in the zoo where this function is used, see conftest.py
     config.distill.label_weight = 1.0
     config.batch_size = 32
     config.total_steps = 30
