@@ -9,8 +9,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # Shared by the workers and the commands. Small programs too: there are thousands of them.
 os.environ.setdefault("KD_JAX_CACHE_DIR", str(ROOT / ".cache"))
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["KD_JAX_CACHE_DIR"] + "/xla")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+from kd_jax import caches, processor  # noqa: E402
+
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(caches.directory("xla") / processor.cache_key())
+)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
