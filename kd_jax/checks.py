@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kd_jax import batches, losses, models, optim, published
+from kd_jax import batches, losses, models, optim, places, prepared, published, sources
 from kd_jax import config as config_lib
 from kd_jax.errors import UserError
 
@@ -32,6 +32,7 @@ _CHOICES = {
     "schedule.name": optim.SCHEDULES,
 }
 _MAY_BE_NONE = ("total_steps", "teacher.claimed_top1", "student.init_seed")
+_PATHS = ("dataset.data_dir", "teacher.weights", "student.weights")
 # Field: (lowest, lowest is allowed, highest, highest is allowed).
 _RANGES = {
     "seed": (0, True, 2**31 - 1, True),
@@ -136,7 +137,7 @@ def _check_networks(config: ConfigDict) -> list[str]:
     if config.distill.label_weight < 1 and not config.teacher.weights:
         problems.append(
             "config.teacher.weights is empty, expected the teacher to distil from: "
-            + ways_to_a_teacher(config.teacher.arch, config.dataset.name)
+            + ways_to_a_teacher(config.teacher.arch, prepared.base_name(config.dataset.name))
         )
     return problems
 
@@ -151,6 +152,7 @@ def _check_sequences(config: ConfigDict) -> list[str]:
             f"config.dataset.test_split is {config.dataset.test_split!r}, expected another than "
             "config.dataset.train_split"
         )
+    problems += _check_paths(config) + _check_digits(config)
     steps, shares = config.schedule.step_at, config.teacher.shares
     if not all(_is_number(x) and 0 < x < 1 for x in steps) or list(steps) != sorted(set(steps)):
         problems.append(
@@ -174,6 +176,32 @@ def _check_sequences(config: ConfigDict) -> list[str]:
             f"({error})"
         )
     return problems
+
+
+def _check_paths(config: ConfigDict) -> list[str]:
+    """Say which paths lead to no place of this machine."""
+    named = {path: config_lib.get_field(config, path) for path in _PATHS}
+    named |= {f"teacher.ensemble[{n}]": path for n, path in enumerate(config.teacher.ensemble)}
+    problems = []
+    for field, path in named.items():
+        try:
+            places.check_local(path, f"config.{field}")
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _check_digits(config: ConfigDict) -> list[str]:
+    """Say which options are of no use to the embedded set, which has one form."""
+    if config.dataset.name != sources.DIGITS:
+        return []
+    fixed = {"train_split": ("train",), "test_split": ("test",), "image_size": (0, 32)}
+    return [
+        f"config.dataset.{field} is {config.dataset[field]!r}, expected {values[0]!r}: "
+        "config.dataset.name=digits has one form"
+        for field, values in fixed.items()
+        if config.dataset[field] not in values
+    ]
 
 
 def _is_number(value: Any) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from kd_jax import sources
+from kd_jax import image_folder, prepared, sources
 
 # Source: Krizhevsky 2009, in the order of the data's own labels.
 _CIFAR100 = """
@@ -40,6 +39,5 @@ def of(options: Any) -> tuple[str, ...] | None:
       options: `config.dataset`.
     """
     if options.name == sources.FOLDER:
-        train = Path(options.data_dir).expanduser() / options.train_split
-        return tuple(sorted(path.name for path in train.iterdir() if path.is_dir()))
-    return NAMES.get(options.name)
+        return tuple(image_folder.class_names(options))
+    return NAMES.get(prepared.base_name(options.name))

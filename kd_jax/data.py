@@ -11,9 +11,9 @@ import dataclasses
 import numpy as np
 from ml_collections import ConfigDict
 
-from kd_jax import sources
+from kd_jax import prepared, sources
 from kd_jax.errors import UserError
-from kd_jax.sources import Split, stratified_indices
+from kd_jax.splits import Split, stratified_indices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load(config: ConfigDict) -> DataSet:
     Raises:
       UserError: it is not where it should be, cannot be downloaded, or is not what it claims.
     """
-    name = config.name
+    name = prepared.base_name(config.name)
     source = sources.read(config)
     train, test, num_classes = source.train, source.test, source.num_classes
     size = config.image_size

@@ -13,7 +13,18 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from kd_jax import batches, checks, data, models, optim, parallel, steps, streaming, teachers
+from kd_jax import (
+    batches,
+    checks,
+    data,
+    models,
+    optim,
+    parallel,
+    prepared,
+    steps,
+    streaming,
+    teachers,
+)
 from kd_jax.errors import UserError
 
 
@@ -73,11 +84,12 @@ def build(config: ConfigDict, like: Experiment | None = None) -> Experiment:
     """
     prepare(config)
     its_teachers, start = like.teachers if like else None, None
+    name = prepared.base_name(config.dataset.name)
     if config.teacher.weights and not like:
-        its_teachers = teachers.load(config.teacher, config.dataset.name)
+        its_teachers = teachers.load(config.teacher, name)
     options = config.student
     if options.weights:
-        start = teachers.read(options.weights, options.arch, config.dataset.name, "config.student")
+        start = teachers.read(options.weights, options.arch, name, "config.student")
     devices = parallel.select(config.num_devices, config.batch_size, config.accumulate)
     dataset = like.dataset if like else data.load(config.dataset)
     cards = [member.card for member in its_teachers.members] if its_teachers else []

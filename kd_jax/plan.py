@@ -31,6 +31,7 @@ from kd_jax import (
     models,
     optim,
     parallel,
+    prepared,
     steps,
     streaming,
     tables,
@@ -147,11 +148,12 @@ def _streamed_images(config: ConfigDict) -> int:
 def _size_of_data(config: ConfigDict) -> tuple[int, tuple[int, int, int], int]:
     """Return train examples, image shape and classes; other sets than the known are read."""
     options = config.dataset
-    size = options.image_size or (data.IMAGE_SHAPE[0] if options.name in data.SMALL_IMAGES else 0)
-    if options.name in _TRAIN_EXAMPLES and options.train_split == "train" and size:
+    name = prepared.base_name(options.name)
+    size = options.image_size or (data.IMAGE_SHAPE[0] if name in data.SMALL_IMAGES else 0)
+    if name in _TRAIN_EXAMPLES and options.train_split == "train" and size:
         held_out = options.val_examples if options.validation == "held_out" else 0
-        examples = max(1, _TRAIN_EXAMPLES[options.name] - held_out)
-        return examples, (size, size, 3), data.NUM_CLASSES[options.name]
+        examples = max(1, _TRAIN_EXAMPLES[name] - held_out)
+        return examples, (size, size, 3), data.NUM_CLASSES[name]
     dataset = data.load(options)
     return len(dataset.train), dataset.image_shape, dataset.num_classes
 

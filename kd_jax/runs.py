@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
-from kd_jax import sources
+from kd_jax import prepared, sources
 from kd_jax.errors import UserError
 
 FOLDER = "runs"  # of a study's directory, with a directory for each run
@@ -159,7 +159,8 @@ def teacher_weights(run: Run, root: Path, teachers: Path | None) -> str:
     Raises:
       UserError: they are not there.
     """
-    options, dataset = run.config.teacher, run.config.dataset.name
+    options = run.config.teacher
+    dataset = prepared.base_name(run.config.dataset.name)
     if run.teacher:
         return str(root / FOLDER / run.teacher)
     if options.weights or not options.arch:

@@ -73,7 +73,7 @@ def load(options: ConfigDict, dataset_name: str) -> Teachers:
 
     Args:
       options: `config.teacher`.
-      dataset_name: `config.dataset.name`, which the teachers must have been made for.
+      dataset_name: which the teachers must have been made for, without a version.
 
     Raises:
       UserError: weights are not there, not readable, or not this network's.

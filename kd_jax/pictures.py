@@ -1,0 +1,142 @@
+"""One image file as RGB bytes, whatever kind and mode it is."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Formats of Pillow that need another program or a handler, or are no images of pixels.
+_LEFT_OUT = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
+# Where a second image is another moment or page. (Of an MPO it is the same, seen anew.)
+_OF_SEVERAL = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+BACKGROUND = (255, 255, 255)  # seen through transparent pixels: white, as on a page
+_ORIENTATION = 0x0112  # the tag of EXIF
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """Return the endings, in lower case, of the files that can be read here."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    readable = set(Image.OPEN) - set(_LEFT_OUT) | {"MPO"}
+    return frozenset(ending for ending, name in known.items() if name in readable)
+
+
+def _open(path: Path) -> Any:
+    from PIL import Image
+
+    suffixes()  # which has Pillow register its formats
+    return Image.open(path, formats=[name for name in Image.OPEN if name not in _LEFT_OUT])
+
+
+def shape(path: Path, size: int) -> tuple[int, int, int]:
+    """Return the shape of what `read` gives but for a turn by EXIF, from the head of the file.
+
+    Raises:
+      Exception: many kinds; it is not an image.
+    """
+    if size:
+        return size, size, 3
+    with _open(path) as image:
+        return image.height, image.width, 3
+
+
+def read(path: Path, size: int) -> tuple[np.ndarray, bool]:
+    """Read an image.
+
+    It is turned as EXIF says, laid on white where it is transparent, and brought to RGB. Grey of 16
+    bits is scaled to 8.
+
+    Args:
+      path: of a file of any format that Pillow reads by itself; the first image of several.
+      size: the shorter side is scaled to it and the middle cut out; 0 leaves it as it is.
+
+    Returns:
+      uint8 `[H, W, 3]`, and whether there are further images in the file.
+
+    Raises:
+      Exception: many kinds; it is not an image, or one whose scale is not known.
+    """
+    from PIL import Image, ImageOps
+
+    with _open(path) as image:
+        several = image.format in _OF_SEVERAL and getattr(image, "n_frames", 1) > 1
+        image.load()
+        pixels = _upright(_rgb(image), image)
+        if size:
+            pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
+        return np.asarray(pixels), several
+
+
+def _upright(pixels: Any, image: Any) -> Any:
+    """Turn pixels as the EXIF of their file says; damaged EXIF says nothing.
+
+    Source: CIPA DC-008 (Exif 2.32), tag Orientation.
+    """
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    try:
+        turn = turns.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # Pillow raises many kinds; the pixels are good all the same
+        return pixels
+    return pixels if turn is None else pixels.transpose(turn)
+
+
+def _rgb(image: Any) -> Any:
+    """Bring an image of any of Pillow's modes to RGB."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return _from_16_bits(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are {'integers of 32 bits' if image.mode == 'I' else 'floats'}, and "
+            "nothing says which of them is white: save it with 8 or 16 bits a channel"
+        )
+    if image.mode == "LAB":
+        raise ValueError("its colours are L*a*b*: save it as RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    page = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+    return Image.alpha_composite(page, image).convert("RGB")
+
+
+def _from_16_bits(image: Any) -> Any:
+    """Scale grey in 0..65535, in which Pillow gives these formats, to the nearest in 0..255."""
+    from PIL import Image
+
+    if image.format == "TIFF" and not _is_plain_grey(image):
+        raise ValueError("its pixels are not 16 bits of grey with 0 for black: save it so")
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65_535:
+        raise ValueError("its pixels are not in 0..65535")
+    grey = ((values * 255 + 32_767) // 65_535).astype(np.uint8)
+    rgb = np.repeat(grey[..., None], 3, axis=-1)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        rgb[values == transparent] = BACKGROUND
+    return Image.fromarray(rgb)
+
+
+def _is_plain_grey(tiff: Any) -> bool:
+    """Tell whether a grey TIFF of more than 8 bits has 16, and 0 for black.
+
+    Pillow gives 12 bits, and white for 0, without scaling them. Source: TIFF 6.0, section 8.
+    """
+    bits, photometric = tiff.tag_v2.get(258), tiff.tag_v2.get(262)
+    return bits in (16, (16,)) and photometric == 1
