@@ -66,7 +66,7 @@ def read(path: Path, size: int) -> tuple[np.ndarray, bool]:
     with _open(path) as image:
         several = image.format in _OF_SEVERAL and getattr(image, "n_frames", 1) > 1
         image.load()
-        pixels = _upright(_rgb(image), image)
+        pixels = _upright(to_rgb(image), image)
         if size:
             pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
         return np.asarray(pixels), several
@@ -95,7 +95,7 @@ def _upright(pixels: Any, image: Any) -> Any:
     return pixels if turn is None else pixels.transpose(turn)
 
 
-def _rgb(image: Any) -> Any:
+def to_rgb(image: Any) -> Any:
     """Bring an image of any of Pillow's modes to RGB."""
     from PIL import Image
 
