@@ -17,6 +17,7 @@ from kd_jax.errors import UserError
 from kd_jax.splits import Source
 
 _VERSION = r"(\d+|\*)\.(\d+|\*)\.(\d+|\*)"
+_NUMBERS = r"\d+\.\d+\.\d+"  # of a directory
 _NAMED = re.compile(rf"(?P<name>.+?)[:/](?P<version>{_VERSION})")
 INFO_FILE, _FEATURES_FILE = "dataset_info.json", "features.json"
 
@@ -83,10 +84,13 @@ def _find(name: str, directory: Path) -> Path:
     base, version = _split_name(name)
     above = directory / base
     entries = sorted(path for path in above.iterdir() if path.is_dir()) if above.is_dir() else []
-    versions = [path for path in entries if re.fullmatch(_VERSION, path.name)]
+    versions = sorted(
+        (path for path in entries if re.fullmatch(_NUMBERS, path.name)),
+        key=lambda path: [int(part) for part in path.name.split(".")],
+    )
     fitting = [path for path in versions if fnmatch.fnmatchcase(path.name, version)]
     if fitting:
-        newest = max(fitting, key=lambda path: [int(part) for part in path.name.split(".")])
+        newest = fitting[-1]
         for file in (INFO_FILE, _FEATURES_FILE):
             if not (newest / file).is_file():
                 raise UserError(
@@ -133,7 +137,7 @@ def _what_is_there(name: str, directory: Path, versions: list[Path], entries: li
 
 
 def _has_versions(path: Path) -> bool:
-    return any(re.fullmatch(_VERSION, below.name) for below in path.iterdir() if below.is_dir())
+    return any(re.fullmatch(_NUMBERS, below.name) for below in path.iterdir() if below.is_dir())
 
 
 def _shard_lengths(found: Path) -> dict[str, list[int]]:

@@ -225,8 +225,12 @@ def test_a_class_without_an_image_is_refused_by_name(split, how, root):
             path.unlink()
     if how == "dead link":
         (place / "images").symlink_to(root / "nothing")
-    holds = {"empty": "bee:", "unreadable": r"bee \(it holds \d \.heic\)",
-             "hidden": r"bee \(it holds \d hidden\)", "dead link": r"bee \(it holds 1 links to"}
+    holds = {
+        "empty": "bee:",
+        "unreadable": r"bee \(it holds \d \.heic\)",
+        "hidden": r"bee \(it holds \d hidden\)",
+        "dead link": r"bee \(it holds 1 links to",
+    }
     with pytest.raises(UserError, match=rf"{split} has no image of the class {holds[how]}"):
         folder(root)
 
