@@ -19,7 +19,7 @@ try:
 except ImportError:  # not on Windows: there age alone tells what was left
     fcntl = None  # type: ignore[assignment]
 
-from kd_jax import places
+from kd_jax.errors import local
 
 _MAKING, _LOCK = "making-", "lock"
 _OF_OLD = "tmp"  # how earlier versions called theirs, without a lock
@@ -33,9 +33,9 @@ def directory(kind: str) -> Path:
     """
     root = os.environ.get("KD_JAX_CACHE_DIR")
     if root:
-        return places.local(root, "KD_JAX_CACHE_DIR") / kind
+        return local(root, "KD_JAX_CACHE_DIR") / kind
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return places.local(base, "XDG_CACHE_HOME") / "kd_jax" / kind
+    return local(base, "XDG_CACHE_HOME") / "kd_jax" / kind
 
 
 @contextlib.contextmanager

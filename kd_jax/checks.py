@@ -182,13 +182,8 @@ def _check_paths(config: ConfigDict) -> list[str]:
     """Say which paths lead to no place of this machine."""
     named = {path: config_lib.get_field(config, path) for path in _PATHS}
     named |= {f"teacher.ensemble[{n}]": path for n, path in enumerate(config.teacher.ensemble)}
-    problems = []
-    for field, path in named.items():
-        try:
-            places.check_local(path, f"config.{field}")
-        except UserError as error:
-            problems.append(str(error))
-    return problems
+    found = (places.why_not(path, f"config.{field}") for field, path in named.items())
+    return [problem for problem in found if problem]
 
 
 def _check_digits(config: ConfigDict) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from kd_jax import console
+from kd_jax import console, places
 
 EXIT_USER_ERROR = 2
 
@@ -35,8 +36,11 @@ def run_command(
     from absl import flags
 
     console.set_up()
+    arguments = list(sys.argv if argv is None else argv)
+    if remote := places.why_not_in(arguments[1:]):
+        fail(remote)
     try:
-        rest = flags.FLAGS(list(sys.argv if argv is None else argv))
+        rest = flags.FLAGS(arguments)
     except flags.Error as error:
         fail(str(error))
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -56,6 +60,21 @@ def run_command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def local(place: str | Path, what: str) -> Path:
+    """Return a path that people gave, `~` expanded.
+
+    Args:
+      place: as it was given.
+      what: the option that it was given for, for the sentence.
+
+    Raises:
+      UserError: it is a URL.
+    """
+    if problem := places.why_not(place, what):
+        raise UserError(problem)
+    return Path(place).expanduser()
 
 
 def fail(message: str) -> NoReturn:

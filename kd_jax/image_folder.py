@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from kd_jax import decoded, memory, pictures, places, tree
+from kd_jax import decoded, memory, pictures, tree
 from kd_jax.console import logger
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, local
 from kd_jax.splits import Source, Split, hold_out_test
 
 NAME = "folder"
@@ -43,7 +43,7 @@ def read(config: ConfigDict) -> Source:
     Raises:
       UserError: it is not such a folder, or an image cannot be read.
     """
-    root, train = places.local(config.data_dir, "config.dataset.data_dir"), _train_directory(config)
+    root, train = local(config.data_dir, "config.dataset.data_dir"), _train_directory(config)
     classes = class_names(config)
     if len(classes) < 2:
         raise UserError(f"{train} has {len(classes)} class(es): expected a directory for each")
@@ -82,7 +82,7 @@ def read(config: ConfigDict) -> Source:
 
 
 def _train_directory(config: ConfigDict) -> Path:
-    root = places.local(config.data_dir, "config.dataset.data_dir")
+    root = local(config.data_dir, "config.dataset.data_dir")
     train = root / config.train_split
     if not config.data_dir or not train.is_dir():
         raise UserError(

@@ -1,35 +1,38 @@
-"""Places that people name: of this machine, or refused."""
+"""Places that people name: on this machine, or remote, which nothing here reads or writes."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-
-from kd_jax.errors import UserError
 
 # Also with one slash, which is what `pathlib` leaves of two. A drive's letter is no scheme.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_NO_PATHS = ("--coordinator", "--title")
 
 
-def check_local(place: str | Path, what: str) -> None:
-    """Raise `UserError` if a path is a URL such as `gs://bucket/x`: nothing here reads those.
+def why_not(place: str | Path, what: str) -> str | None:
+    """Return what is wrong with a path that is a URL such as `gs://bucket/x`; None if it is none.
 
     Args:
       place: as it was given.
-      what: the option that it was given for, for the sentence.
+      what: the option that it was given for.
     """
-    if _SCHEME.match(str(place)):
-        raise UserError(
-            f"{what} is {str(place)!r}, expected a path on this machine: kd_jax reads and writes "
-            "no remote places; copy it here, or mount it and give the path where it is mounted"
-        )
+    if not _SCHEME.match(str(place)):
+        return None
+    return (
+        f"{what} is {str(place)!r}, expected a path on this machine: kd_jax reads and writes no "
+        "remote places; copy it here, or mount it and give the path where it is mounted"
+    )
 
 
-def local(place: str | Path, what: str) -> Path:
-    """Return a path that people gave, `~` expanded.
-
-    Raises:
-      UserError: it is a URL.
-    """
-    check_local(place, what)
-    return Path(place).expanduser()
+def why_not_in(arguments: Sequence[str]) -> str | None:
+    """Return what is wrong with the first of a command's arguments that names a remote place."""
+    before = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        given = (value, name) if equals else (argument, before if before[:2] == "--" else "a path")
+        if given[1] not in _NO_PATHS and (problem := why_not(*given)):
+            return problem
+        before = argument
+    return None

@@ -11,9 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kd_jax import decoded, places, slices
+from kd_jax import decoded, slices
 from kd_jax.console import logger
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, local
 from kd_jax.splits import Source
 
 _VERSION = r"(\d+|\*)\.(\d+|\*)\.(\d+|\*)"
@@ -46,7 +46,7 @@ def read(config: ConfigDict) -> Source:
     """
     place = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     named = "config.dataset.data_dir" if config.data_dir else "TFDS_DATA_DIR"
-    directory = places.local(place, named)
+    directory = local(place, named)
     try:
         found = _find(config.name, directory)
     except UserError:

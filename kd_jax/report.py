@@ -17,7 +17,18 @@ import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 
-from kd_jax import files, page, panels, probed, records, result_table, summary, tables, workdir
+from kd_jax import (
+    files,
+    page,
+    panels,
+    places,
+    probed,
+    records,
+    result_table,
+    summary,
+    tables,
+    workdir,
+)
 from kd_jax.errors import UserError, fail
 from kd_jax.page import escape
 from kd_jax.records import Row, Run, Study
@@ -208,6 +219,8 @@ def main() -> None:
     parser.add_argument("--title", default="kd_jax")
     parser.add_argument("--study", type=Path, help="directory of a study, instead of runs")
     parser.add_argument("runs", nargs="*", metavar="LABEL=WORKDIR")
+    if remote := places.why_not_in(sys.argv[1:]):
+        fail(remote)
     options = parser.parse_args()
     try:
         study = _asked_for(options.study, options.runs, options.title)

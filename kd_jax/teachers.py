@@ -28,7 +28,7 @@ from kd_jax import (
 )
 from kd_jax.console import logger
 from kd_jax.ensemble import Ensemble
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, local
 
 HALF = (0.5, 0.5, 0.5)  # the study's code normalises every network's pixels by this mean and std
 
@@ -109,7 +109,7 @@ def read(
     Raises:
       UserError: it is not there, not readable, or something else.
     """
-    path = Path(source).expanduser()
+    path = local(source, f"{field}.weights")
     if not path.exists():
         raise UserError(
             f"no network at {source}: expected {field}.weights to be a file of weights, a "

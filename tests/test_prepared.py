@@ -159,7 +159,9 @@ def test_a_config_of_a_set_is_part_of_its_name(tmp_path, decoded_from):
     for name in ("odd/small", "odd/small:1.0.0"):
         sources.read(options(name=name, data_dir=str(tmp_path)))
         assert decoded_from[-1] == tmp_path / "odd" / "small" / "1.0.0"
-    with pytest.raises(UserError, match="its configs large, small: give config.dataset.name=odd/l"):
+    with pytest.raises(
+        UserError, match=r"its configs large, small: give config.dataset.name=odd/l"
+    ):
         sources.read(options(name="odd", data_dir=str(tmp_path)))
 
 

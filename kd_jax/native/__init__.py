@@ -15,7 +15,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +135,8 @@ def _compile(compiler: str, path: Path) -> None:
 
     The file ends with the sha256 of what is before, which loaders of libraries do not read.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-        made = Path(directory) / path.name
+    with caches.workspace(path.parent) as directory:
+        made = directory / path.name
         sources = map(str, sorted(_HERE.glob("*.cc")))
         subprocess.run(
             [compiler, *_flags(), f"-I{jax.ffi.include_dir()}", *sources, "-o", str(made)],
