@@ -97,7 +97,7 @@ def _has_test(config: ConfigDict, root: Path, train: Path, test: Path) -> bool:
     """Tell whether there is a test split; what lies beside it and is not read is pointed out."""
     used = {train.resolve(), test.resolve()}
     beside = [name for name in tree.directories(root) if (root / name).resolve() not in used]
-    others = ", ".join(beside[:_MOST_NAMES])
+    others = ", ".join(map(tree.shown, beside[:_MOST_NAMES]))
     if test.is_dir():
         if beside:
             logger.warning(
@@ -118,7 +118,7 @@ def _has_test(config: ConfigDict, root: Path, train: Path, test: Path) -> bool:
             "%s holds %s, which is not read: to test on it, give config.dataset.test_split=%s",
             root,
             others,
-            beside[0],
+            tree.shown(beside[0]),
         )
     return False
 
@@ -176,7 +176,7 @@ def _say_what_test_lacks(test: Path, classes: list[str], files: list[decoded.Fil
     if lacking := [name for label, name in enumerate(classes) if label not in there]:
         logger.warning(
             "%s has no image of %d of the %d classes: %s",
-            *(test, len(lacking), len(classes), ", ".join(lacking[:_MOST_NAMES])),
+            *(test, len(lacking), len(classes), ", ".join(map(tree.shown, lacking[:_MOST_NAMES]))),
         )
 
 

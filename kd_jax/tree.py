@@ -33,6 +33,11 @@ def normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def shown(name: str) -> str:
+    """Return a name as it can stand in a sentence of one line."""
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
 def directories(directory: Path) -> list[str]:
     """Return the names of the directories in a directory that are not hidden, in their order.
 
@@ -102,7 +107,7 @@ def images(directory: Path) -> tuple[list[tuple[Path, os.stat_result]], Skipped]
 
 def in_words(skipped: Skipped) -> str:
     """Say what was counted, the most frequent first."""
-    parts = [f"{count} {kind}" for kind, count in skipped.most_common(_MOST_KINDS)]
+    parts = [f"{count} {shown(kind)}" for kind, count in skipped.most_common(_MOST_KINDS)]
     if more := len(skipped) - len(parts):
         parts.append(f"{more} further kinds")
     return ", ".join(parts)

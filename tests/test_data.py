@@ -1,9 +1,12 @@
 """Data: what is published, split without leaks, counted once."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 
-from kd_jax import data, sources, tf_quietly
+from kd_jax import checks, data, sources, tf_quietly, tfds_reader
 from kd_jax.config import default_config
 from kd_jax.errors import UserError
 
@@ -84,10 +87,15 @@ def test_a_missing_set_says_where_it_was_looked_for(tmp_path, monkeypatch):
         data.load(options())
 
 
-def test_a_damaged_set_is_one_sentence(tmp_path):
+@pytest.mark.slow
+def test_a_damaged_set_is_one_sentence(cifar100_dir, tmp_path):
     folder = tmp_path / "cifar100" / "3.0.2"
     folder.mkdir(parents=True)
     (folder / "cifar100-train.tfrecord-00000-of-00001").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"cifar100/3.0.2 has no dataset_info.json"):
+        data.load(options(data_dir=str(tmp_path)))
+    for name in ("dataset_info.json", "features.json"):
+        shutil.copy(cifar100_dir / "cifar100" / "3.0.2" / name, folder)
     with pytest.raises(UserError, match="tfds cannot give cifar100"):
         data.load(options(data_dir=str(tmp_path)))
 
@@ -111,9 +119,14 @@ def test_the_cache_gives_the_same_arrays(cifar100, cifar100_dir, monkeypatch):
     def broken(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(sources, "_decode_tfds", broken)
+    monkeypatch.setattr(tfds_reader, "decode", broken)
     again = data.load(options(data_dir=str(cifar100_dir)))
     assert again.fingerprint == cifar100.fingerprint
+
+
+def test_cifar100_has_the_fingerprint_of_earlier_versions(cifar100):
+    # Or runs of theirs could not be resumed, and certificates would be of other data.
+    assert cifar100.fingerprint.startswith("6b33e1830fd2d2e295f668b9040bb8e3")
 
 
 @pytest.mark.slow
@@ -132,3 +145,16 @@ def test_half_of_test_as_validation_leaves_all_of_train():
     assert len(halved.val) == len(halved.test) // 2
     seen = {image.tobytes() for image in halved.test.images}
     assert all(image.tobytes() in seen for image in halved.val.images)
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("train_split", "train[:50%]"), ("test_split", "validation"), ("image_size", 16),
+])  # fmt: skip
+def test_what_the_digits_have_no_use_for_is_refused(field, value):
+    config = default_config()
+    config.distill.label_weight = 1.0
+    config.dataset.name = "digits"
+    checks.check(config)
+    config.dataset[field] = value
+    with pytest.raises(UserError, match=rf"dataset.{field} is {re.escape(repr(value))}, expected"):
+        checks.check(config)

@@ -1,7 +1,9 @@
 """Whatever a file or a config holds: it is read, or refused with one sentence."""
 
 import contextlib
+import io
 import json
+import os
 import string
 import tempfile
 from pathlib import Path
@@ -11,9 +13,10 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from helpers import write_pth
-from kd_jax import checks, state_files, weights, workdir
+from kd_jax import checks, class_names, image_folder, slices, state_files, weights, workdir
 from kd_jax import config as config_lib
 from kd_jax.errors import UserError
 
@@ -96,3 +99,110 @@ def test_fields_that_are_anything(path, value):
         return  # what `errors.run_command` turns into a sentence
     with contextlib.suppress(UserError):
         checks.check(config)
+
+
+def some_images():
+    """Whole images of many kinds and modes, and what is none."""
+    made = [b"", b"no image", b"GIF89a", b"\x89PNG\r\n\x1a\n"]
+    square = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for mode, kind, options in (
+        ("RGB", "png", {}), ("RGB", "jpeg", {"exif": exif}), ("RGBA", "png", {}), ("L", "gif", {}),
+        ("P", "png", {"transparency": 3}), ("CMYK", "tiff", {}), ("F", "tiff", {}),
+        ("I", "tiff", {}), ("1", "bmp", {}), ("RGB", "webp", {"exif": b"Exif\0\0II*\0"}),
+        ("RGB", "gif", {"save_all": True, "append_images": [square.rotate(90)]}),
+    ):  # fmt: skip
+        file = io.BytesIO()
+        square.convert(mode).save(file, kind, **options)
+        made.append(file.getvalue())
+    return made
+
+
+NAME = st.sampled_from([
+    "ant", "bee", "train", "test", "val", "a", "1.png", "2.PNG", "x.jpg", "y.tif", "z.gif",
+    "w.heic", ".ipynb_checkpoints", "._1.png", ".DS_Store", "__MACOSX", "über", "u\u0308ber",
+    "new\nline.png", "-o.png", " ", "no ending", "%s%d.png", "\udcff.png", "\udcff", "...",
+])  # fmt: skip
+ABOVE = [
+    [],
+    ["train"],
+    ["test"],
+    *(["train", name] for name in ("ant", "bee", "cat")),
+    ["test", "ant"],
+]
+PATHS = st.builds(lambda above, below: [*above, *below], st.sampled_from(ABOVE[:3] + 3 * ABOVE[3:]),
+                  st.lists(NAME, min_size=1, max_size=3))  # fmt: skip
+CONTENT = (
+    st.none()  # a directory
+    | st.sampled_from(some_images())
+    | st.builds(lambda content, n: content[: n % (len(content) + 1)],
+                st.sampled_from(some_images()), st.integers(0, 10**4))
+    | st.lists(st.sampled_from([*"abt", "..", ".", "ant", "bee", "1.png", "train"]), max_size=4)
+)  # fmt: skip
+
+
+def plant(root, path, content):
+    """Make a file, a directory or a link, as far as what was planted before lets it."""
+    place = root.joinpath(*path)
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            place.mkdir()
+        elif isinstance(content, bytes):
+            place.write_bytes(content)
+        else:
+            place.symlink_to(os.path.join(*content) if content else "nothing")
+
+
+def test_folders_that_are_anything(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_JAX_CACHE_DIR", str(tmp_path / "cache"))
+    whole = some_images()[4]
+    read = []
+
+    @settings(QUICK, max_examples=100)
+    @given(st.lists(st.tuples(PATHS, CONTENT), max_size=8),
+           st.sampled_from([0, 5]),
+           st.sampled_from(["test"] * 5 + ["val", "train/ant", "."]),
+           st.sampled_from([True, True, True, False]))  # fmt: skip
+    def fuzz(planted, image_size, test_split, with_classes):
+        with tempfile.TemporaryDirectory() as directory:
+            root = Path(directory) / "set"
+            for name in ("ant", "bee", "cat") if with_classes else ():
+                plant(root, ["train", name, "0.png"], whole)
+                plant(root, ["train", name, "deeper", "1.png"], whole)
+            for path, content in planted:
+                plant(root, path, content)
+            options = config_lib.default_config().dataset
+            options.name, options.data_dir = "folder", str(root)
+            options.image_size, options.test_split = image_size, test_split
+            with contextlib.suppress(UserError):  # any other error fails the test
+                source = image_folder.read(options)
+                names = class_names.of(options)
+                assert len(set(names)) == source.num_classes >= 2
+                assert not any(name.startswith((".", "__MACOSX")) for name in names)
+                for split in (source.train, source.test):
+                    assert split.images.dtype == np.uint8
+                    assert split.images.shape[0] == len(split.labels)
+                    assert split.images.shape[3] == 3
+                assert set(source.train.labels) == set(range(len(names)))
+                read.append(source)
+
+    fuzz()
+    assert len(read) > 15  # the trees are not all refused
+
+
+def test_parts_of_a_split_that_are_anything():
+    characters = st.sampled_from([*"train[]:%-+. 0123456789", "shard", "train", "test", "all"])
+
+    @QUICK
+    @given(st.lists(characters, max_size=9), st.lists(characters, max_size=9))
+    def fuzz(one, other):
+        specs = {"train_split": "".join(one), "test_split": "".join(other)}
+        lengths = {"train": [60, 40], "test": [20]}
+        with contextlib.suppress(UserError):
+            counts = slices.check(specs, lengths)
+            assert all(counts.values())
+            assert sum(counts.values()) <= 120
+
+    fuzz()
