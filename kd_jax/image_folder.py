@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from kd_jax.splits import Source, Split, hold_out_test
 NAME = "folder"
 _HELD_OUT = 0.2  # of a folder that has no test split
 _TEST = "test"  # the one split that need not be there
+_OTHER_SPLITS = ("val", "test", "dev", "eval", "holdout")  # how they begin
 _MOST_NAMES = 10  # in a sentence
 _COMMON = "png, jpg, jpeg, gif, webp, tif, bmp, ppm"
 
@@ -67,15 +69,15 @@ def read(config: ConfigDict) -> Source:
 
     def decode() -> Source:
         _check_memory(root, splits, config.image_size)
-        several = [0]
-        read = [_decode(files, config.image_size, several) for files in splits]
-        if several[0]:
+        read = [_decode(files, config.image_size) for files in splits]
+        if several := sum(number for _, number in read):
             logger.warning(
-                "%d files in %s hold several images: the first of each is read", several[0], root
+                "%d files in %s hold several images: the first of each is read", several, root
             )
-        if has_test:
-            return Source(read[0], read[1], len(classes))
-        return hold_out_test(read[0], len(classes), round(_HELD_OUT * len(read[0])))
+        train, *tests = [split for split, _ in read]
+        if tests:
+            return Source(train, tests[0], len(classes))
+        return hold_out_test(train, len(classes), round(_HELD_OUT * len(train)))
 
     files = [file for files in splits for file in files]
     return decoded.kept(NAME, files, (classes, config.image_size), decode)
@@ -84,7 +86,7 @@ def read(config: ConfigDict) -> Source:
 def _train_directory(config: ConfigDict) -> Path:
     root = local(config.data_dir, "config.dataset.data_dir")
     train = root / config.train_split
-    if not config.data_dir or not train.is_dir():
+    if not config.data_dir or not tree.is_directory(train):
         raise UserError(
             f"config.dataset.name is folder, and there is no directory {train}: expected "
             "config.dataset.data_dir to hold train/CLASS/*.png (or .jpg), and test/CLASS/*.png if "
@@ -95,10 +97,12 @@ def _train_directory(config: ConfigDict) -> Path:
 
 def _has_test(config: ConfigDict, root: Path, train: Path, test: Path) -> bool:
     """Tell whether there is a test split; what lies beside it and is not read is pointed out."""
-    used = {train.resolve(), test.resolve()}
-    beside = [name for name in tree.directories(root) if (root / name).resolve() not in used]
+    there = [_real(split) for split in (train, test) if tree.is_directory(split)]
+    used = {path for split in there for path in (split, *split.parents)}
+    beside = [name for name in tree.directories(root) if _real(root / name) not in used]
+    beside.sort(key=lambda name: not name.lower().startswith(_OTHER_SPLITS))
     others = ", ".join(map(tree.shown, beside[:_MOST_NAMES]))
-    if test.is_dir():
+    if tree.is_directory(test):
         if beside:
             logger.warning(
                 "%s holds %s besides, which is not read: validation is held out of train",
@@ -123,9 +127,13 @@ def _has_test(config: ConfigDict, root: Path, train: Path, test: Path) -> bool:
     return False
 
 
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # which links in circles do not stop, as in `resolve`
+
+
 def _check_apart(train: Path, test: Path) -> None:
     """Raise `UserError` if one split is, or lies in, the other."""
-    one, other = train.resolve(), test.resolve()
+    one, other = _real(train), _real(test)
     if one == other or one in other.parents or other in one.parents:
         raise UserError(
             f"config.dataset.train_split and config.dataset.test_split overlap: {train} and {test} "
@@ -195,9 +203,8 @@ def _check_files(splits: list[list[decoded.File]], skipped: tree.Skipped) -> Non
                     "be in both train and test; take one of the links away"
                 )
             if identity in own:
-                same = own[identity].label == file.label
-                skipped["links to an image of the same class (read all the same)" if same else
-                        "links to an image of another class (read all the same)"] += 1  # fmt: skip
+                other = "the same" if own[identity].label == file.label else "another"
+                skipped[f"links to an image of {other} class (read all the same)"] += 1
             own[identity] = file
         before |= own
 
@@ -212,9 +219,9 @@ def _check_memory(root: Path, splits: list[list[decoded.File]], size: int) -> No
     memory.check_fits(count * int(np.prod(shape)), f"the folder {root}, {count:,} images,")
 
 
-def _decode(files: list[decoded.File], size: int, several: list[int]) -> Split:
-    """Read images; how many files hold further ones is added to `several`."""
-    images = np.empty((0,), np.uint8)
+def _decode(files: list[decoded.File], size: int) -> tuple[Split, int]:
+    """Return the images of files, and how many of these hold further ones."""
+    images, several = np.empty(0, np.uint8), 0
     for number, file in enumerate(files):
         try:
             pixels, has_more = pictures.read(file.path, size)
@@ -229,8 +236,8 @@ def _decode(files: list[decoded.File], size: int, several: list[int]) -> Split:
                 "all are scaled and cropped to it"
             )
         images[number] = pixels
-        several[0] += has_more
-    return Split(images, np.array([file.label for file in files], np.int32))
+        several += has_more
+    return Split(images, np.array([file.label for file in files], np.int32)), several
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

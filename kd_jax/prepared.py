@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kd_jax import decoded, slices
+from kd_jax import decoded, slices, tree
 from kd_jax.console import logger
 from kd_jax.errors import UserError, local
 from kd_jax.splits import Source
@@ -83,7 +83,7 @@ def _find(name: str, directory: Path) -> Path:
     """
     base, version = _split_name(name)
     above = directory / base
-    entries = sorted(path for path in above.iterdir() if path.is_dir()) if above.is_dir() else []
+    entries = [above / n for n in tree.directories(above)] if tree.is_directory(above) else []
     versions = sorted(
         (path for path in entries if re.fullmatch(_NUMBERS, path.name)),
         key=lambda path: [int(part) for part in path.name.split(".")],
@@ -137,7 +137,7 @@ def _what_is_there(name: str, directory: Path, versions: list[Path], entries: li
 
 
 def _has_versions(path: Path) -> bool:
-    return any(re.fullmatch(_NUMBERS, below.name) for below in path.iterdir() if below.is_dir())
+    return any(re.fullmatch(_NUMBERS, name) for name in tree.directories(path))
 
 
 def _shard_lengths(found: Path) -> dict[str, list[int]]:

@@ -38,6 +38,16 @@ def shown(name: str) -> str:
     return name if name.isprintable() else repr(name)[1:-1]
 
 
+def is_directory(path: Path | str) -> bool:
+    """Tell whether a path leads to a directory.
+
+    Raises:
+      UserError: it may not be looked at.
+    """
+    status = _status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
 def directories(directory: Path) -> list[str]:
     """Return the names of the directories in a directory that are not hidden, in their order.
 
@@ -47,7 +57,7 @@ def directories(directory: Path) -> list[str]:
     names = [
         entry.name
         for entry in _entries(directory)
-        if not is_hidden(entry.name) and _is_directory(entry.path)
+        if not is_hidden(entry.name) and is_directory(entry.path)
     ]
     return sorted(names, key=lambda name: (normal(name), name))
 
@@ -58,7 +68,7 @@ def others(directory: Path) -> Skipped:
     for entry in _entries(directory):
         if is_hidden(entry.name):
             skipped["hidden"] += 1
-        elif not _is_directory(entry.path):
+        elif not is_directory(entry.path):
             skipped["beside the class directories"] += 1
     return skipped
 
@@ -128,17 +138,14 @@ def _status(path: Path | str) -> os.stat_result | None:
     """Return what a path leads to; None if that is nothing."""
     try:
         return os.stat(path)
+    except ValueError:  # a name that no file can have
+        return None
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):
             return None
         raise UserError(
             f"{path} cannot be looked at ({error.strerror}): make it readable, or take it away"
         ) from None
-
-
-def _is_directory(path: str) -> bool:
-    status = _status(path)
-    return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

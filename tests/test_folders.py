@@ -279,10 +279,11 @@ def test_a_test_split_that_shares_images_with_train_is_refused(how, root):
 @pytest.mark.parametrize("name", ["val", "validation", "Test"])
 def test_a_split_beside_train_that_is_not_read_is_pointed_out(name, root, said):
     moved(root / "test", root / name)
+    (root / "annotations").mkdir()
     held_out = folder(root)
     assert "no test split: a fifth of train is held out" in said.text
     advice = f"which is not read: to test on it, give config.dataset.test_split={name}"
-    assert f"holds {name}, {advice}" in said.text
+    assert f"holds {name}, annotations, {advice}" in said.text
     assert len(held_out.test) == 5
     assert len(folder(root, test_split=name).test) == 6
 
@@ -296,6 +297,27 @@ def test_a_further_split_beside_train_and_test_is_pointed_out(root, said):
 def test_a_misspelt_test_split_is_not_taken_for_none(root):
     with pytest.raises(UserError, match=r"test_split is 'tset', .* expected one of test, or"):
         folder(root, test_split="tset")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000, "a\0b", "train/ant/0.png", "loop"])
+def test_names_that_no_directory_has_are_one_sentence(name, root):
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="there is no directory"):
+        folder(root, test_split=name)
+    with pytest.raises(UserError, match="there is no directory"):
+        folder(root, train_split=name)
+    with pytest.raises(UserError, match="there is no directory"):
+        folder(name)
+    with pytest.raises(UserError, match="no data set"):
+        sources.read(options(name=name, data_dir=str(root)))
+
+
+def test_splits_may_lie_deeper(root, said):
+    moved(root / "train", root / "deeper" / "train")
+    moved(root / "test", root / "deeper" / "test")
+    source = folder(root, train_split="deeper/train", test_split="deeper/test")
+    assert (len(source.train), len(source.test)) == (24, 6)
+    assert "not read" not in said.text
 
 
 # What is refused
