@@ -160,7 +160,7 @@ def test_folders_that_are_anything(tmp_path, monkeypatch):
     whole = some_images()[4]
     read = []
 
-    @settings(QUICK, max_examples=100)
+    @settings(QUICK, max_examples=60)
     @given(st.lists(st.tuples(PATHS, CONTENT), max_size=8),
            st.sampled_from([0, 5]),
            st.sampled_from(["test"] * 5 + ["val", "train/ant", "."]),
@@ -189,7 +189,7 @@ def test_folders_that_are_anything(tmp_path, monkeypatch):
                 read.append(source)
 
     fuzz()
-    assert len(read) > 15  # the trees are not all refused
+    assert len(read) > 10  # the trees are not all refused
 
 
 def test_parts_of_a_split_that_are_anything():
