@@ -221,7 +221,8 @@ def _check_memory(root: Path, splits: list[list[decoded.File]], size: int) -> No
 
 def _decode(files: list[decoded.File], size: int) -> tuple[Split, int]:
     """Return the images of files, and how many of these hold further ones."""
-    images, several = np.empty(0, np.uint8), 0
+    images: np.ndarray = np.empty(0, np.uint8)
+    several = 0
     for number, file in enumerate(files):
         try:
             pixels, has_more = pictures.read(file.path, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,9 @@ def decode(name: str, place: Path, wanted: Sequence[tuple[str, int]], image_size
 
 
 def _cannot(name: str, place: Path, error: Exception) -> UserError:
+    reason = re.sub(r"\{\{.*?\}\}", "", str(error)).strip()  # where in TensorFlow's graph it was
     return UserError(
-        f"tfds cannot give {name} from {place} ({type(error).__name__}: {str(error)[:200]}): check "
+        f"tfds cannot give {name} from {place} ({type(error).__name__}: {reason[:200]}): check "
         "the directory, or the network when it should download"
     )
 

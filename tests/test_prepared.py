@@ -346,14 +346,23 @@ def test_a_set_beyond_memory_is_refused_before_it_is_decoded(odd_sets, monkeypat
 
 
 @pytest.mark.slow
-def test_a_set_with_fewer_examples_than_it_says_is_refused(odd_sets, tmp_path):
+@pytest.mark.parametrize("says", [39, 41])
+def test_a_set_with_other_examples_than_it_says_is_refused(says, odd_sets, tmp_path):
     shutil.copytree(odd_sets / "tfrecord", tmp_path / "tfrecord")
     (place,) = tmp_path.glob("tfrecord/odd_set/*/")
     info = json.loads((place / "dataset_info.json").read_text())
-    info["splits"][0]["shardLengths"] = ["41"]
+    info["splits"][0]["shardLengths"] = [str(says)]
     (place / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(UserError, match=r"has 40 examples, .* says 41"):
+    with pytest.raises(UserError, match=rf"Input dataset was expected to contain {says} elements"):
         sources.read(odd(tmp_path, "tfrecord", image_size=16))
+
+
+@pytest.mark.slow
+def test_a_part_that_ends_early_is_refused(odd_sets, monkeypatch):
+    whole = tfds_reader._examples
+    monkeypatch.setattr(tfds_reader, "_examples", lambda *part: whole(*part).take(39))
+    with pytest.raises(UserError, match=r"has 39 examples, .* says 40"):
+        sources.read(odd(odd_sets, "tfrecord", image_size=18))
 
 
 def test_a_name_without_a_version_is_itself():
