@@ -71,11 +71,9 @@ def choose(kind: str, possible: Collection[str]) -> str:
       kind: of the layer.
       possible: the forms that can compute it, `PLAIN` among them.
     """
-    forced = _forced.get().get(kind)
+    wanted = _forced.get().get(kind, "")
     order = _OTHERWISE.get(processor.current().name, {}).get(kind, _USUAL[kind])
-    form = forced if forced in possible else next(
-        (name for name in order if name in possible), PLAIN
-    )  # fmt: skip
+    form = next((name for name in (wanted, *order) if name in possible), PLAIN)
     _seen.setdefault(kind, {})[form] = tuple(possible)
     return form
 

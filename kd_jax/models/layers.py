@@ -131,7 +131,9 @@ def _pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _of_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    patches = jnp.concatenate(_windows(x, kernel.shape[:2], stride, padding), axis=-1)
+    patches = jnp.concatenate(
+        _windows(x, (kernel.shape[0], kernel.shape[1]), stride, padding), axis=-1
+    )
     return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
