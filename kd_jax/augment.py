@@ -154,7 +154,7 @@ def box_mask(keys: jax.Array, shares: jax.Array, size: tuple[int, ...]) -> jax.A
     what lies beyond the border is cut off: the true share is the mean of the mask.
 
     Args:
-      keys: keys `[n]`, from which the shares were drawn.
+      keys: keys `[n]`, which nothing else was drawn from.
       shares: float32 `[n]`.
       size: `(H, W)`.
 
@@ -162,8 +162,7 @@ def box_mask(keys: jax.Array, shares: jax.Array, size: tuple[int, ...]) -> jax.A
     """
 
     def inside(key: jax.Array, share: jax.Array) -> jax.Array:
-        # A key of its own: the share has used up this one.
-        centre = jax.random.uniform(jax.random.fold_in(key, 1), (2,))
+        centre = jax.random.uniform(key, (2,))
         spans = []
         for axis, length in enumerate(size):
             half = jnp.sqrt(1.0 - share) * length / 2

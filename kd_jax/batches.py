@@ -32,9 +32,14 @@ class Batch(NamedTuple):
     partner_position: Array
 
 
+# Streams of NumPy's generators, the last of three numbers that seed them. None is 0: NumPy fills up
+# with zeros, and (0, 0, 0) is the stream of a `dataset.split_seed` of 0.
+_STREAM_PARTNERS, _STREAM_ORDER = 1, 2
+
+
 @functools.lru_cache(maxsize=2)  # a batch spans two epochs at most times
 def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    rng = np.random.default_rng([seed, epoch])
+    rng = np.random.default_rng([seed, epoch, _STREAM_ORDER])
     return rng.permutation(num_examples).astype(np.int32)
 
 
@@ -78,7 +83,7 @@ def batch_at(
     position = np.arange(batch_size, dtype=np.int32)
     if partner == "roll":
         return Batch(example, position, np.roll(example, -1), np.roll(position, -1))
-    rng = np.random.default_rng([seed, step, 1])  # 1: not the stream of the epochs' order
+    rng = np.random.default_rng([seed, step, _STREAM_PARTNERS])
     if partner == "permutation":
         order = rng.permutation(batch_size)
         return Batch(example, position, example[order], position[order])

@@ -7,7 +7,7 @@ many, since a replicated state is the same in each.
 
 A digest of the state lies in the checkpoint beside it, and is compared after every restore. So it
 does not matter which of Orbax's files was cut short, changed or lost: either the very same state
-comes back, or the checkpoint counts as damaged.
+comes back, or the checkpoint counts as damaged. The version of the trajectory lies there too.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from kd_jax import trajectory
 from kd_jax.console import logger
 from kd_jax.errors import UserError
 
 BEST_METRIC = "val_top1"
 DAMAGED = "damaged"
+_VERSION_KEY = "trajectory"
 
 
 class DamagedError(Exception):
@@ -37,13 +39,27 @@ class DamagedError(Exception):
 
 
 def _score(metrics: dict[str, float] | None) -> float:
-    """Rank a checkpoint; one between two validations stands behind all that were measured."""
-    return (metrics or {}).get(BEST_METRIC, -math.inf)
+    """Rank a checkpoint; one between two validations stands behind all that were measured.
+
+    As does one whose measures are not finite: its accuracy would be of logits that are not numbers.
+    """
+    measured = metrics or {}
+    if not all(math.isfinite(value) for value in measured.values()):
+        return -math.inf
+    return measured.get(BEST_METRIC, -math.inf)
 
 
-def _digest(state: Any) -> np.ndarray:
-    """Return the sha256 of every leaf's path, type and bytes, uint8 `[32]`."""
-    digest = hashlib.sha256()
+class OtherVersionError(DamagedError):
+    """A checkpoint is of another version of the trajectory, or its version is damaged."""
+
+    def __init__(self, version: int):
+        super().__init__(f"it is of version {version} of the trajectory")
+        self.version = version
+
+
+def _digest(state: Any, version: int) -> np.ndarray:
+    """Return the sha256 of the version, and of every leaf's path, type and bytes, uint8 `[32]`."""
+    digest = hashlib.sha256(f"trajectory {version}".encode() if version > 1 else b"")
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).data)
@@ -127,6 +143,7 @@ class Checkpoints:
                     read_only=self._read_only,
                     enable_async_checkpointing=True,
                 ),
+                item_handlers=ocp.StandardCheckpointHandler(),
             )
         except OSError as error:
             raise UserError(
@@ -162,12 +179,11 @@ class Checkpoints:
           UserError: this one or the one before cannot be written.
         """
         host_state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
-        tree = {"state": host_state, "digest": _digest(host_state)}
+        tree = {"state": host_state, "digest": _digest(host_state, trajectory.VERSION)}
         try:
             self._try_to_write()
-            self._manager.save(
-                step, args=ocp.args.StandardSave(tree), metrics=metrics or {}, force=True
-            )
+            args = ocp.args.StandardSave(tree, custom_metadata={_VERSION_KEY: trajectory.VERSION})
+            self._manager.save(step, args=args, metrics=metrics or {}, force=True)
         except Exception as error:
             raise self._not_written(error) from error
 
@@ -182,23 +198,39 @@ class Checkpoints:
         probe.write_bytes(b"kd_jax")
         probe.unlink()
 
-    def restore(self, template: Any, step: int) -> Any:
+    def version(self, step: int) -> int:
+        """Return the version of the trajectory that a checkpoint is of.
+
+        Raises:
+          DamagedError: it cannot be told.
+        """
+        try:
+            about = self._manager.item_metadata(step)
+            return int((about.custom_metadata or {}).get(_VERSION_KEY, 1))
+        except Exception as error:  # as in `restore`
+            raise DamagedError(_in_short(error)) from error
+
+    def restore(self, template: Any, step: int, version: int = trajectory.VERSION) -> Any:
         """Return the state at `step`, in host memory, exactly as it was saved.
 
         Args:
           template: a tree of arrays of the same structure, shapes and dtypes.
           step: one that `latest_step` or `best_step` returned.
+          version: of the trajectory that it must be of.
 
         Raises:
+          OtherVersionError: it is of another version.
           DamagedError: it does not hold the state that was saved.
         """
+        if (found := self.version(step)) != version:
+            raise OtherVersionError(found)
         abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
         tree = {"state": abstract, "digest": np.zeros(32, np.uint8)}
         try:
             restored = self._manager.restore(step, args=ocp.args.StandardRestore(tree))
         except Exception as error:  # whatever a damaged file makes of Orbax and its libraries
             raise DamagedError(_in_short(error)) from error
-        if not np.array_equal(_digest(restored["state"]), restored["digest"]):
+        if not np.array_equal(_digest(restored["state"], version), restored["digest"]):
             raise DamagedError("its arrays are not those that were saved")
         return restored["state"]
 
@@ -208,14 +240,17 @@ class Checkpoints:
         Damaged ones are set aside, into the directory `damaged` beside, once a good one is found.
 
         Raises:
-          UserError: there are checkpoints, and none is good.
+          UserError: there are checkpoints, and none is good; or they are of another version of the
+            trajectory.
         """
         damaged: list[tuple[int, str]] = []
+        other: OtherVersionError | None = None
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self.restore(template, step)
             except DamagedError as error:
                 damaged.append((step, str(error)))
+                other = error if isinstance(error, OtherVersionError) else other
                 continue
             for number, reason in damaged:
                 logger.warning(
@@ -227,6 +262,8 @@ class Checkpoints:
                 self._manager = self._open()  # it remembers the steps that it saw at first
             logger.info("restored the checkpoint of step %d", step)
             return state
+        if other is not None:
+            trajectory.check(f"the run with the checkpoints in {self._directory}", other.version)
         if damaged:
             raise self._none_is_whole(damaged)
         return None

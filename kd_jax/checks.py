@@ -161,6 +161,11 @@ def _check_sequences(config: ConfigDict) -> list[str]:
     ensemble = config.teacher.ensemble
     if not all(isinstance(path, str) and path for path in ensemble):
         problems.append(f"config.teacher.ensemble is {ensemble!r}, expected paths")
+    elif len({config.teacher.weights, *ensemble}) < 1 + len(ensemble):
+        problems.append(
+            f"config.teacher.ensemble is {ensemble!r}, expected each teacher once, and not that of "
+            "config.teacher.weights: to give one more weight, use config.teacher.shares"
+        )
     if shares and (
         len(shares) != 1 + len(ensemble) or not all(_is_number(x) and x > 0 for x in shares)
     ):

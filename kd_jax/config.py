@@ -14,7 +14,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-# Fields that do not touch the training's trajectory, so a run may be resumed under other values.
+# Fields that do not touch the training's trajectory, so a run may be resumed under other values;
+# but `eval_every_epochs` where `patience` counts validations, and the number of devices where batch
+# norm is not synchronised (`provenance.check_devices`).
 MAY_CHANGE = (
     "checkpoint_every_steps",
     "eval_every_epochs",
@@ -38,8 +40,8 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 512  # of the whole step, over all devices
-    # Parts that a device computes its share of the batch in, one after another: for batches that do
-    # not fit. Batch norm sees a part at a time, so other values are another training.
+    # Parts that the batch is computed in, one after another: for batches that do not fit. Batch
+    # norm, and the loss dist, see a part at a time, so other values are another training.
     config.accumulate = 1
     config.total_epochs = 300.0
     config.total_steps = placeholder(int)  # when given, instead of total_epochs
@@ -108,12 +110,14 @@ def default_config() -> ConfigDict:
     config.student.init_seed = placeholder(int)  # of the first values; None: the seed above
     config.student.weights = ""  # to start from, as teacher.weights; empty: from the seed
     config.student.freeze = (
-        ""  # regular expression: parameters whose path it finds stay as they are
+        # Regular expression: parameters whose path it finds stay as they are, and so do the
+        # running statistics of a batch norm all of whose parameters it finds.
+        ""
     )
 
     config.batch_norm = ConfigDict()
     # Statistics over the whole batch. False: of each device's part, so the number of devices then
-    # changes the training; it saves two reductions a norm.
+    # changes the training, and must not change at a resume; it saves two reductions a norm.
     config.batch_norm.sync = True
 
     config.distill = ConfigDict()
@@ -199,8 +203,9 @@ def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Return `field: old -> new` for every field that a resumed run may not change."""
     before, after = flatten(old), flatten(new)
+    may_change = set(MAY_CHANGE) - ({"eval_every_epochs"} if old.patience else set())
     return [
         f"{path}: {before.get(path)!r} -> {after.get(path)!r}"
         for path in before | after
-        if path not in MAY_CHANGE and before.get(path) != after.get(path)
+        if path not in may_change and before.get(path) != after.get(path)
     ]

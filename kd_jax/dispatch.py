@@ -113,5 +113,6 @@ def feeder(run: Experiment, of_calls: Iterable[range]) -> streaming.Feeder:
         None if run.resident else run.dataset.train.images,
         run.devices,
         partners=config.mixup.kind != "none",
+        parts=config.accumulate,
         calls=of_calls,
     )

@@ -20,10 +20,11 @@ class Ensemble:
     Attributes:
       networks: each with its own normalisation and dtype; at least one.
       shares: positive, one a network; they sum to 1.
-      combine: `probabilities`, one target, the mean of the softened predictions; or `losses`, a
-        target a network, whose losses are averaged. For the forward KL both have one gradient,
-        since the cross-entropy is linear in the target. (big_vision sums the KLs: that is `losses`
-        with the learning rate times the number of teachers, which Adam does not even see.)
+      combine: `probabilities`, one target, the mean of the softened predictions (of the logits,
+        for a loss on logits); or `losses`, a target a network, whose losses are averaged. For the
+        forward KL both have one gradient, since the cross-entropy is linear in the target; so they
+        have for the squared error. (big_vision sums the KLs: that is `losses` with the learning
+        rate times the number of teachers, which Adam does not even see.)
     """
 
     networks: tuple[Network, ...]
@@ -41,17 +42,20 @@ class Ensemble:
         return jnp.stack([network.logits(own, pixels) for network, own in pairs])
 
     def targets(
-        self, logits: jax.Array, temperature: float
+        self, logits: jax.Array, loss: str, temperature: float
     ) -> tuple[tuple[jax.Array, ...], tuple[float, ...]]:
-        """Return the logits `[n, classes]` to match at a temperature, and their shares.
+        """Return the logits `[n, classes]` to match, and their shares.
 
         Args:
           logits: as `logits` gives them.
+          loss: one of `losses.NAMES`; not all of them have a temperature.
           temperature: T > 0.
         """
         if len(self.networks) == 1 or self.combine == "losses":
             return tuple(logits), self.shares
-        return (self.mean(logits, temperature),), (1.0,)
+        if loss in losses.ON_LOGITS:
+            return (losses.mean_of_logits(logits, jnp.asarray(self.shares)),), (1.0,)
+        return (self.mean(logits, 1.0 if loss in losses.ON_CHOICE else temperature),), (1.0,)
 
     def mean(self, logits: Array, temperature: float = 1.0) -> jax.Array:
         """Return one `[n, classes]` for all networks, see `losses.mean_of_probabilities`."""

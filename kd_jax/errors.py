@@ -20,6 +20,10 @@ class UserError(Exception):
     """
 
 
+class DivergedError(UserError):
+    """A number of training, or a network's answer, is not finite."""
+
+
 def run_command(
     main: Callable[[Sequence[str]], None],
     argv: Sequence[str] | None = None,
@@ -55,6 +59,12 @@ def run_command(
                 "config field --config.field=value"
             )
         main(rest)
+    except DivergedError as error:
+        fail(
+            f"{error}: training has diverged; an earlier checkpoint may be good "
+            "(kd_jax.evaluate --checkpoint=best), or train again with a lower "
+            "config.learning_rate and another --workdir"
+        )
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:

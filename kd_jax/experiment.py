@@ -7,6 +7,7 @@ compiled or written.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 
 import jax
@@ -24,6 +25,7 @@ from kd_jax import (
     steps,
     streaming,
     teachers,
+    weights,
 )
 from kd_jax.errors import UserError
 
@@ -53,6 +55,21 @@ class Experiment:
     optimizer: optax.GradientTransformation
     total_steps: int
     resident: bool
+
+    @property
+    def is_changed_by_devices(self) -> bool:
+        """Whether another number of devices would be another training."""
+        shapes = models.abstract_variables(self.student, self.dataset.image_shape)
+        return not self.config.batch_norm.sync and bool(jax.tree.leaves(shapes["batch_stats"]))
+
+    @property
+    def start_digest(self) -> str | None:
+        """Of the weights that the student starts from, and of their normalisation; None of none."""
+        if self.start is None:
+            return None
+        normalisation = repr((self.student.mean, self.student.std))
+        digest = weights.digest_of(self.start)
+        return hashlib.sha256((digest + normalisation).encode()).hexdigest()
 
     def initial_state(self) -> steps.TrainState:
         """Return the state before the first step, on one device."""
@@ -109,6 +126,8 @@ def build(config: ConfigDict, like: Experiment | None = None) -> Experiment:
         dtype=options.dtype,
     )
     _check_freeze(options.freeze, student, dataset.image_shape)
+    kept = frozen_norms(options.freeze, student, dataset.image_shape)
+    student = dataclasses.replace(student, kept_norms=kept)
     examples, batch_size = len(dataset.train), config.batch_size
     total_steps = config.total_steps or batches.steps_in(config.total_epochs, batch_size, examples)
     warmup_steps = round(config.warmup_epochs * examples / batch_size)
@@ -124,6 +143,23 @@ def build(config: ConfigDict, like: Experiment | None = None) -> Experiment:
         total_steps=total_steps,
         resident=streaming.is_resident(config.dataset, dataset.train.images.nbytes),
     )
+
+
+def frozen_norms(
+    pattern: str, student: models.Network, image_shape: tuple[int, int, int]
+) -> frozenset[str]:
+    """Return the paths of the batch norms that `config.student.freeze` freezes.
+
+    Those all of whose parameters it finds. Their running statistics belong to the frozen weights:
+    they stay, and are what the norm goes by, in training too.
+    """
+    if not pattern:
+        return frozenset()
+    shapes = models.flat_shapes(student, image_shape)
+    params = {path[1:] for path in shapes if path[0] == "params"}
+    free = {path[:-1] for path in params if not re.search(pattern, "/".join(path))}
+    norms = {path[1:-1] for path in shapes if path[0] == "batch_stats"}
+    return frozenset("/".join(norm) for norm in norms & {path[:-1] for path in params} - free)
 
 
 def _check_freeze(pattern: str, student: models.Network, image_shape: tuple[int, int, int]) -> None:

@@ -1,15 +1,41 @@
 """How good a student is, and how like its teacher: NumPy functions of logits.
 
-Every one looks at all examples of a split at once, so nothing is an average of averages.
+Every one looks at all examples of a split at once, so nothing is an average of averages. A NaN is
+neither larger nor smaller than anything: counted, it would be always right. So logits that are not
+finite raise `DivergedError` in all of them.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from kd_jax.errors import DivergedError
+
+
+def check_finite(logits: np.ndarray, whose: str = "the") -> None:
+    """Raise `DivergedError` unless all logits are finite.
+
+    Args:
+      logits: float `[..., N, classes]`.
+      whose: of what network on which images, to begin the sentence.
+    """
+    finite = np.isfinite(logits).all(axis=-1)
+    if not finite.all():
+        raise DivergedError(
+            f"{whose} logits are not finite for {finite.size - np.count_nonzero(finite):,} of "
+            f"{finite.size:,} images"
+        )
+
+
+def choices(logits: np.ndarray) -> np.ndarray:
+    """Return the class of the largest logit, int `[N]`; of equals the lowest."""
+    check_finite(logits)
+    return logits.argmax(axis=-1)
+
 
 def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Return float64 log-probabilities `[N, classes]` of `logits / temperature`."""
+    check_finite(logits)
     scaled = logits.astype(np.float64) / temperature
     scaled = scaled - scaled.max(axis=-1, keepdims=True)
     return scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
@@ -17,6 +43,7 @@ def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return how many classes stand before the label, int `[N]`; of equals the lower index wins."""
+    check_finite(logits)
     own = np.take_along_axis(logits, labels[:, None], axis=-1)
     before = np.arange(logits.shape[-1]) < labels[:, None]
     return np.sum((logits > own) | ((logits == own) & before), axis=-1)
@@ -47,12 +74,12 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) ->
 
 def agreement(student_logits: np.ndarray, teacher_logits: np.ndarray) -> float:
     """Return the percentage of examples on which both choose the same class."""
-    return 100.0 * float(np.mean(student_logits.argmax(-1) == teacher_logits.argmax(-1)))
+    return 100.0 * float(np.mean(choices(student_logits) == choices(teacher_logits)))
 
 
 def agreement_top5(student_logits: np.ndarray, teacher_logits: np.ndarray) -> float:
     """Return the percentage of examples whose teacher's choice is among the student's first 5."""
-    return top_k(student_logits, teacher_logits.argmax(-1), 5)
+    return top_k(student_logits, choices(teacher_logits), 5)
 
 
 def entropy(logits: np.ndarray) -> float:
@@ -74,7 +101,7 @@ def confusion(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.
     """
     size = int(groups.max()) + 1
     counts = np.zeros((size, size), int)
-    np.add.at(counts, (groups[labels], groups[logits.argmax(-1)]), 1)
+    np.add.at(counts, (groups[labels], groups[choices(logits)]), 1)
     return counts
 
 

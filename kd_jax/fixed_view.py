@@ -37,7 +37,7 @@ def teacher_logits(run: Experiment, judge: measure.Judge, workdir: Path) -> np.n
         kept = processes.tree_from_first(kept)
         fresh = judge.some_members_logits("train", _CHECKED)
         off = np.abs(kept[:, :_CHECKED] - fresh).max(initial=0.0) / np.abs(fresh).max(initial=1e-9)
-        if off <= _TOLERANCE:
+        if off <= _TOLERANCE and np.isfinite(kept).all():
             return kept
         logger.warning("the logits in %s are off by %.1e: they are computed anew", path, off)
     logger.info("computing the teacher's logits of all %d clean images", len(run.dataset.train))

@@ -19,13 +19,9 @@ from typing import Any, TextIO
 
 from kd_jax import files, tf_quietly
 from kd_jax.console import logger
-from kd_jax.errors import UserError
+from kd_jax.errors import DivergedError, UserError
 
 METRICS_FILE = "metrics.jsonl"
-
-
-class DivergedError(Exception):
-    """A metric of training is no longer finite."""
 
 
 def check_finite(step: int, values: Mapping[str, float]) -> None:

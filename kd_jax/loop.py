@@ -16,7 +16,7 @@ import jax
 from kd_jax import batches, dispatch, experiment, logbook, measure, parallel, processes, steps
 from kd_jax.checkpoint import BEST_METRIC, DamagedError
 from kd_jax.console import logger
-from kd_jax.errors import UserError
+from kd_jax.errors import DivergedError, UserError
 from kd_jax.interrupt import StoppedError, StopRequest
 from kd_jax.models import forms
 from kd_jax.shared_checkpoints import SharedCheckpoints
@@ -65,7 +65,8 @@ def loop(
 
     Raises:
       StoppedError: `stop` asked for it; the states are saved.
-      MemberError: a loss is no longer finite; the checkpoints are as they were.
+      MemberError: a loss, or an answer in validation, is no longer finite; the checkpoints are as
+        they were.
       UserError: something cannot be written.
     """
     run = members[0].run
@@ -139,7 +140,10 @@ def loop(
                 for number, (member, state) in enumerate(zip(members, states, strict=True)):
                     measured = None
                     if evaluates:
-                        measured = _validate(logs[number], names[number], member, state, step)
+                        try:
+                            measured = _validate(logs[number], names[number], member, state, step)
+                        except DivergedError as error:  # and it is not saved
+                            raise _MemberDivergedError(f"{error} at step {step}", member) from None
                     member.checkpoints.save(step, state, measured)
                     if measured and not number:
                         validated.append(measured[BEST_METRIC])
@@ -181,7 +185,7 @@ def _for_each(
     for member, thing in zip(members, things, strict=True):
         try:
             work(thing)
-        except logbook.DivergedError as diverged:
+        except DivergedError as diverged:
             raise _MemberDivergedError(str(diverged), member) from None
 
 
@@ -217,7 +221,10 @@ def _last_good(member: Member, state: steps.TrainState) -> str:
         good = parallel.replicate(checkpoints.restore(state, step), run.devices)
     except DamagedError as error:
         return f"the checkpoint of step {step} is damaged ({error})"
-    top1 = judge.measure_student(good.variables, "val")["top1"]
+    try:
+        top1 = judge.measure_student(good.variables, "val")["top1"]
+    except DivergedError as error:
+        return f"at the checkpoint of step {step}, which is kept, {error} too"
     return f"the checkpoint of step {step} is kept, it reaches {top1:.2f} % on validation"
 
 

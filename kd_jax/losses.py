@@ -18,6 +18,10 @@ NAMES = (
     "forward_kl", "reverse_kl", "jensen_shannon", "squared_error", "hard_label", "dist", "dkd"
 )  # fmt: skip
 READ_LABELS = ("dkd",)
+# Those that compare logits and not softened predictions: several teachers are then one by the mean
+# of their logits. And that which asks only for the teachers' choice, whatever the temperature.
+ON_LOGITS = ("squared_error",)
+ON_CHOICE = ("hard_label",)
 
 Gather = Callable[[jax.Array], jax.Array]
 
@@ -92,9 +96,13 @@ def squared_error(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.A
 
 
 def hard_label(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Array:
-    """Cross-entropy on the class that the teacher would choose: no temperature."""
+    """Cross-entropy on the class that the teacher would choose: no temperature.
+
+    NaN where a logit of the teacher is not finite: arg-max would choose it without a word.
+    """
     chosen = jnp.argmax(teacher_logits, axis=-1)
-    return -jnp.take_along_axis(log_probs(student_logits), chosen[..., None], axis=-1)[..., 0]
+    loss = -jnp.take_along_axis(log_probs(student_logits), chosen[..., None], axis=-1)[..., 0]
+    return jnp.where(jnp.isfinite(teacher_logits).all(axis=-1), loss, jnp.nan)
 
 
 def dist(
@@ -198,6 +206,15 @@ def mean_of_probabilities(logits: jax.Array, shares: jax.Array, temperature: flo
     """
     weights = jnp.log(shares).reshape(-1, *(1,) * (logits.ndim - 1))
     return temperature * jax.nn.logsumexp(log_probs(logits, temperature) + weights, axis=0)
+
+
+def mean_of_logits(logits: jax.Array, shares: jax.Array) -> jax.Array:
+    """Return the weighted mean of several logits, float32 `[..., classes]`.
+
+    Half the squared distance to it differs from the mean of those to each by a constant. Arguments
+    as `mean_of_probabilities`.
+    """
+    return jnp.tensordot(shares, logits.astype(jnp.float32), axes=1)
 
 
 def smooth_labels(label_probs: jax.Array, smoothing: float) -> jax.Array:

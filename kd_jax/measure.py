@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from kd_jax import augment, fidelity, models, parallel
+from kd_jax.errors import DivergedError, UserError
 from kd_jax.experiment import Experiment
 
 _MOST_IN_FLIGHT = 2  # batches dispatched and not yet finished, as in the loop
@@ -107,7 +108,18 @@ class _Common:
         return parallel.replicate(variables, self._experiment.devices)
 
     def ask(self, images: jax.Array | np.ndarray, share: float | None = None) -> np.ndarray:
-        return self._teachers.logits(self.teacher_variables, images, share)
+        logits = self._teachers.logits(self.teacher_variables, images, share)
+        its_teachers = self._experiment.teachers
+        assert its_teachers is not None
+        for member, own in zip(its_teachers.members, logits, strict=True):
+            try:
+                fidelity.check_finite(own, f"the teacher {member.card.arch}'s")
+            except DivergedError as error:
+                raise UserError(
+                    f"{error}, those of {member.card.source}: a weight of it is damaged, or too "
+                    "large for config.teacher.dtype; take another file, or float32"
+                ) from None
+        return logits
 
     def _images(self, split: str) -> jax.Array | np.ndarray:
         images = self._experiment.dataset.split(split).images
@@ -172,8 +184,13 @@ class Judge:
           variables: `params` and `batch_stats`, replicated over the devices.
           split: `train`, `val` or `test`.
           share: of each image in its mixture with the next; None: no mixture.
+
+        Raises:
+          DivergedError: not all are finite.
         """
-        return self._student.logits(variables, self.images(split), share)
+        logits = self._student.logits(variables, self.images(split), share)
+        fidelity.check_finite(logits, f"on the {split} split the student's")
+        return logits
 
     def teacher_logits_of_mixtures(self, split: str, share: float) -> np.ndarray:
         """Return `teacher_logits` of mixtures of each image with the next."""
@@ -184,7 +201,7 @@ class Judge:
     def measure_student(self, variables: Any, split: str) -> dict[str, float]:
         """Return `fidelity.summary` of the student on a split, beside its teacher if it has one.
 
-        Arguments as `student_logits`.
+        Arguments and errors as `student_logits`.
         """
         labels = self._experiment.dataset.split(split).labels
         logits = self.student_logits(variables, split)

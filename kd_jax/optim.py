@@ -93,6 +93,10 @@ def build(
 ) -> optax.GradientTransformation:
     """Return the optimiser: clip, (L2), direction, learning rate, (decoupled decay), schedule.
 
+    What is clipped is the gradient of the loss alone, whichever the decay: as `clip_grad_norm_`
+    does before a step of PyTorch's optimisers, which add their `weight_decay` then; and as
+    big_vision does, whose decay comes after the direction.
+
     Decoupled decay is multiplied by the schedule but not by the learning rate, as in big_vision:
     so the learning rate can be searched with the decay held fixed. Frozen parameters get no update
     at all.
@@ -104,16 +108,16 @@ def build(
     chosen = config.optimizer
     mask = kernels if chosen.decay_on == "kernels" else None
     decay = optax.add_decayed_weights(config.weight_decay, mask)
-    direction = [optax.clip_by_global_norm(chosen.clip_norm)] if chosen.clip_norm else []
-    direction.append(_direction(chosen))
-    direction.append(optax.scale(config.learning_rate))
-    chain = optax.chain(*direction)
-    # One long vector instead of a hundred leaves: one loop to compile and to run.
-    chain = chain if chosen.name in _WHOLE else optax.flatten(chain)
+    clip = [optax.clip_by_global_norm(chosen.clip_norm)] if chosen.clip_norm else []
+    before = optax.identity()
+    if chosen.decay == "l2":  # its mask is of leaves, so the clipping has to leave the long vector
+        before = _clipped(_flat(chosen, clip[0]), decay) if clip else decay
+        clip = [optax.identity() for _ in clip]  # old checkpoints have a place for its state
+    direction = optax.chain(*clip, _direction(chosen), optax.scale(config.learning_rate))
     schedule = relative_schedule(total_steps, warmup_steps, config.schedule, steps_per_epoch)
     optimizer = optax.chain(
-        decay if chosen.decay == "l2" else optax.identity(),
-        chain,
+        before,
+        _flat(chosen, direction),
         decay if chosen.decay == "decoupled" else optax.identity(),
         optax.scale_by_schedule(schedule),
         optax.scale(-1.0),
@@ -125,6 +129,25 @@ def build(
         optax.masked(optimizer, lambda tree: jax.tree.map(lambda f: not f, frozen(tree, pattern))),
         optax.masked(optax.set_to_zero(), lambda tree: frozen(tree, pattern)),
     )
+
+
+def _flat(
+    chosen: ConfigDict, transformation: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Return it over one long vector instead of a hundred leaves: one loop to compile and run."""
+    return transformation if chosen.name in _WHOLE else optax.flatten(transformation)
+
+
+def _clipped(
+    clip: optax.GradientTransformation, decay: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Return `clip` followed by `decay`, with the state of `decay`: clipping has none."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, _ = clip.update(updates, optax.EmptyState(), params)
+        return decay.update(updates, state, params)
+
+    return optax.GradientTransformation(decay.init, update)
 
 
 def _direction(chosen: ConfigDict) -> optax.GradientTransformation:

@@ -59,7 +59,7 @@ def select(num_devices: int, batch_size: int, parts: int = 1) -> list[jax.Device
     Args:
       num_devices: over all processes; 0 takes all there are.
       batch_size: of the whole step.
-      parts: that each device computes its share in.
+      parts: that the batch is computed in, one after another.
 
     Raises:
       UserError: there are not so many devices, or they do not divide the batch.
@@ -127,13 +127,18 @@ def pmap(
     )
 
 
-def shard(tree: Any, devices: list[jax.Device]) -> Any:
-    """Cut this process's share out of global host arrays: `[batch, ...]` to `[devices, n, ...]`."""
+def shard(tree: Any, devices: list[jax.Device], parts: int = 1) -> Any:
+    """Cut this process's share out of global host arrays: `[batch, ...]` to `[devices, n, ...]`.
+
+    The batch is cut into parts first, and then each part is dealt out: so a part is the same
+    examples however many devices there are. A device has its shares of the parts in their order.
+    """
     process = jax.process_index() if processes.count() > 1 else 0
+    mine = slice(process * len(devices), (process + 1) * len(devices))
 
     def cut(array: np.ndarray) -> np.ndarray:
-        share = len(array) // processes.count()
-        local = array[process * share : (process + 1) * share]
-        return local.reshape(len(devices), share // len(devices), *array.shape[1:])
+        everyone = len(devices) * processes.count()
+        dealt = array.reshape(parts, everyone, -1, *array.shape[1:])[:, mine]
+        return dealt.swapaxes(0, 1).reshape(len(devices), -1, *array.shape[1:])
 
     return jax.tree.map(cut, tree)

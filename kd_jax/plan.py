@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ from kd_jax import (
     streaming,
     tables,
     views,
+    weights,
 )
 from kd_jax.errors import UserError
 from kd_jax.models import layers
@@ -60,7 +62,8 @@ def plan(
     """Return the plan as a Markdown table.
 
     Args:
-      config: an experiment; the teacher's weights need not be there, its architecture is enough.
+      config: an experiment; the teachers' weights need not be there: of the first its architecture
+        is enough, and those of which nothing is known are named as such.
       num_devices: over all processes.
       images_per_second: the rate to reckon with; None: no time is told.
       compiled: whether to compile the step, which takes as long as it does.
@@ -96,9 +99,15 @@ def _rows(
         config.student.dtype,
         parallel.AXIS if config.batch_norm.sync else None,
     )
-    teacher = None
-    if distils and config.teacher.arch:
-        teacher = _network(config.teacher.arch, num_classes, config.teacher.dtype, None)
+    archs = _teachers(config) if distils else []
+    known = [
+        _network(arch, num_classes, config.teacher.dtype, None)
+        for arch in archs
+        if arch is not None
+    ]
+    kept_logits = 0
+    if distils and config.distill.view == "fixed":
+        kept_logits = 4 * len(archs) * examples * num_classes
     optimizer = optim.build(config, total_steps, 0)
     variables = models.abstract_variables(student, shape)
     state = jax.eval_shape(lambda v: steps.init_state(config, v, optimizer), variables)
@@ -107,7 +116,10 @@ def _rows(
     held = {
         "the training set" if resident else "streamed batches": images * math.prod(shape),
         "the state (parameters, statistics, optimiser)": _bytes(state),
-        "the teacher": _bytes(models.abstract_variables(teacher, shape)) if teacher else 0,
+        _name_of_teachers(archs): sum(
+            _bytes(models.abstract_variables(teacher, shape)) for teacher in known
+        ),
+        **({"the teachers' kept logits": kept_logits} if kept_logits else {}),
         "kept for the student's backward pass": _residual_bytes(
             student,
             config.student.dtype,
@@ -119,16 +131,16 @@ def _rows(
     rows = [
         ["what", "value"],
         ["student", _cost(student, shape)],
-        ["teacher", _cost(teacher, shape) if teacher else "as its weights say" if distils else "-"],
+        *_teacher_rows(archs, known, shape),
         ["examples, classes, image", f"{examples:,}, {num_classes}, {'x'.join(map(str, shape))}"],
         ["batch", f"{config.batch_size} on {devices} device(s)"],
         ["steps, epochs", f"{total_steps:,}, {total_steps * config.batch_size / examples:.1f}"],
         *([f"MB a device: {name}", f"{size / 1e6:,.1f}"] for name, size in held.items()),
         ["MB a device: all of these", f"{sum(held.values()) / 1e6:,.1f}"],
     ]
-    if teacher or not distils:
+    if len(known) == len(archs):
         train = (examples, *shape) if resident else None
-        step, arguments = _step(config, student, teacher, optimizer, state, shape, train, devices)
+        step, arguments = _step(config, student, known, optimizer, state, shape, train, devices)
         traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, devices)])(*arguments)
         number, size = _count(traced.jaxpr)
         rows.append(["collectives a step, and their MB", f"{number}, {size / 1e6:.2f}"])
@@ -137,6 +149,33 @@ def _rows(
         seconds = total_steps * config.batch_size / images_per_second
         rows.append([f"time at {images_per_second:g} images/s", logbook.duration(seconds)])
     return rows
+
+
+def _teachers(config: ConfigDict) -> list[str | None]:
+    """Return every teacher's architecture; None where only its weights would tell, which lack."""
+    archs: list[str | None] = []
+    for number, place in enumerate((config.teacher.weights, *config.teacher.ensemble)):
+        arch = config.teacher.arch if number == 0 else ""
+        path = Path(place).expanduser()
+        if not arch and (path / weights.CARD_FILE).exists():
+            arch = weights.load_card(path).arch
+        archs.append(arch or None)
+    return archs
+
+
+def _name_of_teachers(archs: list[str | None]) -> str:
+    name = "the teachers" if len(archs) > 1 else "the teacher"
+    return f"{name}, as far as known" if None in archs else name
+
+
+def _teacher_rows(
+    archs: list[str | None], known: list[models.Network], shape: tuple[int, int, int]
+) -> list[list[str]]:
+    """Return a row for each teacher."""
+    networks = iter(known)
+    rows = [["teacher", _cost(next(networks), shape) if arch else "as its weights say"]
+            for arch in archs]  # fmt: skip
+    return rows or [["teacher", "-"]]
 
 
 def _streamed_images(config: ConfigDict) -> int:
@@ -194,7 +233,7 @@ def _residual_bytes(
 def _step(
     config: ConfigDict,
     student: models.Network,
-    teacher: models.Network | None,
+    teachers: list[models.Network],
     optimizer: Any,
     state: Any,
     shape: tuple[int, int, int],
@@ -205,9 +244,12 @@ def _step(
 
     `train_shape` is that of the training set on the devices; None when it is streamed.
     """
-    group = ensemble.Ensemble((teacher,), (1.0,), "probabilities") if teacher else None
+    group = None
+    if teachers:
+        shares = (1.0 / len(teachers),) * len(teachers)
+        group = ensemble.Ensemble(tuple(teachers), shares, config.teacher.combine)
     step = steps.make_train_step(config, student, group, optimizer)
-    variables = (models.abstract_variables(teacher, shape),) if teacher else ()
+    variables = tuple(models.abstract_variables(teacher, shape) for teacher in teachers)
     count = config.batch_size // devices
     reads_labels = config.distill.label_weight > 0 or config.distill.loss in losses.READ_LABELS
     fixed = group is not None and config.distill.view == "fixed"
@@ -216,7 +258,7 @@ def _step(
     if train_shape is None:
         pixels = _abstract((count, *shape), np.uint8)
         batch = views.Streamed(batch, pixels, None if config.mixup.kind == "none" else pixels)
-    logits = _abstract((1, config.batch_size, student.num_classes), np.float32)
+    logits = _abstract((len(teachers), config.batch_size, student.num_classes), np.float32)
     constants = steps.Constants(
         images=_abstract(train_shape, np.uint8) if train_shape else None,
         labels=labels if reads_labels else None,

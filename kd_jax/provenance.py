@@ -12,11 +12,11 @@ from pathlib import Path
 
 import jax
 
-from kd_jax import files, native, processor
+from kd_jax import files, native, processor, trajectory
 from kd_jax.console import logger
 from kd_jax.errors import UserError
+from kd_jax.workdir import PROVENANCE_FILE
 
-PROVENANCE_FILE = "provenance.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
 
 
@@ -31,8 +31,35 @@ def check_data(workdir: Path, fingerprint: str) -> None:
         )
 
 
+def check_devices(workdir: Path, devices: int) -> None:
+    """Raise `UserError` if the run in `workdir` began on another number of devices."""
+    starts = files.read_json(workdir / PROVENANCE_FILE) or []
+    if starts and starts[0]["devices"] != devices:
+        raise UserError(
+            f"the run in {workdir} began on {starts[0]['devices']} device(s), and these are "
+            f"{devices}: with config.batch_norm.sync=False that would be another training; set "
+            "config.num_devices to as many, or give this one its own --workdir"
+        )
+
+
+def check_student(workdir: Path, start_digest: str | None) -> None:
+    """Raise `UserError` if the student of the run in `workdir` began with other weights."""
+    starts = files.read_json(workdir / PROVENANCE_FILE) or []
+    if starts and starts[0].get("student_start") != start_digest:
+        raise UserError(
+            f"the student of the run in {workdir} began with other weights, or under another "
+            "normalisation, than config.student.weights holds now: bring the old ones back, or "
+            "give this one its own --workdir"
+        )
+
+
 def add_start(
-    workdir: Path, step: int, fingerprint: str, teacher_sha256: str | None, devices: int
+    workdir: Path,
+    step: int,
+    fingerprint: str,
+    teacher_sha256: str | None,
+    devices: int,
+    student_start: str | None = None,
 ) -> None:
     """Add a record of this start to the run's `provenance.json`.
 
@@ -45,6 +72,7 @@ def add_start(
       fingerprint: of the data set.
       teacher_sha256: of the teacher's weights; None without a teacher.
       devices: how many train.
+      student_start: `Experiment.start_digest` of the student.
     """
     starts = files.read_json(workdir / PROVENANCE_FILE) or []
     here = arithmetic()
@@ -70,8 +98,10 @@ def add_start(
             "python": platform.python_version(),
             "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "git": _git_revision(),
+            "trajectory": trajectory.VERSION,
             "data_fingerprint": fingerprint,
             "teacher_sha256": teacher_sha256,
+            "student_start": student_start,
         }
     )
     files.write_json(workdir / PROVENANCE_FILE, starts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kd_jax import experiment, parallel, workdir
+from kd_jax import experiment, parallel, trajectory, workdir
 from kd_jax.checkpoint import Checkpoints, DamagedError
 from kd_jax.errors import UserError
 
@@ -32,7 +32,9 @@ def student(directory: Path, which: str) -> tuple[experiment.Experiment, int, An
     if step is None:
         raise UserError(f"the run in {directory} has no {which} checkpoint yet")
     try:
-        state = checkpoints.restore(run.initial_state(), step)
+        version = checkpoints.version(step)
+        template = trajectory.as_saved(run.initial_state(), version)
+        state = checkpoints.restore(template, step, version)
     except DamagedError as error:
         raise UserError(
             f"the checkpoint of step {step} in {directory} is damaged ({error}): resume the run, "

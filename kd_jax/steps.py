@@ -37,7 +37,8 @@ class TrainState:
       params, batch_stats: the student's variables, as they are trained.
       average: the running average of both, under the same names; empty when none is kept.
       opt_state: of the optax chain.
-      metric_sums: float32 scalars, since the last step that was logged.
+      metric_sums: float32 scalars, since the last step that was logged, and how many `steps` those
+        were: so the mean is right even where `log_every_steps` changed at a resume.
     """
 
     step: jax.Array
@@ -82,7 +83,7 @@ def init_state(
         batch_stats=variables["batch_stats"],
         average=jax.tree.map(jnp.copy, variables) if config.student.ema_decay else {},
         opt_state=jax.jit(optimizer.init)(variables["params"]),
-        metric_sums={name: jnp.zeros(()) for name in metrics},
+        metric_sums={name: jnp.zeros(()) for name in (*metrics, "steps")},
     )
 
 
@@ -169,7 +170,7 @@ def _gradient(
     if distill.label_weight < 1:
         assert teacher is not None
         assert seen.teacher_logits is not None
-        targets, shares = teacher.targets(seen.teacher_logits, distill.temperature)
+        targets, shares = teacher.targets(seen.teacher_logits, distill.loss, distill.temperature)
         consensus = teacher.mean(seen.teacher_logits)
     label_probs = None
     if seen.labels is not None:
@@ -202,14 +203,16 @@ def _update(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Return the state after one update, and the metrics since the last logged step."""
     config = pupil.config
-    metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
-    summed = state.step % config.log_every_steps
+    metrics = {**metrics, "grad_norm": optax.global_norm(grads), "steps": jnp.ones(())}
+    begins = state.step % config.log_every_steps == 0
     sums = jax.tree.map(
-        lambda total, new: jnp.where(summed == 0, new, total + new), state.metric_sums, metrics
+        lambda total, new: jnp.where(begins, new, total + new), state.metric_sums, metrics
     )
     updates, opt_state = pupil.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    batch_stats = pupil.student.average_statistics(state.batch_stats, batch_stats, state.step)
+    # Statistics of a student that starts from weights were learnt already: none are forgotten.
+    seen = None if config.student.weights else state.step
+    batch_stats = pupil.student.average_statistics(state.batch_stats, batch_stats, seen)
     average = state.average
     if config.student.ema_decay:
         now = {"params": params, "batch_stats": batch_stats}
@@ -223,7 +226,8 @@ def _update(
         opt_state=opt_state,
         metric_sums=sums,
     )
-    return state, jax.tree.map(lambda total: total / (summed + 1), sums)
+    count = sums["steps"]
+    return state, {name: total / count for name, total in sums.items() if name != "steps"}
 
 
 States = tuple[TrainState, ...]
@@ -266,6 +270,7 @@ def make_cohort_step(
         if config.accumulate == 1:
             learnt = learn(states, constants, batch)
         else:  # the parts one after another: what one of them holds is what must fit
+            # `parallel.shard` has put this device's shares of the parts one behind the other.
             parts = jax.tree.map(lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), batch)
             each = jax.lax.map(lambda part: learn(states, constants, part), parts)
             learnt = jax.tree.map(lambda x: jnp.mean(x, axis=0), each)

@@ -52,6 +52,7 @@ class Feeder:
         devices: list[jax.Device],
         *,
         partners: bool,
+        parts: int = 1,
         calls: Iterable[range],
     ):
         """Begin to gather.
@@ -61,10 +62,11 @@ class Feeder:
           images: uint8 `[N, H, W, C]` in host memory; None where the devices have them.
           devices: this process's.
           partners: whether the partners' pixels are needed.
+          parts: that a batch is computed in, see `parallel.shard`.
           calls: the steps of each call that will be asked for, in order.
         """
         self._batch_of, self._images, self._devices = batch_of, images, devices
-        self._partners, self._calls = partners, iter(calls)
+        self._partners, self._parts, self._calls = partners, parts, iter(calls)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "feeder")
         self._ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
         for _ in range(AHEAD if images is not None else 0):
@@ -97,7 +99,7 @@ class Feeder:
         return batch if self._images is None else parallel.place(batch, self._devices)
 
     def _gather(self, step: int) -> Any:
-        batch = parallel.shard(self._batch_of(step), self._devices)
+        batch = parallel.shard(self._batch_of(step), self._devices, self._parts)
         if self._images is None:
             return batch
         own = self._images[batch.example]

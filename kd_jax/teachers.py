@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,16 @@ def load(options: ConfigDict, dataset_name: str) -> Teachers:
       dataset_name: which the teachers must have been made for, without a version.
 
     Raises:
-      UserError: weights are not there, not readable, or not this network's.
+      UserError: weights are not there, not readable, or not this network's; or a teacher is there
+        twice.
     """
-    paths = {options.weights: options.arch} | dict.fromkeys(options.ensemble, "")
     members = []
-    for path, arch in paths.items():
+    for path, arch in [(options.weights, options.arch), *((path, "") for path in options.ensemble)]:
         card, variables = read(path, arch, dataset_name)
         if options.normalisation == "half":
             card = dataclasses.replace(card, mean=HALF, std=HALF)
         members.append(Teacher(card, card.network(options.dtype), variables))
+    _check_different(members)
     shares = options.shares or (1,) * len(members)
     ensemble = Ensemble(
         networks=tuple(member.network for member in members),
@@ -92,6 +94,20 @@ def load(options: ConfigDict, dataset_name: str) -> Teachers:
         combine=options.combine,
     )
     return Teachers(tuple(members), ensemble)
+
+
+def _check_different(members: Sequence[Teacher]) -> None:
+    """Raise `UserError` if a teacher is there twice, under whatever path."""
+    first: dict[Any, Teacher] = {}
+    for member in members if len(members) > 1 else ():
+        key = weights.digest_of(member.variables), member.card.mean, member.card.std
+        if key in first:
+            raise UserError(
+                f"the teachers {first[key].card.source} and {member.card.source} of "
+                "config.teacher.weights and config.teacher.ensemble are the same network: name "
+                "each once, and give it more weight with config.teacher.shares"
+            )
+        first[key] = member
 
 
 def read(

@@ -32,7 +32,7 @@ from kd_jax import (
 )
 from kd_jax.checkpoint import DamagedError
 from kd_jax.console import logger
-from kd_jax.errors import UserError, local
+from kd_jax.errors import DivergedError, UserError, local
 from kd_jax.loop import Member, loop
 from kd_jax.shared_checkpoints import SharedCheckpoints
 
@@ -89,8 +89,12 @@ def train_together(
         first = experiment.build(configs[0])
         runs = [first, *(experiment.build(config, like=first) for config in configs[1:])]
         fingerprint = first.dataset.fingerprint
-        for place in places:
+        for place, run in zip(places, runs, strict=True):
             processes.on_first(functools.partial(provenance.check_data, place, fingerprint))
+            processes.on_first(functools.partial(provenance.check_student, place, run.start_digest))
+            if run.is_changed_by_devices:
+                devices = len(run.devices) * processes.count()
+                processes.on_first(functools.partial(provenance.check_devices, place, devices))
         leader = measure.Judge(first)
         judges = [leader, *(measure.Judge(run, leader) for run in runs[1:])]
         _say_what_is_odd(configs[0])
@@ -142,6 +146,7 @@ def _first_state(member: Member, certified: dict[str, Any] | None) -> steps.Trai
             run.dataset.fingerprint,
             certified["sha256"] if certified else None,
             len(run.devices) * processes.count(),
+            run.start_digest,
         )
     )
     return parallel.replicate(state, run.devices)
@@ -286,5 +291,9 @@ def _best(member: Member, state: steps.TrainState) -> dict[str, Any] | None:
         except DamagedError as error:
             logger.warning("the best checkpoint, of step %d, is damaged (%s)", step, error)
             return None
-    val, test = (judge.measure_student(state.variables, split) for split in ("val", "test"))
+    try:
+        val, test = (judge.measure_student(state.variables, split) for split in ("val", "test"))
+    except DivergedError as error:
+        logger.warning("the best checkpoint, of step %d, is left out: %s", step, error)
+        return None
     return {"step": step, "val_top1": val["top1"], "test_top1": test["top1"]}

@@ -117,7 +117,7 @@ def _look_up(
 def _shares(
     batch: Batch, seed: jax.Array, step: jax.Array, config: ConfigDict
 ) -> tuple[jax.Array, jax.Array]:
-    """Return each example's own share, float32 `[n]`, and the key that it was drawn from, `[n]`."""
+    """Return each example's own share, float32 `[n]`, and a key for the rest of it, `[n]`."""
     key = augment.stream_key(seed, step, augment.STREAM_LAMBDA)
     options = config.mixup
     if options.kind == "batch":
@@ -127,4 +127,5 @@ def _shares(
         keys = augment.position_keys(key, groups)
     else:
         keys = augment.position_keys(key, batch.position)
-    return jax.vmap(lambda k: augment.draw_share(k, options.alpha))(keys), keys
+    pairs = jax.vmap(jax.random.split)(keys)
+    return jax.vmap(lambda k: augment.draw_share(k, options.alpha))(pairs[:, 0]), pairs[:, 1]

@@ -20,10 +20,11 @@ except ImportError:  # not on Windows, where nobody guards a workdir but its use
 from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
-from kd_jax import files
+from kd_jax import files, trajectory
 from kd_jax.errors import UserError
 
 CONFIG_FILE = "config.json"
+PROVENANCE_FILE = "provenance.json"
 TEACHER_FILE = "teacher.json"
 RESULT_FILE = "result.json"
 CHECKPOINTS = "checkpoints"
@@ -37,7 +38,7 @@ class InUseError(UserError):
 def check(workdir: Path, config: ConfigDict) -> None:
     """Raise `UserError` unless the directory is new, empty, or belongs to this very experiment.
 
-    Nothing is written.
+    And to this version of the trajectory. Nothing is written.
     """
     if not workdir.exists():
         above = next(path for path in workdir.parents if path.exists())
@@ -65,6 +66,9 @@ def check(workdir: Path, config: ConfigDict) -> None:
             f"the workdir {workdir} belongs to a run of another config ({'; '.join(changed)}): "
             "give this one its own --workdir, or take the old values to resume"
         )
+    starts = files.read_json(workdir / PROVENANCE_FILE) or []
+    if starts:
+        trajectory.check(f"the run in {workdir}", starts[0].get("trajectory", 1))
 
 
 class Lock:

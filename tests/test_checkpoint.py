@@ -1,12 +1,16 @@
 """Checkpoints: exact, and any damage is noticed."""
 
+import hashlib
 import json
+import math
 import shutil
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from kd_jax import interrupt, provenance, workdir
+from kd_jax import interrupt, provenance, trajectory, workdir
 from kd_jax.checkpoint import Checkpoints, DamagedError
 from kd_jax.errors import UserError
 
@@ -50,6 +54,58 @@ def test_what_was_saved_comes_back(copy):
     assert_same(checkpoints.restore_newest(state_of(0)), state_of(2))
     assert checkpoints.best_step() == 1
     assert_same(checkpoints.restore(state_of(0), 1), state_of(1))
+
+
+def test_a_checkpoint_whose_measures_are_not_finite_is_never_the_best(tmp_path):
+    """NaN logits scored 100 % before they were refused; workdirs of then still hold such."""
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    measured = [
+        {"val_top1": 40.0, "val_nll": 2.0},
+        {"val_top1": 100.0, "val_nll": math.nan},
+        {"val_top1": math.nan, "val_nll": 1.0},
+        {"val_top1": 39.0, "val_nll": 2.0},
+    ]
+    for step, metrics in enumerate(measured, 1):
+        checkpoints.save(step, state_of(step), metrics)
+    checkpoints.wait()
+    assert checkpoints.best_step() == 1
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"1", "4"}
+
+
+@pytest.fixture
+def of_version_1(tmp_path):
+    """A checkpoint as it was written before there was a version of the trajectory."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state_of(3)):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    tree = {"state": state_of(3), "digest": np.frombuffer(digest.digest(), np.uint8)}
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        manager.save(3, args=ocp.args.StandardSave(tree), metrics={})
+    return tmp_path / "checkpoints"
+
+
+def test_a_checkpoint_of_another_version_is_read_but_not_resumed(of_version_1):
+    checkpoints = Checkpoints(of_version_1, keep=2)
+    assert checkpoints.version(3) == 1
+    assert_same(checkpoints.restore(state_of(0), 3, version=1), state_of(3))
+    with pytest.raises(UserError, match=r"version 1 of the traj.*version 2 \(the gradient is clip"):
+        checkpoints.restore_newest(state_of(0))
+    assert (of_version_1 / "3").is_dir()
+    checkpoints.save(4, state_of(4))
+    checkpoints.wait()
+    assert checkpoints.version(4) == trajectory.VERSION
+    assert_same(checkpoints.restore_newest(state_of(0)), state_of(4))
+
+
+def test_a_checkpoint_of_the_future_is_not_resumed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(trajectory, "VERSION", trajectory.VERSION + 1)
+        checkpoints = Checkpoints(tmp_path / "c", keep=2)
+        checkpoints.save(1, state_of(1))
+        checkpoints.close()
+    with pytest.raises(UserError, match="a newer kd_jax began it"):
+        Checkpoints(tmp_path / "c", keep=2).restore_newest(state_of(0))
 
 
 def test_none_at_all(tmp_path):

@@ -1,6 +1,8 @@
 """Configs: one place for defaults, every override checked before anything starts."""
 
+import dataclasses
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -10,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from helpers import ROOT, run
-from kd_jax import checks, plan
+from kd_jax import checks, plan, weights
 from kd_jax import config as config_lib
 from kd_jax.errors import UserError
 from test_sources import make_folder
@@ -66,6 +68,29 @@ def test_every_config_has_a_plan(name, arguments, tmp_path, monkeypatch):
     params = float(re.search(r"([\d.]+) M parameters", values["student"])[1])
     assert float(size) >= 4 * params * 0.99
     assert "time at 1000 images/s" in values
+
+
+def test_a_plan_counts_every_teacher_and_their_kept_logits(tmp_path):
+    config = load("resnet44").get_config()
+    config.student.arch, config.teacher.arch = "resnet8", "resnet8"
+    config.distill.view, config.mixup.kind = "fixed", "none"
+    card = weights.ModelCard("resnet20", 100, (32, 32, 3), (0.5,) * 3, (0.25,) * 3, "cifar100",
+                             None, "a test", "0")  # fmt: skip
+    (tmp_path / weights.CARD_FILE).write_text(json.dumps(dataclasses.asdict(card)))
+    config.teacher.ensemble = (str(tmp_path),)
+    said = plan.plan(config, 2, None)
+    assert re.findall(r"\| teacher +\| +(\w+), ([\d.]+) M", said) == [
+        ("resnet8", "0.08"), ("resnet20", "0.28")
+    ]  # fmt: skip
+    values = dict(re.findall(r"\| (\S.*?) +\| +(\S.*?) +\|", said))
+    assert float(values["MB a device: the teachers"]) == pytest.approx(4 * 0.36, abs=0.1)
+    # float32 of two teachers, 45,000 examples and 100 classes.
+    assert values["MB a device: the teachers' kept logits"] == "36.0"
+    config.teacher.ensemble = ("not here",)
+    said = plan.plan(config, 2, None)
+    assert re.search(r"\| teacher +\| +as its weights say", said)
+    assert "MB a device: the teachers, as far as known" in said
+    assert "collectives" not in said  # of a step that cannot be traced
 
 
 def test_a_plan_of_a_streamed_run():
@@ -222,6 +247,11 @@ def test_differences_leave_out_what_may_change():
     new.checkpoint_every_steps = 7
     new.num_devices = 4
     assert config_lib.differences(old, new) == []
+    new.eval_every_epochs = 2.0
+    assert config_lib.differences(old, new) == []
+    old.patience = new.patience = 3  # counts validations, so their distance is part of the training
+    assert config_lib.differences(old, new) == ["eval_every_epochs: 1.0 -> 2.0"]
+    old, new = config_lib.default_config(), config_lib.default_config()
     new.learning_rate = 0.5
     new.mixup.kind = "none"
     changed = config_lib.differences(old, new)

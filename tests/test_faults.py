@@ -1,5 +1,7 @@
 """What may happen to a run: it stops with a sentence, nothing is lost, and it goes on."""
 
+import dataclasses
+import hashlib
 import re
 import shutil
 import signal
@@ -9,11 +11,21 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from commands import Command
 from helpers import run, tree_digest, wait_for
-from kd_jax import weights
+from kd_jax import (
+    experiment,
+    files,
+    models,
+    provenance,
+    restore,
+    trajectory,
+    weights,
+    workdir,
+)
 from kd_jax.console import logger
 from kd_jax.errors import UserError
 from kd_jax.files import read_json, read_json_lines
@@ -163,6 +175,59 @@ def test_a_run_may_go_on_with_more_devices(tmp_path):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
     one, grows = (weights.load(tmp_path / name)[1] for name in ("one", "grows"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=2e-3), grows, one)
+
+
+def test_without_synchronised_batch_norm_a_run_keeps_its_number_of_devices(tmp_path):
+    def config(devices):
+        config = digits_config(devices)
+        config.batch_norm.sync = False
+        return config
+
+    with pytest.raises(StoppedError):
+        train(config(2), tmp_path / "w", StopAfter(2))
+    before = tree_digest(tmp_path / "w")
+    with pytest.raises(
+        UserError, match=r"began on 2 device\(s\), and these are 4: with .*sync=Fal"
+    ):
+        train(config(4), tmp_path / "w")
+    assert tree_digest(tmp_path / "w") == before
+    with pytest.raises(StoppedError):
+        train(config(2), tmp_path / "w", StopAfter(2))
+    run = experiment.build(config(2))
+    assert run.is_changed_by_devices
+    without_norm = models.build("bit_r50x1", 10, (0.5,) * 3, (0.25,) * 3)
+    assert not dataclasses.replace(run, student=without_norm).is_changed_by_devices
+    assert not experiment.build(digits_config(2)).is_changed_by_devices
+
+
+def test_a_run_of_another_trajectory_is_not_resumed_but_read(tmp_path):
+    """As kd_jax left it when nothing had a version: no mark, and one leaf less in the state."""
+    config, place = digits_config(1), tmp_path / "w"
+    run = experiment.build(config)
+    state = trajectory.as_saved(run.initial_state(), 1)
+    workdir.create(place, config)
+    provenance.add_start(place, 0, run.dataset.fingerprint, None, 1)
+    starts = read_json(place / "provenance.json")
+    assert starts[0].pop("trajectory") == 2
+    files.write_json(place / "provenance.json", starts)
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    tree = {"state": state, "digest": np.frombuffer(digest.digest(), np.uint8)}
+    with ocp.CheckpointManager(place / "checkpoints") as manager:
+        manager.save(5, args=ocp.args.StandardSave(jax.tree.map(np.asarray, tree)))
+    before = tree_digest(place)
+    with pytest.raises(UserError, match=r"is of version 1 of the trajectory, .* \(the gradient is"):
+        train(config, place)
+    assert tree_digest(place) == before
+    _, step, variables = restore.student(place, "last")
+    assert step == 5
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], run.initial_state().params)
+    # Without its provenance the checkpoint itself says it.
+    (place / "provenance.json").unlink()
+    with pytest.raises(UserError, match=r"is of version 1 of the trajectory"):
+        train(config, place)
 
 
 def test_a_run_refuses_other_data(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kd_jax import fidelity
+from kd_jax.errors import DivergedError
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.standard_normal((200, 10)).astype(np.float32)
@@ -14,6 +15,33 @@ LABELS = RNG.integers(0, 10, 200)
 def test_top_k_equals_sorting(k):
     hits = [label in np.argsort(-row)[:k] for row, label in zip(LOGITS, LABELS, strict=True)]
     assert fidelity.top_k(LOGITS, LABELS, k) == pytest.approx(100 * np.mean(hits))
+
+
+MEASURES = {
+    "top_k": lambda logits: fidelity.top_k(logits, LABELS, 1),
+    "negative_log_likelihood": lambda logits: fidelity.negative_log_likelihood(logits, LABELS),
+    "calibration_error": lambda logits: fidelity.calibration_error(logits, LABELS),
+    "agreement": lambda logits: fidelity.agreement(logits, LOGITS),
+    "agreement of the teacher": lambda logits: fidelity.agreement(LOGITS, logits),
+    "agreement_top5": lambda logits: fidelity.agreement_top5(logits, LOGITS),
+    "agreement_top5 of the teacher": lambda logits: fidelity.agreement_top5(LOGITS, logits),
+    "entropy": fidelity.entropy,
+    "confusion": lambda logits: fidelity.confusion(logits, LABELS, np.arange(10)),
+    "kl_to_teacher": lambda logits: fidelity.kl_to_teacher(logits, LOGITS),
+    "kl_to_teacher of the teacher": lambda logits: fidelity.kl_to_teacher(LOGITS, logits),
+    "summary": lambda logits: fidelity.summary(logits, LABELS),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_have_no_measure(name, bad):
+    """All NaN was right every time: nothing stood before the label."""
+    MEASURES[name](LOGITS)
+    logits = LOGITS.copy()
+    logits[[3, 7], 2] = bad
+    with pytest.raises(DivergedError, match="not finite for 2 of 200 images"):
+        MEASURES[name](logits)
 
 
 def test_ties_are_not_all_won():

@@ -141,6 +141,14 @@ def test_every_loss_has_a_reference():
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_teacher_whose_answer_is_not_finite_gives_no_finite_loss(name, bad):
+    """Arg-max takes a NaN for the largest: `hard_label` went on with it."""
+    teacher, student = map(jnp.float32, random_logits(5))
+    assert not np.isfinite(LOSSES[name][0](teacher.at[3, 2].set(bad), student)[3])
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_and_its_gradient_equal_float64(name):
     ours, reference = LOSSES[name]
     teacher, student = random_logits(5)

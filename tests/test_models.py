@@ -195,6 +195,36 @@ def test_init_depends_on_the_seed_alone():
     assert (first["batch_stats"]["bn1"]["var"] == 1).all()
 
 
+@pytest.mark.parametrize(("arch", "layer", "std", "uniform"), [
+    ("resnet20", "fc", (1 / 64) ** 0.5 / 3**0.5, True),
+    ("vgg11_bn", "classifier.6", 0.01, False),
+    ("mobilenetv2_x0_5", "classifier.1", 0.01, False),
+    ("mobilenet_v3_small", "classifier.3", 0.01, False),
+])  # fmt: skip
+def test_the_last_layer_begins_as_its_references(arch, layer, std, uniform):
+    """chenyaofo's ResNet leaves it to PyTorch's default for linear layers, bias included."""
+    last = raw_network(arch).init(1, IMAGE_SHAPE)["params"][layer]
+    assert last["kernel"].std() == pytest.approx(std, rel=0.05)
+    largest = np.abs(last["kernel"]).max()
+    if not uniform:
+        assert largest > 3 * std
+        assert (last["bias"] == 0).all()
+        return
+    for leaf in (last["kernel"], last["bias"]):
+        assert 0.97 / 8 < np.abs(leaf).max() <= 1 / 8
+        assert leaf.std() == pytest.approx(std, rel=0.2)
+        assert leaf.mean() == pytest.approx(0, abs=0.02)
+
+
+def test_pytorch_begins_a_linear_layer_as_is_said():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 100)
+    for leaf in (layer.weight, layer.bias):
+        largest = float(leaf.detach().abs().max())
+        assert 0.97 / 8 < largest <= 1 / 8
+
+
 @pytest.mark.parametrize("size", [1, 2, 5])
 @pytest.mark.parametrize("taps", [1, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
@@ -233,6 +263,9 @@ def test_running_statistics_forget_their_start_and_keep_their_momentum():
     for step in range(20):
         early = norm.running_average(early, of_batch, step, momentum=0.99)
     assert float(early["var"]) == pytest.approx(0.01, rel=0.01)
+    learnt = norm.running_average(running, of_batch, None, momentum=0.99)
+    assert float(learnt["mean"]) == pytest.approx(0.05, rel=1e-5)
+    assert float(learnt["var"]) == pytest.approx(0.9901, rel=1e-5)
     late = norm.running_average(running, of_batch, 10_000, momentum=0.99)
     assert float(late["mean"]) == pytest.approx(0.05, rel=1e-5)
     assert float(late["var"]) == pytest.approx(0.9901, rel=1e-5)

@@ -1,5 +1,6 @@
 """Batch norm in its compiled passes: values, statistics and gradients of Flax's, in float64."""
 
+import dataclasses
 import functools
 
 import flax.errors
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import native
+from kd_jax import experiment, models, native
 from kd_jax.models import layers, norm
 
 # Maps of the zoo; one pixel; channels that leave half a vector; a row wider than a block.
@@ -65,6 +66,51 @@ def slopes(layer, x, params, weight, activation):
 
     grads, made = jax.grad(loss, (0, 1), has_aux=True)(x, params)
     return jax.tree.leaves((made, grads))
+
+
+NETWORK = models.build("resnet8", 10, (0.5,) * 3, (0.25,) * 3)
+
+
+def names(pattern):
+    return experiment.frozen_norms(pattern, NETWORK, (32, 32, 3))
+
+
+def train(network, variables, pixels):
+    return jax.jit(lambda v, x: network.train_logits(v, x, None))(variables, pixels)
+
+
+def test_a_norm_is_frozen_when_all_its_parameters_are():
+    assert names("") == set()
+    assert names("kernel") == set()
+    assert names("bn1/scale") == set()
+    assert names("^bn1/") == {"bn1"}
+    assert names("layer1|conv1") == {"layer1.0/bn1", "layer1.0/bn2"}
+    assert len(names("^(?!fc)")) == 9
+
+
+def test_statistics_of_a_frozen_norm_are_used_and_do_not_move():
+    """All but the head is frozen: then training sees what evaluation sees."""
+    frozen = dataclasses.replace(NETWORK, kept_norms=names("^(?!fc)"))
+    variables = NETWORK.init(0, (32, 32, 3))
+    rng = np.random.default_rng(1)
+    running = jax.tree.map(
+        lambda leaf: np.float32(rng.uniform(0.5, 2.0, leaf.shape)), variables["batch_stats"]
+    )
+    variables = {"params": variables["params"], "batch_stats": running}
+    pixels = rng.random((8, 32, 32, 3), np.float32)
+    logits, seen = train(frozen, variables, pixels)
+    in_eval_mode = jax.jit(NETWORK.logits)(variables, pixels)
+    np.testing.assert_allclose(logits, in_eval_mode, rtol=1e-4, atol=1e-4)
+    for step in (None, 0, 1000):
+        kept = frozen.average_statistics(running, seen, step)
+        jax.tree.map(np.testing.assert_array_equal, kept, running)
+    some = dataclasses.replace(NETWORK, kept_norms=names("layer1|conv1"))
+    _, seen = train(some, variables, pixels)
+    after = some.average_statistics(running, seen, 0)
+    for name in ("bn1", "layer2.0"):
+        old, new = jax.tree.leaves(running[name]), jax.tree.leaves(after[name])
+        assert not any(np.array_equal(a, b) for a, b in zip(old, new, strict=True))
+    jax.tree.map(np.testing.assert_array_equal, after["layer1.0"], running["layer1.0"])
 
 
 @needs_compiler

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from helpers import run as run_command
-from kd_jax import ensemble, models, objective, optim, parallel, recipes
+from kd_jax import ensemble, losses, models, objective, optim, parallel, recipes
 from kd_jax.batches import batch_at
 from kd_jax.errors import UserError
 from training import IMAGES, LABELS, run, small_config, tiny
@@ -79,7 +79,7 @@ def test_several_teachers_have_one_gradient_either_way():
     slopes, values = [], []
     for combine in ("probabilities", "losses"):
         both = ensemble.Ensemble((network, network), (0.25, 0.75), combine)
-        targets, shares = both.targets(logits, 4.0)
+        targets, shares = both.targets(logits, "forward_kl", 4.0)
         config.distill.temperature = 4.0
 
         def loss(s, targets=targets, shares=shares):
@@ -89,6 +89,56 @@ def test_several_teachers_have_one_gradient_either_way():
         slopes.append(jax.grad(loss)(student))
     np.testing.assert_allclose(slopes[0], slopes[1], rtol=1e-3, atol=1e-5)
     assert values[1] > values[0]
+
+
+def to_several(loss, logits, student, temperature, combine="probabilities"):
+    """The loss of each example to teachers of equal shares."""
+    network = models.build("resnet8", 10, (0.5,) * 3, (0.25,) * 3)
+    count = len(logits)
+    several = ensemble.Ensemble((network,) * count, (1 / count,) * count, combine)
+    config = small_config(**{"distill.loss": loss, "distill.temperature": temperature})
+    targets, shares = several.targets(logits, loss, temperature)
+
+    def on_one_device(_):
+        return objective.student_loss(config, student, targets, shares, None, np.arange(6) % 10)
+
+    return jax.vmap(on_one_device, axis_name=parallel.AXIS)(np.zeros(1))[0]
+
+
+@pytest.mark.parametrize("loss", losses.NAMES)
+@pytest.mark.parametrize("combine", ["probabilities", "losses"])
+def test_a_teacher_counted_twice_is_as_one(loss, combine):
+    """Of any loss; squared error gave a perfect student 75 here, where 0 is true."""
+    rng = np.random.default_rng(2)
+    teacher, student = np.float32(5 * rng.standard_normal((2, 6, 10))) + 3
+    for logits in (student, teacher):
+        alone = to_several(loss, teacher[None], logits, 5.0)
+        twice = to_several(loss, np.stack([teacher, teacher]), logits, 5.0, combine)
+        np.testing.assert_allclose(twice, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_squared_error_to_several_is_to_the_mean_of_their_logits():
+    rng = np.random.default_rng(3)
+    teachers, student = 4 * rng.standard_normal((3, 6, 10)), rng.standard_normal((6, 10))
+    for temperature in (1.0, 7.0):
+        ours = to_several("squared_error", np.float32(teachers), np.float32(student), temperature)
+        expected = 0.5 * ((student - teachers.mean(0)) ** 2).mean(-1)
+        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+def test_the_choice_of_several_teachers_does_not_depend_on_the_temperature():
+    """One is very sure of class 1, two are sure of class 0, which wins at T = 1 but not at 20."""
+    sure, leaning = [0.0, 20.0, 0.0], [3.0, 0.0, 0.0]
+    teachers = np.float32([[sure], [leaning], [leaning]])
+    student = np.float32([[0.3, -0.2, 0.1]])
+    expected = float(np.log(np.exp(student).sum()) - student[0, 0])
+    for temperature in (1.0, 5.0, 20.0):
+        several = ensemble.Ensemble((None,) * 3, (1 / 3,) * 3, "probabilities")
+        (target,), _ = several.targets(teachers, "hard_label", temperature)
+        loss = losses.hard_label(target, student)
+        assert float(loss[0]) == pytest.approx(expected, rel=1e-5)
+    (soft,), _ = several.targets(teachers, "forward_kl", 20.0)
+    assert int(soft.argmax()) == 1
 
 
 @pytest.mark.parametrize("arch", ["resnet8", "mobilenet_v3_small", "mobilenetv2_x0_5", "vgg11_bn"])

@@ -1,14 +1,19 @@
 """Whole runs under the options that touch more than the step: teachers, views, early stopping."""
 
+import dataclasses
+import shutil
+
+import jax
 import numpy as np
 import pytest
 
-from kd_jax import fixed_view, measure, recipes
+from kd_jax import fidelity, fixed_view, measure, parallel, recipes
 from kd_jax.console import logger
-from kd_jax.errors import UserError
+from kd_jax.errors import DivergedError, UserError
 from kd_jax.experiment import build
 from kd_jax.files import read_json, read_json_lines
 from kd_jax.interrupt import StoppedError
+from kd_jax.loop import MemberError
 from kd_jax.train import train
 from training import StopAfter, digits_config
 
@@ -51,7 +56,19 @@ def test_a_student_of_two_teachers(two_teachers, tmp_path, combine):
     # The same run again finds its teachers; with another second one it is refused.
     assert train(distil(first, **options), tmp_path / "w") == result
     with pytest.raises(UserError, match="began with the teacher"):
-        train(distil(first, **(options | {"teacher.ensemble": (str(first),)})), tmp_path / "w")
+        train(distil(second, **(options | {"teacher.ensemble": (str(first),)})), tmp_path / "w")
+
+
+def test_a_teacher_is_named_once(two_teachers, tmp_path):
+    first, second = map(str, two_teachers)
+    for others in ((first,), (second, second)):
+        with pytest.raises(UserError, match=r"config.teacher.ensemble .* expected each teacher on"):
+            train(distil(first, **{"teacher.ensemble": others}), tmp_path / "w")
+    (tmp_path / "alias").symlink_to(first)
+    config = distil(first, **{"teacher.ensemble": (str(tmp_path / "alias"),)})
+    with pytest.raises(UserError, match=r"are the same network: name each once"):
+        train(config, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
 
 
 def test_a_fixed_view_keeps_the_teachers_logits_and_checks_them(two_teachers, tmp_path, caplog):
@@ -70,6 +87,55 @@ def test_a_fixed_view_keeps_the_teachers_logits_and_checks_them(two_teachers, tm
     np.testing.assert_allclose(np.load(path)["logits"], fresh, rtol=1e-5, atol=1e-5)
     train(config, tmp_path / "unbroken")
     assert losses_of(tmp_path / "w") == losses_of(tmp_path / "unbroken")
+
+
+def test_a_teacher_whose_answers_are_not_finite_is_refused(two_teachers):
+    config = distil(two_teachers[0])
+    run = build(config)
+    run.teachers.members[0].variables["params"]["fc"]["kernel"][0, 3] = np.nan
+    judge = measure.Judge(run)
+    for ask in (judge.members_logits, judge.teacher_logits):
+        with pytest.raises(
+            UserError, match=r"the teacher resnet8's logits are not finite for 360 "
+        ):
+            ask("test")
+    with pytest.raises(UserError, match=r"not finite for 7 of 7 images"):
+        judge.some_members_logits("train", 7)
+
+
+def test_answers_that_are_not_finite_in_validation_are_divergence(tmp_path, monkeypatch):
+    """It is not saved, is not the best, and is never counted as right."""
+    config = digits_config(2)
+    config.eval_every_epochs = 10 * 32 / 1293
+    original = fidelity.check_finite
+    seen = []
+
+    def second_is_broken(logits, whose="the"):
+        seen.append(whose)
+        if "val" in whose and sum("val" in each for each in seen) == 2:
+            logits = np.where(np.arange(len(logits))[:, None] < 5, np.nan, logits)
+        original(logits, whose)
+
+    monkeypatch.setattr(fidelity, "check_finite", second_is_broken)
+    with pytest.raises(MemberError, match=(
+        r"on the val split the student's logits are not finite for 5 of 144 images at step 20: "
+        r"the checkpoint of step 10 is kept, it reaches [\d.]+ % on validation; try a lower"
+    )):  # fmt: skip
+        train(config, tmp_path / "w")
+    assert [path.name for path in (tmp_path / "w" / "checkpoints").iterdir()] == ["10"]
+    records = read_json_lines(tmp_path / "w" / "metrics.jsonl")
+    assert [r["step"] for r in records if r["kind"] == "val"] == [10]
+    assert not (tmp_path / "w" / "result.json").exists()
+
+
+def test_a_student_whose_answers_are_not_finite_is_not_measured():
+    run = build(digits_config(1))
+    variables = jax.device_get(run.initial_state().variables)
+    variables["params"]["fc"]["bias"] = np.full(10, np.inf, np.float32)
+    judge = measure.Judge(run)
+    for look in (judge.measure_student, judge.student_logits):
+        with pytest.raises(DivergedError, match="on the test split the student's logits are not"):
+            look(parallel.replicate(variables, run.devices), "test")
 
 
 def test_early_stopping_keeps_the_best_and_survives_a_stop(tmp_path):
@@ -123,8 +189,26 @@ def test_a_student_may_start_from_weights_and_keep_some(two_teachers, tmp_path):
     from kd_jax import weights
 
     _, variables = weights.load(tmp_path / "w")
+    begun = run.initial_state().batch_stats
+    kept = variables["batch_stats"]["layer1.0"]
+    jax.tree.map(np.testing.assert_array_equal, kept, dict(begun["layer1.0"]))
+    assert not np.array_equal(variables["batch_stats"]["bn1"]["mean"], begun["bn1"]["mean"])
     assert np.array_equal(variables["params"]["conv1"]["kernel"], start["conv1"]["kernel"])
     assert not np.array_equal(variables["params"]["fc"]["kernel"], start["fc"]["kernel"])
+    # Its start may not change under it: the arrays, or the normalisation on the card alone.
+    card, variables = weights.load(two_teachers[1])
+    for changed in (dataclasses.replace(card, mean=(0.1, 0.2, 0.3)), card):
+        other = tmp_path / str(changed.mean[0])
+        shutil.copytree(two_teachers[1], other)
+        if changed is card:
+            variables["params"]["fc"]["bias"] = variables["params"]["fc"]["bias"] + 1
+        place = tmp_path / f"of {other.name}"
+        moved = distil(two_teachers[0], **(options | {"student.weights": str(other)}))
+        with pytest.raises(StoppedError):
+            train(moved, place, StopAfter(2))
+        weights.save(other, changed, variables)
+        with pytest.raises(UserError, match=r"student of the run in .* began with other weight"):
+            train(moved, place)
     for pattern in ("nothing has this name", "."):
         config = distil(two_teachers[0], **(options | {"student.freeze": pattern}))
         with pytest.raises(UserError, match="expected some and not all"):

@@ -9,7 +9,7 @@ import pytest
 
 from commands import Command
 from helpers import run, tree_digest, wait_for
-from kd_jax import claims, cohort, runs, session, study
+from kd_jax import claims, cohort, runs, session, study, workdir
 from kd_jax import config as config_lib
 from kd_jax.config import default_config
 from kd_jax.console import logger
@@ -219,6 +219,17 @@ def test_a_study_does_not_move_into_other_files(tiny, tmp_path):
         study.check(tmp_path, listed)
     with pytest.raises(UserError, match="is a file: expected a directory"):
         study.check(tmp_path / "file", listed)
+
+
+def test_a_table_is_not_of_two_trajectories(tiny, tmp_path):
+    listed = runs.load(str(tiny))
+    study.begin(tmp_path, listed)
+    place = tmp_path / "runs" / listed.runs[-1].name
+    workdir.create(place, listed.runs[-1].config)
+    study.check(tmp_path, listed)
+    (place / "provenance.json").write_text('[{"step": 0, "devices": 1}]')
+    with pytest.raises(UserError, match=rf"the run in {place} is of version 1 of the trajectory"):
+        study.check(tmp_path, listed)
 
 
 def test_what_belongs_together_is_claimed_and_trained_together(unbroken, tmp_path, monkeypatch,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import augment, batches, views
+from kd_jax import augment, batches, sources, views
 from kd_jax.config import default_config
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (50, 8, 8, 3), np.uint8)
@@ -163,6 +163,43 @@ def test_streams_steps_and_seeds_are_independent():
         for stream in range(4)
     }
     assert len(draws) == 36
+
+
+@pytest.mark.parametrize("kind", ["batch", "group", "example"])
+def test_a_box_is_drawn_from_a_key_that_nothing_else_was_drawn_from(kind, monkeypatch):
+    """The share splits its key, unless alpha is 1: `fold_in(key, 1)` is one of the halves."""
+    config = default_config()
+    config.batch_size = 16
+    config.update_from_flattened_dict({"mixup.kind": kind, "mixup.method": "cutmix"})
+    config.mixup.groups = 4 if kind == "group" else 1
+    monkeypatch.setattr(augment, "draw_share", lambda key, alpha: jax.random.key_data(key))
+    used, boxes = views._shares(batches.batch_at(0, 16, 50, 0), 7, 0, config)
+    halves = jax.vmap(jax.random.split)(jax.random.wrap_key_data(used))
+    drawn_from, for_boxes = (
+        {tuple(data) for data in np.asarray(each).reshape(-1, 2).tolist()}
+        for each in (
+            np.concatenate([used, jax.random.key_data(halves).reshape(-1, 2)]),
+            jax.random.key_data(boxes),
+        )
+    )
+    distinct = {"batch": 1, "group": 4, "example": 16}[kind]
+    assert len(for_boxes) == distinct
+    assert len(drawn_from) == 3 * distinct
+    assert not for_boxes & drawn_from
+    one = jax.random.key(3)  # what made a key of its own out of a key that is split
+    assert jax.random.fold_in(one, 1) == jax.random.split(one)[1]
+
+
+def test_the_hold_out_and_the_order_of_examples_are_drawn_apart():
+    """NumPy's seeds 0 and (0, 0) are one stream: the hold-out was the first epoch's beginning."""
+    assert np.random.default_rng(0).random() == np.random.default_rng([0, 0]).random()
+    count = 1000
+    held_out = np.random.default_rng(0).permutation(count)  # `data`, of the default split_seed
+    first_epoch = batches.examples_at(0, count, count, seed=0)
+    assert (held_out == first_epoch).mean() < 0.02
+    labels = np.zeros(count, int)
+    chosen = sources.stratified_indices(labels, count // 10, 0)
+    assert len(set(chosen) & set(first_epoch[: count // 10])) < 30
 
 
 def test_every_example_is_seen_once_an_epoch():

@@ -87,7 +87,9 @@ def run(config, num_devices, num_steps=20, labels=None, teacher_logits=None):
         batch = batches.batch_at(
             i, config.batch_size, len(IMAGES), seed=3, partner=config.mixup.partner
         )
-        state, metrics = train_step(state, constants, parallel.shard(batch, devices))
+        state, metrics = train_step(
+            state, constants, parallel.shard(batch, devices, config.accumulate)
+        )
         recorded.append({name: float(value) for name, value in metrics.items()})
     return jax.device_get(state), recorded
 

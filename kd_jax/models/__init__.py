@@ -57,7 +57,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 Variables = Mapping[str, Any]
 
-_DENSE_STD = 0.01  # of linear layers at first, in the references of VGG and MobileNet
+_DENSE_STD = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +68,15 @@ class Network:
       arch: its name in `MODELS`.
       module: `module.apply(variables, normalised_images, train=...)` gives logits.
       mean, std: of the pixels in [0, 1], one value a channel.
+      kept_norms: paths, joined by `/`, of batch norms that stay in eval mode in training: their
+        running statistics are used and do not move.
     """
 
     arch: str
     module: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    kept_norms: frozenset[str] = frozenset()
 
     @property
     def num_classes(self) -> int:
@@ -90,9 +93,8 @@ class Network:
         Drawn by NumPy, each leaf from (seed, its path): the same on every platform and under every
         version of JAX, and without compiling a program of a hundred random generators.
         """
-        std_of = getattr(self.module, "kernel_std", _kernel_std)
         flat = {
-            path: _initial_value(path, shape, seed, std_of)
+            path: _initial_value(path, shape, seed, self.module)
             for path, shape in flat_shapes(self, image_shape).items()
         }
         return both_collections(flax.traverse_util.unflatten_dict(flat))
@@ -113,23 +115,29 @@ class Network:
         """Return float32 logits in train mode, and this batch's own statistics.
 
         Args:
-          variables: `params` and `batch_stats` (which train mode does not read).
+          variables: `params` and `batch_stats`, of which train mode reads those of `kept_norms`.
           pixels: float32 `[batch, H, W, C]` in [0, 1].
           dropout_keys: keys `[batch]`, or None for no dropout.
         """
-        logits, updates = self.module.apply(
-            variables,
-            self.normalise(pixels),
-            train=True,
-            dropout_keys=dropout_keys,
-            mutable=["batch_stats"],
-        )
+        with norm.keeping(self.kept_norms):
+            logits, updates = self.module.apply(
+                variables,
+                self.normalise(pixels),
+                train=True,
+                dropout_keys=dropout_keys,
+                mutable=["batch_stats"],
+            )
         return logits.astype(jnp.float32), both_collections(updates)["batch_stats"]
 
-    def average_statistics(self, running: Any, of_batch: Any, step: jax.Array) -> Any:
+    def average_statistics(self, running: Any, of_batch: Any, step: jax.Array | None) -> Any:
         """Return the running statistics after one more batch, see `norm.running_average`."""
         momentum = self.module.batch_norm_momentum
-        return norm.running_average(running, of_batch, step, momentum)
+        averaged = norm.running_average(running, of_batch, step, momentum)
+
+        def choose(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
+            return old if "/".join(part.key for part in path[:-1]) in self.kept_norms else new
+
+        return jax.tree_util.tree_map_with_path(choose, running, averaged)
 
 
 def build(
@@ -173,25 +181,27 @@ def both_collections(variables: Variables) -> dict[str, Any]:
 def _kernel_std(path: tuple[str, ...], shape: tuple[int, ...]) -> float:
     """Return the spread of a kernel's first values: He's over the fan-out for convolutions.
 
-    As the references of all families have it but of those whose module has its own `kernel_std`.
+    And 0.01 for linear layers: as the references of VGG and MobileNet have it, and ResNet's but for
+    its last layer. A module may have its own `kernel_std` and `uniform_bound`.
     """
     return math.sqrt(2.0 / (shape[0] * shape[1] * shape[3])) if len(shape) == 4 else _DENSE_STD
 
 
 def _initial_value(
-    path: tuple[str, ...],
-    shape: tuple[int, ...],
-    seed: int,
-    std_of: Callable[[tuple[str, ...], tuple[int, ...]], float],
+    path: tuple[str, ...], shape: tuple[int, ...], seed: int, module: nn.Module
 ) -> np.ndarray:
-    """Return a leaf's first value."""
+    """Return a leaf's first value, from (seed, its path) alone."""
+    rng = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])
+    bound = getattr(module, "uniform_bound", lambda _: None)(path)
+    if bound is not None:
+        return rng.uniform(-bound, bound, shape).astype(np.float32)
     if path[-1] in ("scale", "var"):
         return np.ones(shape, np.float32)
     if path[-1] in ("bias", "mean"):
         return np.zeros(shape, np.float32)
     if path[-1] != "kernel":
         raise ValueError(f"no initialiser for {'/'.join(path)}")
-    rng = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])
+    std_of = getattr(module, "kernel_std", _kernel_std)
     return (std_of(path, shape) * rng.standard_normal(shape)).astype(np.float32)
 
 

@@ -7,8 +7,9 @@ of every sum.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -30,19 +31,36 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+_kept: frozenset[str] = frozenset()
+
+
+@contextlib.contextmanager
+def keeping(paths: frozenset[str]) -> Iterator[None]:
+    """Trace the norms at these paths, joined by `/`, in eval mode: their statistics are kept."""
+    global _kept
+    before, _kept = _kept, paths
+    try:
+        yield
+    finally:
+        _kept = before
+
+
 class BatchNorm(nn.BatchNorm):
     """Flax's, followed by an activation: `none`, `relu`, `relu6` or `hard_swish`.
 
     Made by `batch_norm` alone: the compiled form knows none of Flax's other options.
     """
 
+    train: bool = False
     activation: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """Return the activation of the normalised `x` `[..., channels]`."""
-        if self.use_running_average or self.is_initializing() or not self._compiled(x):
-            return ACTIVATIONS[self.activation](super().__call__(x))
+        running = not self.train or "/".join(self.path) in _kept
+        if running or self.is_initializing() or not self._compiled(x):
+            y = super().__call__(x, use_running_average=running)
+            return ACTIVATIONS[self.activation](y)
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -76,7 +94,7 @@ def batch_norm(
     """
     return functools.partial(
         BatchNorm,
-        use_running_average=not train,
+        train=train,
         axis_name=axis_name,
         momentum=0.0,
         epsilon=epsilon,
@@ -84,7 +102,7 @@ def batch_norm(
     )
 
 
-def running_average(running: Any, new: Any, step: jax.Array | int, momentum: float) -> Any:
+def running_average(running: Any, new: Any, step: jax.Array | int | None, momentum: float) -> Any:
     """Return the running average, of batch statistics or of weights, after one more step.
 
     `momentum` is the share of the old (for batch norm Flax's, one minus PyTorch's), but it is
@@ -98,11 +116,14 @@ def running_average(running: Any, new: Any, step: jax.Array | int, momentum: flo
 
     Args:
       running, new: trees of the same structure.
-      step: number of updates made before this one.
+      step: number of updates made before this one; None where `running` had been learnt before
+        them: then it is not to be forgotten, and `momentum` holds from the start.
       momentum: the share of the old, in [0, 1).
     """
-    step = jnp.asarray(step, jnp.float32)
-    old_share = jnp.minimum(momentum, (1.0 + step) / (10.0 + step))
+    old_share = jnp.asarray(momentum, jnp.float32)
+    if step is not None:
+        step = jnp.asarray(step, jnp.float32)
+        old_share = jnp.minimum(momentum, (1.0 + step) / (10.0 + step))
     return jax.tree.map(
         lambda old, value: old_share * old + (1.0 - old_share) * value, running, new
     )

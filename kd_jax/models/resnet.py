@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from kd_jax.models import layers
 from kd_jax.models.norm import BatchNorm, batch_norm
 
+_WIDTHS = (16, 32, 64)
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut."""
@@ -48,14 +50,23 @@ class ResNet(nn.Module):
     dropout_rate: float = 0.0
     batch_norm_momentum: float = 0.9
 
+    @staticmethod
+    def uniform_bound(path: tuple[str, ...]) -> float | None:
+        """Return the bound of a leaf whose first values are uniform; None for all others.
+
+        The reference leaves its last layer as PyTorch makes a linear layer: weights and biases
+        uniform over plus and minus the root of one over the fan-in.
+        """
+        return _WIDTHS[-1] ** -0.5 if path[-2] == "fc" else None
+
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
         norm = batch_norm(train, self.axis_name, self.dtype)
-        x = layers.Conv(16, 3, dtype=self.dtype, name="conv1")(x)
+        x = layers.Conv(_WIDTHS[0], 3, dtype=self.dtype, name="conv1")(x)
         x = norm(name="bn1", activation="relu")(x)
-        for stage, features in enumerate((16, 32, 64)):
+        for stage, features in enumerate(_WIDTHS):
             for block in range(self.blocks_per_stage):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"layer{stage + 1}.{block}"

@@ -1,0 +1,48 @@
+"""The version of the trajectory: what a config and a seed give, and what a checkpoint holds.
+
+It rises with every change after which the same command trains otherwise. A run that began under
+another version is not resumed: half of it would be one training and half another. It can still be
+evaluated, probed and reported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kd_jax.errors import UserError
+
+VERSION = 2
+# What each version changed. Workdirs and checkpoints that name none are of version 1.
+CHANGES = {
+    2: "the gradient is clipped before L2 is added, parts of a batch do not depend on devices, "
+    "ResNet's last layer begins as its reference's, networks that start from weights keep their "
+    "batch statistics, the order of examples, mixup's shares and CutMix's boxes are drawn anew",
+}
+
+
+def check(where: str, version: int) -> None:
+    """Raise `UserError` if a run is of another version.
+
+    Args:
+      where: what is of that version, to begin a sentence.
+      version: its own.
+    """
+    if version == VERSION:
+        return
+    if version > VERSION:
+        reason = "a newer kd_jax began it"
+    else:
+        reason = "; ".join(CHANGES[number] for number in range(version + 1, VERSION + 1))
+    raise UserError(
+        f"{where} is of version {version} of the trajectory, and this kd_jax trains version "
+        f"{VERSION} ({reason}): resume it with the kd_jax that began it, or begin anew in another "
+        "--workdir; kd_jax.evaluate, probe and report can still read it"
+    )
+
+
+def as_saved(state: Any, version: int) -> Any:
+    """Return a `steps.TrainState` with the leaves that a checkpoint of some version has."""
+    if version > 1:
+        return state
+    sums = {name: leaf for name, leaf in state.metric_sums.items() if name != "steps"}
+    return state.replace(metric_sums=sums)
