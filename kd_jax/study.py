@@ -143,10 +143,9 @@ def _tell(its: session.Session) -> str:
     return "\n".join(lines)
 
 
-def _leave_to_another(name: str) -> None:
+def _leave_to_another(name: str, why: str) -> None:
     print(
-        f"{name} was taken over by another process, since this one was silent for "
-        f"{_STALE_MINUTES.value:g} minutes: the same command goes on with the other runs",
+        f"stopped: {name} {why}; the same command goes on with the other runs",
         file=sys.stderr,
         flush=True,
     )

@@ -1,6 +1,8 @@
 """Who has a run of a study: one process at a time, whatever happens to the others."""
 
+import errno
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -10,7 +12,20 @@ import time
 import pytest
 
 from kd_jax import claims
+from kd_jax.console import logger
+from kd_jax.errors import UserError
 from kd_jax.files import read_json
+
+
+@pytest.fixture
+def warned():
+    """What our log says, in order."""
+    texts = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: texts.append(record.getMessage())
+    logger.addHandler(handler)
+    yield texts
+    logger.removeHandler(handler)
 
 
 def dead_process():
@@ -73,11 +88,11 @@ def test_a_claim_is_kept_fresh_and_its_holder_hears_when_it_is_taken_over(tmp_pa
     monkeypatch.setattr(claims, "_HEARTBEAT_SECONDS", 0.05)
     told, heard = [], threading.Event()
 
-    def overtaken(name):
-        told.append(name)
+    def lost(name, why):
+        told.append((name, why))
         heard.set()
 
-    with claims.Claims(tmp_path, 60, overtaken) as own:
+    with claims.Claims(tmp_path, 60, lost) as own:
         own.take("a")
         path = tmp_path / "claims" / "a" / "1.json"
         os.utime(path, (0, 0))
@@ -88,4 +103,132 @@ def test_a_claim_is_kept_fresh_and_its_holder_hears_when_it_is_taken_over(tmp_pa
         assert not told
         shutil.copy(path, path.with_name("2.json"))
         assert heard.wait(10)
-        assert told[0] == "a"
+        assert told[0][0] == "a"
+        assert "taken over by another process" in told[0][1]
+
+
+STRAYS = ("._1.json", "1 (copy).json", "01.json", ".DS_Store", "new.json", "2.json.partial")
+
+
+def broken(*_, **__):
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_stray_files_are_no_claims(tmp_path):
+    with claims.Claims(tmp_path, 60, pytest.fail) as own:
+        folder = tmp_path / "claims" / "a"
+        folder.mkdir(parents=True)
+        for name in STRAYS:
+            (folder / name).write_text("{}")
+        assert own.holder("a") is None
+        assert own.take("a") == 1
+        os.utime(folder / "1.json", (0, 0))
+        own.beat()
+        assert (folder / "1.json").stat().st_mtime > time.time() - 60
+        assert (own.take("a"), own.tries("a")) == (None, 1)
+        own.release("a", "done")
+        assert (own.take("a"), own.tries("a")) == (2, 2)
+
+
+@pytest.mark.parametrize("call", ["utime", "listdir"])
+def test_a_heart_goes_on_beating_when_the_place_fails(call, tmp_path, monkeypatch, warned):
+    own = claims.Claims(tmp_path, 60, pytest.fail)
+    own.take("a")
+    path = tmp_path / "claims" / "a" / "1.json"
+    os.utime(path, (0, 0))
+    with monkeypatch.context() as failing:
+        failing.setattr(os, call, broken)
+        own.beat()
+        own.beat()  # said once a minute, not at each beat
+        assert (own.holder("a"), own.tries("a")) == (None, 0 if call == "listdir" else 1)
+    assert [text.split(":")[0] for text in warned] == [
+        "the claim on a cannot be kept fresh ([Errno 5] Input/output error)"
+    ]
+    own.beat()
+    assert path.stat().st_mtime > time.time() - 60
+    assert warned[1] == "the claim on a is fresh again"
+
+
+def test_a_claim_out_of_reach_for_too_long_counts_as_lost(tmp_path, monkeypatch, warned):
+    told = []
+    own = claims.Claims(tmp_path, 60, lambda *said: told.append(said))
+    own.take("a")
+    monkeypatch.setattr(os, "utime", broken)
+    own.beat()
+    assert not told
+    assert len(warned) == 1
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 51)  # two beats before others may take it
+    own.beat()
+    ((name, why),) = told
+    assert name == "a"
+    assert "could not be kept for 51 s, and others may take it over ([Errno 5]" in why
+
+
+@pytest.mark.parametrize("made_again", [True, False])
+def test_a_claim_that_was_removed_is_made_again_or_lost(made_again, tmp_path):
+    told = []
+    own = claims.Claims(tmp_path, 60, lambda name, _: told.append(name))
+    other = claims.Claims(tmp_path, 60, pytest.fail)
+    own.take("a")
+    path = tmp_path / "claims" / "a" / "1.json"
+    said = read_json(path)
+    path.unlink()
+    if made_again:
+        assert other.take("a") == 1
+    own.beat()
+    assert told == ["a"] * made_again
+    assert (read_json(path) == said) == (not made_again)
+    other.beat()
+
+
+def test_what_could_not_be_written_is_written_with_a_later_beat(tmp_path, monkeypatch, warned):
+    own = claims.Claims(tmp_path, 60, pytest.fail)
+    path = tmp_path / "claims" / "a" / "1.json"
+    with monkeypatch.context() as failing:
+        failing.setattr("builtins.open", broken)
+        assert (own.take("a"), own.take("a")) == (None, None)
+    assert len(warned) == 1
+    assert own.take("a") == 1
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "replace", broken)
+        own.release("a", "done")
+        own.beat()
+        assert own.holder("a") is not None
+    own.beat()
+    assert read_json(path)["ended"] == "done"
+    assert own.holder("a") is None
+
+
+def test_a_disk_that_is_full_when_a_claim_is_made(tmp_path, monkeypatch, warned):
+    own = claims.Claims(tmp_path, 60, pytest.fail)
+    with monkeypatch.context() as failing:
+        failing.setattr(json, "dumps", broken)  # the file is made, and stays empty
+        assert own.take("a") == 1
+    assert claims.Claims(tmp_path, 60, pytest.fail).take("a") is None
+    own.beat()
+    assert read_json(tmp_path / "claims" / "a" / "1.json")["process"] == os.getpid()
+
+
+def test_a_place_that_will_never_do_is_one_sentence(tmp_path, monkeypatch, warned):
+    (tmp_path / "claims").touch()
+    own = claims.Claims(tmp_path, 60, pytest.fail)
+    with pytest.raises(UserError, match="claims/a cannot be written .*: make the place writable"):
+        own.take("a")
+    monkeypatch.setattr(os, "listdir", broken)
+    assert own.take("b") is None
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    with pytest.raises(UserError, match="claims/b cannot be written .Input/output error."):
+        own.take("b")
+
+
+@pytest.mark.parametrize("said", ["[]", '{"machine": 3}', '{"process": "x"}', '{"process": 1e99}'])
+def test_a_claim_that_says_anything_goes_by_its_age(said, tmp_path):
+    own = claims.Claims(tmp_path, 60, pytest.fail)
+    path = write_claim(tmp_path, "a")
+    path.write_text(said)
+    assert own.take("a") is None
+    assert own.holder("a").startswith("process ")
+    os.utime(path, (time.time() - 61,) * 2)
+    assert own.take("a") == 2

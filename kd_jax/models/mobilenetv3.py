@@ -1,13 +1,14 @@
 """MobileNetV3, small and large, in the two forms that the study mixes up.
 
 `torchvision`: ImageNet strides, so a 32-pixel image ends as one pixel; what the study trained.
-`cifar`: stem and first block keep the resolution (maps 32, 32, 16, 8, 4); what its Table 1 quotes.
+`cifar`: the stem keeps the resolution, and so does the first block that would halve it: the first
+of the small network (maps 32, 32, 16, 8, 4), what the study's Table 1 quotes; the second of the
+large one (maps 32, 32, 32, 16, 8, 4).
 They also differ in squeeze-excite (place, biases, hidden width), in the last 1x1 convolution and
 in the batch norms' constants: each difference is one line below.
 
 Source: Howard et al. 2019, tables 1 and 2; the forms follow torchvision and ShowLo/MobileNetV3, and
 the submodules carry the names of those PyTorch models, so their weights need no renaming table.
-The large network's CIFAR form applies the small one's rules: nothing was at hand to compare it to.
 """
 
 from __future__ import annotations
@@ -65,6 +66,12 @@ LARGE = (
     Row(5, 960, 160, True, True, 1),
 )
 SMALL_LAST_CHANNELS, LARGE_LAST_CHANNELS = 1024, 1280
+
+
+def _keep_resolution(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Return the rows of the CIFAR form: the first that would halve the map does not."""
+    first = next(i for i, row in enumerate(rows) if row.stride == 2)
+    return (*rows[:first], rows[first]._replace(stride=1), *rows[first + 1 :])
 
 
 def _activation(hard: bool) -> str:
@@ -170,8 +177,8 @@ class MobileNetV3(nn.Module):
 
         x = conv(16, 3, 1 if self.cifar else 2, name=f"{features}.0.0")(x)
         x = norm(name=f"{features}.0.1", activation="hard_swish")(x)
-        for i, row in enumerate(self.rows, start=1):
-            row = row._replace(stride=1) if self.cifar and i == 1 else row
+        rows = _keep_resolution(self.rows) if self.cifar else self.rows
+        for i, row in enumerate(rows, start=1):
             x = block(row, norm, self.dtype, name=f"{features}.{i}")(x)
         x = conv(6 * self.rows[-1].features, name=f"{features}.{len(self.rows) + 1}.0")(x)
         x = norm(name=f"{features}.{len(self.rows) + 1}.1", activation="hard_swish")(x)
