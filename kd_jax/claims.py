@@ -272,7 +272,9 @@ class Claims:
             found = _read(own.path)
         except ValueError:  # not written yet
             return False
-        return isinstance(found, dict) and found.get("token", own.said["token"]) != own.said["token"]
+        return (
+            isinstance(found, dict) and found.get("token", own.said["token"]) != own.said["token"]
+        )
 
     def _complain(self, own: _Own, name: str, error: Exception) -> None:
         """Say that a claim cannot be kept, at first and each minute; tell when it must count as lost."""
@@ -281,7 +283,8 @@ class Claims:
         silent = now - own.fresh_at
         if silent >= self._stale_seconds - 2 * _HEARTBEAT_SECONDS:
             self._lost(
-                name, f"could not be kept for {silent:.0f} s, and others may take it over ({reason})"
+                name,
+                f"could not be kept for {silent:.0f} s, and others may take it over ({reason})",
             )
         if own.failing_since is None or now - own.reminded_at >= _REMIND_SECONDS:
             own.failing_since = now if own.failing_since is None else own.failing_since

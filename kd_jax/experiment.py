@@ -22,6 +22,7 @@ from kd_jax import (
     optim,
     parallel,
     prepared,
+    processes,
     steps,
     streaming,
     teachers,
@@ -128,6 +129,7 @@ def build(config: ConfigDict, like: Experiment | None = None) -> Experiment:
     _check_freeze(options.freeze, student, dataset.image_shape)
     kept = frozen_norms(options.freeze, student, dataset.image_shape)
     student = dataclasses.replace(student, kept_norms=kept)
+    models.check_norms(student, dataset.image_shape, processes.count() * len(devices))
     examples, batch_size = len(dataset.train), config.batch_size
     total_steps = config.total_steps or batches.steps_in(config.total_epochs, batch_size, examples)
     warmup_steps = round(config.warmup_epochs * examples / batch_size)

@@ -58,7 +58,7 @@ _LEAF_NAMES = {
 
 def _torch_key(path: Path) -> str:
     """Return the PyTorch key, e.g. of `('params', 'layer1.0', 'conv1', 'kernel')`."""
-    return ".".join((*path[1:-1], _LEAF_NAMES[path[0], path[-1]]))
+    return ".".join((*path[1:-1], _LEAF_NAMES.get((path[0], path[-1]), path[-1])))
 
 
 def _torch_to_flax(path: Path, array: np.ndarray) -> np.ndarray:

@@ -1,15 +1,18 @@
 """Studies: who takes which run, and what is left after every kind of end."""
 
+import errno
 import logging
+import os
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from commands import Command
 from helpers import run, tree_digest, wait_for
-from kd_jax import claims, cohort, runs, session, study, workdir
+from kd_jax import claims, cohort, runs, session, study, summary, workdir
 from kd_jax import config as config_lib
 from kd_jax.config import default_config
 from kd_jax.console import logger
@@ -174,6 +177,34 @@ def test_two_processes_share_the_runs_and_one_takes_over_from_the_other(half_don
         elif by_whom[name] != [first.pid, second.pid]:  # or it was in the cohort of the killed one
             assert len(by_whom[name]) == 1
             assert starts(half_done, name) == [0]
+    assert_same_table(half_done, unbroken[0])
+
+
+def test_stray_files_and_failing_writes_among_the_claims(half_done, unbroken, tiny, monkeypatch):
+    monkeypatch.setattr(claims, "_HEARTBEAT_SECONDS", 0.05)
+    failures = {"utime": 0, "listdir": 0, "replace": 0}
+
+    def sometimes(name, call):
+        def wrapper(path, *more, **options):
+            if "claims" in str(path):
+                failures[name] += 1
+                for stray in ("._1.json", "1 (1).json", ".DS_Store"):
+                    if Path(path).is_dir():
+                        (Path(path) / stray).touch()
+                if failures[name] % 3:
+                    raise OSError(errno.EIO, "Input/output error")
+            return call(path, *more, **options)
+
+        return wrapper
+
+    for name in failures:
+        monkeypatch.setattr(os, name, sometimes(name, getattr(os, name)))
+    with claims.Claims(half_done, 600, pytest.fail) as own:
+        its = session.start(runs.load(str(tiny)), half_done, None, 8, own, StopRequest())
+        session.work(its)
+    assert min(failures.values()) > 3
+    monkeypatch.undo()
+    summary.write(half_done)
     assert_same_table(half_done, unbroken[0])
 
 

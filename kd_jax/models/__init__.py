@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,10 +16,9 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kd_jax.errors import UserError
-from kd_jax.models import bit, chunks, layers, mobilenetv3, norm, vgg
+from kd_jax.models import bit, chunks, contract, layers, mobilenetv3, norm, vgg
 from kd_jax.models.bit import BiT
 from kd_jax.models.mobilenetv2 import MobileNetV2
 from kd_jax.models.mobilenetv3 import MobileNetV3
@@ -57,8 +54,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 Variables = Mapping[str, Any]
 
-_DENSE_STD = 0.01
-
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -91,10 +86,14 @@ class Network:
         """Return fresh float32 variables in host memory, for images of shape `[H, W, C]`.
 
         Drawn by NumPy, each leaf from (seed, its path): the same on every platform and under every
-        version of JAX, and without compiling a program of a hundred random generators.
+        version of JAX, and without compiling a program of a hundred random generators. A module
+        without a `kernel_std` draws them itself.
         """
+        if contract.draws_its_own(self.module):
+            abstract_variables(self, image_shape)  # refused for its reason, if it is
+            return both_collections(contract.init(self.module, seed, image_shape))
         flat = {
-            path: _initial_value(path, shape, seed, self.module)
+            path: contract.first_value(self.arch, self.module, path, shape, seed)
             for path, shape in flat_shapes(self, image_shape).items()
         }
         return both_collections(flax.traverse_util.unflatten_dict(flat))
@@ -111,33 +110,48 @@ class Network:
 
     def train_logits(
         self, variables: Variables, pixels: jax.Array, dropout_keys: jax.Array | None
-    ) -> tuple[jax.Array, Variables]:
-        """Return float32 logits in train mode, and this batch's own statistics.
+    ) -> tuple[jax.Array, contract.Statistics]:
+        """Return float32 logits in train mode, and the statistics for `average_statistics`.
 
         Args:
-          variables: `params` and `batch_stats`, of which train mode reads those of `kept_norms`.
+          variables: `params` and `batch_stats`, of which train mode reads those of `kept_norms` and
+            of norms that are not of kd_jax.
           pixels: float32 `[batch, H, W, C]` in [0, 1].
           dropout_keys: keys `[batch]`, or None for no dropout.
         """
-        with norm.keeping(self.kept_norms):
-            logits, updates = self.module.apply(
+
+        def forward() -> Any:
+            return self.module.apply(
                 variables,
                 self.normalise(pixels),
                 train=True,
                 dropout_keys=dropout_keys,
                 mutable=["batch_stats"],
             )
-        return logits.astype(jnp.float32), both_collections(updates)["batch_stats"]
 
-    def average_statistics(self, running: Any, of_batch: Any, step: jax.Array | None) -> Any:
+        with norm.keeping(self.kept_norms):
+            (logits, updates), norms = contract.watched(forward)
+        statistics = contract.split(both_collections(updates)["batch_stats"], norms)
+        axis = getattr(self.module, "axis_name", None)
+        if axis is not None and jax.tree.leaves(statistics.running):
+            running = jax.lax.pmean(statistics.running, axis)  # whatever the module does with it
+            statistics = contract.Statistics(statistics.of_batch, running)
+        return logits.astype(jnp.float32), statistics
+
+    def average_statistics(
+        self, running: Variables, new: contract.Statistics, step: jax.Array | None
+    ) -> Variables:
         """Return the running statistics after one more batch, see `norm.running_average`."""
-        momentum = self.module.batch_norm_momentum
-        averaged = norm.running_average(running, of_batch, step, momentum)
-
-        def choose(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
-            return old if "/".join(part.key for part in path[:-1]) in self.kept_norms else new
-
-        return jax.tree_util.tree_map_with_path(choose, running, averaged)
+        of_batch = flax.traverse_util.flatten_dict(new.of_batch)
+        if of_batch:
+            flat = flax.traverse_util.flatten_dict(dict(running))
+            before = {path: flat[path] for path in of_batch}
+            momentum = self.module.batch_norm_momentum
+            of_batch = norm.running_average(before, of_batch, step, momentum)
+            kept = [path for path in before if "/".join(path[:-1]) in self.kept_norms]
+            of_batch |= {path: before[path] for path in kept}
+        as_they_are = flax.traverse_util.flatten_dict(new.running)
+        return flax.traverse_util.unflatten_dict({**as_they_are, **of_batch})
 
 
 def build(
@@ -178,33 +192,6 @@ def both_collections(variables: Variables) -> dict[str, Any]:
     return {"batch_stats": {}, **variables}
 
 
-def _kernel_std(path: tuple[str, ...], shape: tuple[int, ...]) -> float:
-    """Return the spread of a kernel's first values: He's over the fan-out for convolutions.
-
-    And 0.01 for linear layers: as the references of VGG and MobileNet have it, and ResNet's but for
-    its last layer. A module may have its own `kernel_std` and `uniform_bound`.
-    """
-    return math.sqrt(2.0 / (shape[0] * shape[1] * shape[3])) if len(shape) == 4 else _DENSE_STD
-
-
-def _initial_value(
-    path: tuple[str, ...], shape: tuple[int, ...], seed: int, module: nn.Module
-) -> np.ndarray:
-    """Return a leaf's first value, from (seed, its path) alone."""
-    rng = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])
-    bound = getattr(module, "uniform_bound", lambda _: None)(path)
-    if bound is not None:
-        return rng.uniform(-bound, bound, shape).astype(np.float32)
-    if path[-1] in ("scale", "var"):
-        return np.ones(shape, np.float32)
-    if path[-1] in ("bias", "mean"):
-        return np.zeros(shape, np.float32)
-    if path[-1] != "kernel":
-        raise ValueError(f"no initialiser for {'/'.join(path)}")
-    std_of = getattr(module, "kernel_std", _kernel_std)
-    return (std_of(path, shape) * rng.standard_normal(shape)).astype(np.float32)
-
-
 def check_arch(arch: str) -> None:
     """Raise `UserError` unless `arch` is in the zoo."""
     if arch not in MODELS:
@@ -234,16 +221,36 @@ def abstract_variables(network: Network, image_shape: tuple[int, int, int]) -> d
     """Return shapes and dtypes of what `Network.init` returns; nothing is drawn or computed.
 
     Raises:
-      UserError: the network's strides leave nothing of such an image.
+      UserError: the network's strides leave nothing of such an image, or its module does what
+        would be wrong without a word.
     """
+    tree, norms = _trace(network, image_shape)
+    contract.check(network.arch, network.module, tree, norms)
+    return both_collections(tree)
+
+
+def check_norms(network: Network, image_shape: tuple[int, int, int], devices: int) -> None:
+    """Raise `UserError` if a norm cannot be what the run asks for, see `contract.check_norms`."""
+    if devices > 1 or network.kept_norms:
+        _, norms = _trace(network, image_shape)
+        contract.check_norms(network.arch, network.module, norms, devices, network.kept_norms)
+
+
+def _trace(network: Network, image_shape: tuple[int, int, int]) -> tuple[Variables, contract.Norms]:
+    """Return shapes and dtypes of a module's variables, and its norms."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    tree = jax.eval_shape(lambda x: network.module.init(jax.random.key(0), x), images)
-    if not all(all(leaf.shape) for leaf in jax.tree.leaves(tree)):
+    try:
+        tree, norms = contract.watched(
+            lambda: jax.eval_shape(lambda x: network.module.init(jax.random.key(0), x), images)
+        )
+    except ZeroDivisionError:  # of an initialiser, over a fan-in of nothing
+        tree, norms = None, {}
+    if tree is None or not all(all(leaf.shape) for leaf in jax.tree.leaves(tree)):
         raise UserError(
             f"{network.arch} leaves nothing of an image of {image_shape[0]} x {image_shape[1]} "
             "pixels: expected larger images, or a network with fewer strides"
         )
-    return both_collections(tree)
+    return tree, norms
 
 
 def flat_shapes(

@@ -46,8 +46,7 @@ class StandardisedConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         k = self.kernel_size
         shape = (k, k, x.shape[-1], self.features)
-        # Zeros are a placeholder, see `layers.Conv`.
-        kernel = standardise(self.param("kernel", nn.initializers.zeros, shape))
+        kernel = standardise(self.param("kernel", nn.initializers.lecun_normal(), shape))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         return layers.conv2d(x, kernel, self.stride)
 

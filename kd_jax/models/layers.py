@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -276,10 +277,24 @@ def _rows_of_strip(height: int, row_bytes: int) -> int:
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
+_HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_DENSE_STD = 0.01  # of linear layers at first, in the references of VGG and MobileNet
+
+
+def kernel_std(path: tuple[str, ...], shape: tuple[int, ...]) -> float:
+    """Return the spread of a kernel's first values: He's over the fan-out for convolutions.
+
+    As the references of most families have it. A network that has this, or one like it, under this
+    name leaves its first values to `Network.init`.
+    """
+    del path
+    return math.sqrt(2.0 / (shape[0] * shape[1] * shape[3])) if len(shape) == 4 else _DENSE_STD
+
+
 class Conv(nn.Module):
     """2-D convolution with explicit symmetric padding; `kernel` is `[k, k, in / groups, out]`.
 
-    The initialiser given here is a placeholder: first values come from `Network.init`.
+    First values of the kernel are He's over the fan-out, as `kernel_std` has them.
     """
 
     features: int
@@ -293,7 +308,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         k = self.kernel_size
         shape = (k, k, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", nn.initializers.zeros, shape)
+        kernel = self.param("kernel", _HE_FAN_OUT, shape)
         bias = (
             self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         )

@@ -159,6 +159,7 @@ class MobileNetV3(nn.Module):
     axis_name: str | None = None
     dtype: Any = None
     dropout_rate: float = 0.0
+    kernel_std = staticmethod(layers.kernel_std)
 
     @property
     def batch_norm_momentum(self) -> float:

@@ -49,6 +49,7 @@ class ResNet(nn.Module):
     dtype: Any = None
     dropout_rate: float = 0.0
     batch_norm_momentum: float = 0.9
+    kernel_std = staticmethod(layers.kernel_std)
 
     @staticmethod
     def uniform_bound(path: tuple[str, ...]) -> float | None:

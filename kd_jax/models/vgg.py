@@ -39,6 +39,7 @@ class VGG(nn.Module):
     dtype: Any = None
     dropout_rate: float = 0.0
     batch_norm_momentum: float = 0.9
+    kernel_std = staticmethod(layers.kernel_std)
 
     @nn.compact
     def __call__(
@@ -56,7 +57,7 @@ class VGG(nn.Module):
             number += 1
         # PyTorch flattens channels first; at 32 pixels there is one pixel and no difference.
         x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
-        # Zeros are a placeholder, see `layers.Conv`; Flax's own fails where no pixel is left.
+        # A placeholder for `Network.init`'s: Flax's own fails where no pixel is left.
         zeros = nn.initializers.zeros
         for layer in (0, 3):
             x = nn.Dense(HIDDEN, kernel_init=zeros, dtype=self.dtype, name=f"classifier.{layer}")(x)
