@@ -6,9 +6,9 @@ and he touches the file every few seconds. Who finds it ended or stale may make 
 number is used twice, so of all who take over one claim, at once or after a long sleep, one succeeds
 and the others find their file made. Files under other names are not looked at.
 
-The place may fail for a while, as file servers do. What could not be written is written with a later
-beat; a claim that was out of reach for as long as others wait before they take it over counts as
-lost, because nobody can know any more.
+The place may fail for a while, as file servers do. What could not be written is written with a
+later beat; a claim that was out of reach for as long as others wait before they take it over counts
+as lost, because nobody can know any more.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ class Claims:
             own.failing_since = None
 
     def _is_anothers(self, own: _Own) -> bool:
-        """Tell whether a file of this name was removed by hand and made again by another process."""
+        """Tell whether a claim was removed by hand and made again by another process."""
         try:
             found = json.loads(own.path.read_text())
         except FileNotFoundError:
@@ -277,7 +277,7 @@ class Claims:
         )
 
     def _complain(self, own: _Own, name: str, error: Exception) -> None:
-        """Say that a claim cannot be kept, at first and each minute; tell when it must count as lost."""
+        """Say that a claim cannot be kept, each minute, and tell when it must count as lost."""
         now = time.monotonic()
         reason = " ".join(str(error).split())
         silent = now - own.fresh_at

@@ -213,13 +213,13 @@ def test_a_disk_that_is_full_when_a_claim_is_made(tmp_path, monkeypatch, warned)
 def test_a_place_that_will_never_do_is_one_sentence(tmp_path, monkeypatch, warned):
     (tmp_path / "claims").touch()
     own = claims.Claims(tmp_path, 60, pytest.fail)
-    with pytest.raises(UserError, match="claims/a cannot be written .*: make the place writable"):
+    with pytest.raises(UserError, match=r"claims/a cannot be written .*: make the place writable"):
         own.take("a")
     monkeypatch.setattr(os, "listdir", broken)
     assert own.take("b") is None
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 61)
-    with pytest.raises(UserError, match="claims/b cannot be written .Input/output error."):
+    with pytest.raises(UserError, match=r"claims/b cannot be written \(Input/output error\)"):
         own.take("b")
 
 
