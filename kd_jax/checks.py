@@ -31,8 +31,13 @@ _CHOICES = {
     "mixup.method": ("mixup", "cutmix"),
     "schedule.name": optim.SCHEDULES,
 }
-_MAY_BE_NONE = ("total_steps", "teacher.claimed_top1", "student.init_seed")
 _PATHS = ("dataset.data_dir", "teacher.weights", "student.weights")
+# Data sets whose teachers nobody publishes, and the configs that train one.
+_OWN_TEACHERS = {
+    sources.FOLDER: "configs/folder.py:teacher --config.dataset.data_dir=DIR",
+    sources.DIGITS: "configs/demo.py:teacher",
+}
+_DEFAULT_DATASET = "cifar100"  # of configs/teacher.py
 # Field: (lowest, lowest is allowed, highest, highest is allowed).
 _RANGES = {
     "seed": (0, True, 2**31 - 1, True),
@@ -87,7 +92,7 @@ def check(config: ConfigDict) -> None:
                 problems.append(f"config.{path} is {value!r}, expected {' or '.join(choices)}")
         for path, (low, with_low, high, with_high) in _RANGES.items():
             value = config_lib.get_field(config, path)
-            if value is None and path in _MAY_BE_NONE:
+            if value is None and path in config_lib.MAY_BE_NONE:
                 continue
             above = value >= low if with_low else value > low
             below = value <= high if with_high else value < high
@@ -117,12 +122,12 @@ def _wrong_types(config: ConfigDict) -> list[str]:
     types = {
         path: type(value) for path, value in config_lib.flatten(config_lib.default_config()).items()
     }
-    types |= {"total_steps": int, "teacher.claimed_top1": float, "student.init_seed": int}
+    types |= config_lib.MAY_BE_NONE
     problems = []
     for path, value in config_lib.flatten(config).items():
         expected = types[path]
         fits = type(value) is expected or (expected is float and type(value) is int)
-        if not fits and not (value is None and path in _MAY_BE_NONE):
+        if not fits and not (value is None and path in config_lib.MAY_BE_NONE):
             problems.append(f"config.{path} is {value!r}, expected a {expected.__name__}")
     return problems
 
@@ -262,11 +267,20 @@ def _check_combinations(config: ConfigDict) -> list[str]:
 
 def ways_to_a_teacher(arch: str, dataset: str) -> str:
     """Return how to get a teacher's weights, as the end of a sentence."""
+    if dataset in _OWN_TEACHERS:
+        return (
+            f"train one with --config={_OWN_TEACHERS[dataset]} and give that run's --workdir, or "
+            f"import a file with `python -m kd_jax.import_teacher --arch={arch or 'ARCH'} "
+            f"--dataset={dataset} --src=FILE --num_classes=N --mean=R,G,B --std=R,G,B --out=DIR` "
+            "and give DIR"
+        )
     name = arch or "ARCH"
-    is_published = not arch or (dataset, arch) in published.TABLE
+    known = {key for key in published.TABLE if key[0] == dataset}
+    is_published = (dataset, arch) in known if arch else bool(known)
     what, src = ("the published file", "published") if is_published else ("its file", "FILE")
+    other = "" if dataset == _DEFAULT_DATASET else f" --config.dataset.name={dataset}"
     return (
         f"import {what} with `python -m kd_jax.import_teacher --arch={name} --dataset={dataset} "
-        f"--src={src} --out=DIR` and give DIR, or train it with --config=configs/teacher.py:{name} "
-        "and give that run's --workdir"
+        f"--src={src} --out=DIR` and give DIR, or train it with --config=configs/teacher.py:{name}"
+        f"{other} and give that run's --workdir"
     )

@@ -34,6 +34,11 @@ MAY_CHANGE = (
     "teacher.on_mismatch",
 )
 
+# Fields that may be None, and what they are else.
+MAY_BE_NONE: dict[str, type] = {
+    "total_steps": int, "teacher.claimed_top1": float, "student.init_seed": int
+}  # fmt: skip
+
 
 def default_config() -> ConfigDict:
     """Return the default experiment; every field a config or an override can set is here."""

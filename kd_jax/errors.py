@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from kd_jax import console, places
+from kd_jax import backend, console, places
 
 EXIT_USER_ERROR = 2
+_PLAIN = {
+    r"invalid literal for int\(\) with base \d+: .*": "a whole number",
+    r"could not convert string to float: .*": "a number",
+    r"\('Non-boolean argument to boolean flag', .*\)": "true or false",
+}
 
 
 class UserError(Exception):
@@ -29,6 +35,7 @@ def run_command(
     argv: Sequence[str] | None = None,
     *,
     takes_words: bool = False,
+    check: Callable[[Sequence[str]], None] = lambda arguments: None,
 ) -> None:
     """Run a command's `main`, turning `UserError` into one line on stderr and exit code 2.
 
@@ -36,22 +43,25 @@ def run_command(
       main: takes the arguments after absl has removed the flags that it knows.
       argv: program name and arguments; `sys.argv` by default.
       takes_words: whether there may be arguments that are no flags.
+      check: is given the arguments before absl reads them, and raises `UserError`.
     """
     from absl import flags
 
     console.set_up()
-    arguments = list(sys.argv if argv is None else argv)
-    if remote := places.why_not_in(arguments[1:]):
+    given = list(sys.argv if argv is None else argv)
+    if remote := places.why_not_in(given[1:]):
         fail(remote)
     try:
-        rest = flags.FLAGS(arguments)
-    except flags.Error as error:
+        check(given[1:])
+        rest = flags.FLAGS(given)
+    except UserError as error:
         fail(str(error))
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # ml_collections raises these for an unknown field or a value of the wrong type.
-        fail(_first_line(error))
-    except Exception as error:  # the config file is a program, and this is its bug, not ours
-        fail(f"the config file fails with {type(error).__name__}: {_first_line(error)}")
+    except flags.Error as error:
+        fail(_plain(str(error)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # ml_collections raises these where a file's own config lacks a field that is overridden.
+        said = str(error.args[0]) if error.args else type(error).__name__
+        fail(f"an override does not fit the config of the file: {said}")
     try:
         if len(rest) > 1 and not takes_words:
             raise UserError(
@@ -67,6 +77,10 @@ def run_command(
         )
     except UserError as error:
         fail(str(error))
+    except (AssertionError, RuntimeError):  # so JAX ends where it is told to use what is not there
+        if said := backend.complaint():
+            fail(said)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -87,18 +101,15 @@ def local(place: str | Path, what: str) -> Path:
     return Path(place).expanduser()
 
 
+def _plain(text: str) -> str:
+    """Return what absl says of a flag's value without Python's own words."""
+    for pattern, expected in _PLAIN.items():
+        text = re.sub(pattern, f"expected {expected}", text, flags=re.DOTALL)
+    return text
+
+
 def fail(message: str) -> NoReturn:
     """Print `error: message` as one line on stderr and exit with code 2."""
     sys.stdout.flush()
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if error.args else str(error)
-    lines = [line for line in text.splitlines() if line.strip()]
-    # ml_collections wraps an error in a config file as "Error whilst parsing ...\n\n<traceback>":
-    # the last line is the one that says what is wrong.
-    if lines and "Error whilst parsing config file" in lines[0]:
-        return f"the config file cannot be read: {lines[-1]}"
-    return lines[0] if lines else repr(error)

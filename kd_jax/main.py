@@ -15,12 +15,11 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
-from kd_jax import huge_pages, interrupt, supervise
+from kd_jax import huge_pages, interrupt, overrides, supervise
 from kd_jax.errors import UserError, run_command
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. configs/resnet44.py.")
+_CONFIG = overrides.define()
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first process.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many train together.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
@@ -41,12 +40,6 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if _CONFIG.value is None:
         raise UserError("--config is missing: expected a file such as configs/resnet44.py")
-    if not isinstance(_CONFIG.value, ConfigDict):  # ml_collections' stand-in for a failure to load
-        name = getattr(flags.FLAGS["config"], "config_filename", "?")
-        raise UserError(
-            f"--config={name} cannot be read as a config: expected a file with a get_config() that "
-            "returns kd_jax.config.default_config(), changed"
-        )
     if _PLAN.value:
         from kd_jax import plan
 
@@ -83,4 +76,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     huge_pages.enable()
-    run_command(main)
+    run_command(main, check=overrides.check)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kd_jax import console
+from kd_jax import backend, console
 from kd_jax.errors import EXIT_USER_ERROR, UserError
 from kd_jax.interrupt import StoppedError
 from kd_jax.supervise import EXIT_PEER_GONE, GONE
@@ -133,6 +133,8 @@ def ending_together() -> Iterator[None]:
     except StoppedError:
         raise
     except Exception:  # a bug of ours, with its traceback
+        if said := backend.complaint():
+            _leave(f"error: {said}", EXIT_USER_ERROR)
         traceback.print_exc()
         _leave("", 1)
 

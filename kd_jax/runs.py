@@ -7,19 +7,17 @@ question; the runs of a row differ in nothing but the seed.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
-from kd_jax import prepared, sources
+from kd_jax import config_file, prepared, sources
 from kd_jax.errors import UserError
 
 FOLDER = "runs"  # of a study's directory, with a directory for each run
@@ -191,19 +189,8 @@ def load(text: str) -> Study:
     Raises:
       UserError: there is no such file, it is no study, or the study cannot be.
     """
-    name, _, argument = text.partition(":")
-    module = _module(Path(name))
-    if not hasattr(module, "get_study"):
-        raise UserError(
-            f"{name} has no get_study(): expected a study such as configs/studies/demo.py; the "
-            "config of one run is for kd_jax.main"
-        )
-    try:
-        study = module.get_study(argument)
-    except ValueError as error:
-        raise UserError(f"--config={text}: {error}") from None
-    except Exception as error:  # the file is a program, and this is its bug, not ours
-        raise UserError(f"{name} fails with {type(error).__name__}: {error}") from error
+    study = config_file.call(text, "get_study", "configs/studies/demo.py")
+    name = text.partition(":")[0]
     if not isinstance(study, Study):
         raise UserError(
             f"get_study() of {name} returns a {type(study).__name__}: expected a kd_jax.runs.Study"
@@ -211,22 +198,6 @@ def load(text: str) -> Study:
     if problems := _problems(study):
         raise UserError(f"the study in {name} cannot be: {'; '.join(problems)}")
     return study
-
-
-def _module(path: Path) -> ModuleType:
-    if path.suffix != ".py" or not path.is_file():
-        raise UserError(
-            f"--config={path} is no Python file: expected a study such as configs/studies/demo.py"
-        )
-    spec = importlib.util.spec_from_file_location("study_config", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # as above
-        raise UserError(f"{path} fails with {type(error).__name__}: {error}") from error
-    return module
 
 
 def _problems(study: Study) -> list[str]:

@@ -148,7 +148,7 @@ WRONG_INPUTS = [
     wrong("workdir below a file", "--config=configs/demo.py:teacher",
           "--workdir=README.md/w", says="cannot be made, because .*README.md is a file"),
     wrong("config that is no Python", "--config=README.md", "--workdir={new}",
-          says="the config file fails with SyntaxError"),
+          says="README.md is no Python file: expected one such as"),
     wrong("import below a file", "--arch=resnet20", "--src={resnet20}", "--out=README.md/x",
           says="cannot be written", module="kd_jax.import_teacher"),
     wrong("probe nothing", "--workdir={new}", says="no run in", module="kd_jax.probe"),
@@ -261,6 +261,16 @@ def test_wrong_input_is_one_sentence_and_changes_nothing(
     assert re.search(says, lines[0]), lines[0]
     assert not places["new"].exists()
     assert tree_digest(teacher) == before
+
+
+def test_devices_that_are_not_there_are_one_sentence(tmp_path):
+    done = run(
+        "kd_jax.main", *TINY, f"--workdir={tmp_path}/new", environment={"JAX_PLATFORMS": "x"}
+    )
+    assert done.returncode == 2
+    assert re.match("error: JAX_PLATFORMS=x asks for devices that JAX does not find", done.stderr)
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_probe_looks_along_the_mixup_line(unbroken, tmp_path):
