@@ -36,6 +36,17 @@ class Published(NamedTuple):
 
 
 _RESNET, _VGG, _MOBILENETV2 = "resnet", "vgg", "mobilenetv2"
+_CIFAR_MODELS, _SHOWLO = "chenyaofo/pytorch-cifar-models", "ShowLo/MobileNetV3"
+_BIT = "none of this size: small ones, a definition in NumPy"
+# Whose outputs each network of the zoo gives, with the same weights: tests/golden holds them.
+REFERENCES = {
+    **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet44", "resnet56"), _CIFAR_MODELS),
+    **dict.fromkeys(("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"), _CIFAR_MODELS),
+    **{f"mobilenetv2_x{width}": _CIFAR_MODELS for width in ("0_5", "0_75", "1_0", "1_4")},
+    **dict.fromkeys(("mobilenet_v3_small", "mobilenet_v3_large"), "torchvision"),
+    **dict.fromkeys(("mobilenet_v3_small_cifar", "mobilenet_v3_large_cifar"), _SHOWLO),
+    **dict.fromkeys(("bit_r50x1", "bit_r101x1", "bit_r152x2"), _BIT),
+}
 TABLE = {
     ("cifar100", "resnet20"): Published(_RESNET, "23dac2f1", 68.83, 91.01),
     ("cifar100", "resnet32"): Published(_RESNET, "84213ce6", 70.16, 90.89),

@@ -3,7 +3,8 @@
     python -m kd_jax.models [--dataset=cifar10]
 
 Parameters and multiply-adds are counted from the code, for one image of 32 x 32 pixels. `published`
-is what the weights' authors state, `certified` what this project measured with those weights.
+is what the weights' authors state, `certified` what this project measured with those weights;
+`reference` says whose code gives the same outputs, which tests show.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ def main(argv: Sequence[str]) -> None:
     dataset = _DATASET.value
     if dataset not in _CLASSES:
         raise UserError(f"--dataset={dataset}: expected one of {', '.join(_CLASSES)}")
-    rows = [("network", "parameters M", "multiply-adds M", "published top-1 / top-5", "certified")]
+    rows = [
+        ("network", "parameters M", "multiply-adds M", "published top-1 / top-5", "certified",
+         "reference"),
+    ]  # fmt: skip
     for arch in models.MODELS:
         network = models.build(arch, _CLASSES[dataset], (0.0,) * 3, (1.0,) * 3)
         entry = published.TABLE.get((dataset, arch))
@@ -40,6 +44,7 @@ def main(argv: Sequence[str]) -> None:
                 f"{models.count_madds(network, _IMAGE_SHAPE) / 1e6:.2f}",
                 f"{entry.top1:.2f} / {entry.top5:.2f}" if entry else "-",
                 f"{certified[0]:.2f} / {certified[1]:.2f}" if certified else "-",
+                published.REFERENCES.get(arch, "none"),
             )
         )
     print(tables.markdown(rows))
