@@ -78,8 +78,8 @@ def run_command(
     except UserError as error:
         fail(str(error))
     except (AssertionError, RuntimeError):  # so JAX ends where it is told to use what is not there
-        if said := backend.complaint():
-            fail(said)
+        if missing := backend.complaint():
+            fail(missing)
         raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -23,7 +23,7 @@ _EXAMPLE = "configs/resnet44.py"
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=?)(.*)", re.DOTALL)
 _CONFIG = re.compile(r"--?config(=|$)")
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
-_PARSERS: dict[type, flags.ArgumentParser] = {
+_PARSERS: dict[type, flags.ArgumentParser[Any]] = {
     int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.BooleanParser()
 }  # fmt: skip
 _LARGEST = 2**63  # beyond it nothing that computes takes an integer
@@ -123,7 +123,7 @@ def _problems_of(path: str, text: str, only: type | None = None) -> list[str]:
         ]  # fmt: skip
     if kind in _PARSERS:
         try:
-            number = _PARSERS[kind].parse(text)
+            number: Any = _PARSERS[kind].parse(text)
         except (TypeError, ValueError):
             return [f"config.{path} is {_short(text)!r}, expected {_EXPECTED[kind]}"]
         if kind is int and abs(number) >= _LARGEST:
