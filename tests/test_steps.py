@@ -61,7 +61,7 @@ def test_five_steps_equal_pytorch(row):
         (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
-        return {"params": params, "batch_stats": stats}, opt_state, loss
+        return {"params": params, "batch_stats": stats.of_batch}, opt_state, loss
 
     opt_state, ours = optimizer.init(variables["params"]), []
     for _ in range(5):
