@@ -180,6 +180,7 @@ def test_two_processes_share_the_runs_and_one_takes_over_from_the_other(half_don
     assert_same_table(half_done, unbroken[0])
 
 
+@pytest.mark.slow
 def test_stray_files_and_failing_writes_among_the_claims(half_done, unbroken, tiny, monkeypatch):
     monkeypatch.setattr(claims, "_HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(session, "POLL_SECONDS", 0.01)
