@@ -1,7 +1,10 @@
 """PyTorch files: read exactly, refused with one sentence, never run."""
 
 import contextlib
+import http.client
+import io
 import pickle
+import urllib.request
 import zipfile
 
 import ml_dtypes
@@ -215,6 +218,19 @@ def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(releases):
     assert "/vgg/cifar100_vgg11_bn-57d0759e.pt cannot be fetched" in str(caught.value)
     assert "cache/published/cifar100_vgg11_bn-57d0759e.pt, or give" in str(caught.value)
     assert not list((releases.parent / "cache").rglob("*.p*t*"))
+
+
+def test_a_download_that_is_cut_short_leaves_nothing(releases, monkeypatch):
+    class Cut(io.BytesIO):
+        def read(self, *size):
+            if content := super().read(5):
+                return content
+            raise http.client.IncompleteRead(b"", 100)
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Cut(b"ten bytes."))
+    with pytest.raises(UserError, match=r"cannot be fetched \(IncompleteRead.*fetch it where"):
+        published.fetch("resnet20", "cifar100")
+    assert not any(path.is_file() for path in (releases.parent / "cache").rglob("*"))
 
 
 def test_nobody_publishes_that(releases):
