@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 
 from kd_jax.errors import UserError
 
-
 _PARTIAL = re.compile(r"\.kd_jax-[0-9]+-[0-9a-f]{16}\.partial")
 _STALE_SECONDS = 3600.0
 

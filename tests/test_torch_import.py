@@ -17,6 +17,7 @@ from kd_jax import (
     files,
     models,
     published,
+    state_dicts,
     state_files,
     teachers,
     torch_file,
@@ -69,7 +70,7 @@ def test_reader_equals_pytorch(tmp_path):
         "g": torch.zeros(0, 3),
     }
     torch.save({"state_dict": {f"module.{k}": v for k, v in state_dict.items()}}, tmp_path / "x.pt")
-    read = torch_file.read_state_dict(tmp_path / "x.pt")
+    read = state_dicts.without_prefix(torch_file.read_state_dict(tmp_path / "x.pt"))
     assert list(read) == list(state_dict)
     for key, value in state_dict.items():
         assert read[key].shape == tuple(value.shape)
