@@ -56,10 +56,7 @@ def read(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
       UserError: the file is not there, is damaged, or holds more than arrays.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no file of weights at {path}: expected a {', '.join(SUFFIXES)} file")
-    if foreign := _foreign(path):
-        raise UserError(f"{path} is {foreign}, which kd_jax does not read: {_ACCEPTED}")
+    check(path)
     if path.suffix == ".safetensors":
         arrays = _read_safetensors(path)
     elif path.suffix == ".npz":
@@ -67,6 +64,14 @@ def read(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
     else:
         return torch_file.read_state_dict(path, key)
     return state_dicts.under(arrays, key, path) if key else arrays
+
+
+def check(path: Path) -> None:
+    """Raise `UserError` unless a file is there, and is not known to be of another program."""
+    if not path.is_file():
+        raise UserError(f"no file of weights at {path}: expected a {', '.join(SUFFIXES)} file")
+    if foreign := _foreign(path):
+        raise UserError(f"{path} is {foreign}, which kd_jax does not read: {_ACCEPTED}")
 
 
 def _foreign(path: Path) -> str | None:

@@ -162,6 +162,7 @@ def read(
             f"{checks.ways_to_a_teacher(arch, dataset_name)}"
         )
     if path.is_file():
+        state_files.check(path)
         if not arch:
             raise UserError(
                 f"{field}.arch is empty, expected the architecture of {path}: the file does not "

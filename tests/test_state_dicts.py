@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from helpers import golden_state_dict, write_pth
-from kd_jax import layouts, models, state_dicts, state_files, torch_import
+from kd_jax import layouts, models, state_dicts, state_files, teachers, torch_import
 from kd_jax.console import logger
 from kd_jax.errors import UserError
 
@@ -176,6 +176,9 @@ def test_files_of_other_programs_are_told_by_what_they_are(tmp_path, name):
     assert kind in said
     assert "expected a file as torch.save, safetensors or numpy.savez writes it" in said
     assert "fetch it again" not in said
+    with pytest.raises(UserError) as caught:  # before its architecture is asked for
+        teachers.read(str(tmp_path / name), "", "cifar100")
+    assert str(caught.value) == said
 
 
 def test_lightnings_ckpt_is_what_torch_save_writes(tmp_path):
