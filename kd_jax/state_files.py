@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from pathlib import Path
 
 import ml_dtypes
@@ -13,6 +15,7 @@ import safetensors.numpy
 from kd_jax import state_dicts, torch_file
 from kd_jax.errors import UserError
 
+_MOST_DEFLATED = 1032  # bytes that one byte can stand for, by the format of zlib
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".npz")
 _ACCEPTED = (
     "expected a file as torch.save, safetensors or numpy.savez writes it "
@@ -108,9 +111,12 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
+            for entry in archive.zip.infolist():
+                _check_entry(archive.zip, entry)
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, SyntaxError,
-            NotImplementedError, MemoryError, zipfile.BadZipFile) as error:  # fmt: skip
+            NotImplementedError, MemoryError, OverflowError, RuntimeError, zlib.error,
+            zipfile.BadZipFile) as error:  # fmt: skip
         raise UserError(
             f"{path} is not a whole .npz file of plain arrays ({error}): pickled objects are "
             "refused; save it anew with numpy.savez(path, **arrays)"
@@ -126,3 +132,19 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         name: array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
         for name, array in arrays.items()
     }
+
+
+def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Raise `ValueError` unless an entry is an array that it can hold: NumPy makes room for it."""
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise ValueError(f"{entry.filename[:100]} is of a later version of NumPy's format")
+        shape, _, dtype = read(file)
+    declared = math.prod(shape) * dtype.itemsize
+    if declared > min(entry.file_size, _MOST_DEFLATED * entry.compress_size + 1000):
+        raise ValueError(f"{entry.filename[:100]} declares {declared:,} bytes and holds fewer")

@@ -174,6 +174,23 @@ def test_safetensors_and_npz_that_are_not(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_an_npz_that_declares_more_than_it_holds_is_refused_before_room_is_made(tmp_path):
+    np.savez_compressed(tmp_path / "whole.npz", a=np.zeros(1000), b=np.arange(5))
+    assert set(state_files.read(tmp_path / "whole.npz")) == {"a", "b"}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (10**11,)}
+    )
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("a.npy", header.getvalue() + bytes(100))
+    with pytest.raises(UserError, match=r"a\.npy declares 400,000,000,000 bytes and holds fewer"):
+        state_files.read(tmp_path / "x.npz")
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("readme.txt", "no array")
+    with pytest.raises(UserError, match=r"text\.npz is not a whole \.npz file"):
+        state_files.read(tmp_path / "text.npz")
+
+
 def test_a_part_of_a_stored_network_is_told_from_foreign_weights(tmp_path):
     write_pth(tmp_path / "x.pth", golden_state_dict("resnet20"))
     weights.save(
