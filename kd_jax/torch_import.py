@@ -41,7 +41,8 @@ def from_state_dict(
     given = {key: value for key, value in given.items() if not key.endswith(_NOT_WEIGHTS)}
     problems = [f"missing {key}" for key in keys if key not in given]
     problems += [f"unexpected {key[:_LONGEST]}" for key in given if key not in keys]
-    flat, broken = {}, []
+    flat: dict[tuple[str, ...], np.ndarray] = {}
+    broken: list[str] = []
     for key, path in keys.items():
         if key not in given:
             continue
@@ -49,10 +50,12 @@ def from_state_dict(
         if given[key].shape != want:
             problems.append(f"{key} has shape {given[key].shape}, expected {want}")
             continue
-        flat[path] = _as_float32(layout.to_flax(path, given[key]))
-        if flat[path] is None:
+        array = _as_float32(layout.to_flax(path, given[key]))
+        if array is None:
             problems.append(f"{key} holds {given[key].dtype}, expected floating-point numbers")
-        elif words := weights.what_is_not_a_weight(path, flat[path]):
+            continue
+        flat[path] = array
+        if words := weights.what_is_not_a_weight(path, array):
             broken.append(f"{key} {words}")
     if problems:
         more = f"; and {len(problems) - _MOST_KEYS} more" if len(problems) > _MOST_KEYS else ""
