@@ -14,6 +14,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def read_state_dict(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
             root = _root(archive)
             described = torch_pickle.describe(_content(archive, f"{root}data.pkl"))
             tensors = state_dicts.choose(described, key, path, lambda x: isinstance(x, Tensor))
-            order = "<"
+            order: Literal["<", ">"] = "<"
             if f"{root}byteorder" in archive.namelist():
                 order = "<" if _content(archive, f"{root}byteorder") == b"little" else ">"
             return _arrays(archive, f"{root}data/", tensors, order)
@@ -105,7 +106,7 @@ def _content(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _arrays(
-    archive: zipfile.ZipFile, folder: str, tensors: Mapping[str, Tensor], order: str
+    archive: zipfile.ZipFile, folder: str, tensors: Mapping[str, Tensor], order: Literal["<", ">"]
 ) -> dict[str, np.ndarray]:
     """Return the arrays that tensors describe; what is read was measured before."""
     ranges: dict[str, tuple[int, int]] = {}  # of bytes, of each storage
