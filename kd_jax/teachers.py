@@ -129,7 +129,7 @@ def _check_different(members: Sequence[Teacher]) -> None:
     """Raise `UserError` if a teacher is there twice, under whatever path."""
     first: dict[Any, Teacher] = {}
     for member in members if len(members) > 1 else ():
-        key = weights.digest_of(member.variables), member.card.mean, member.card.std
+        key = member.card.arrays_sha256, member.card.mean, member.card.std
         if key in first:
             raise UserError(
                 f"the teachers {first[key].card.source} and {member.card.source} of "
