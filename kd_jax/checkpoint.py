@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,8 @@ class Checkpoints:
         """
         if self._directory.stat().st_ino != self._inode:
             raise OSError(errno.ESTALE, "another directory is in its place")
-        probe = self._directory / ".probe"
-        probe.write_bytes(b"kd_jax")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=self._directory) as probe:
+            probe.write(b"kd_jax")
 
     def version(self, step: int) -> int:
         """Return the version of the trajectory that a checkpoint is of.

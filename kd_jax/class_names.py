@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from kd_jax import image_folder, prepared, sources
@@ -40,4 +42,21 @@ def of(options: Any) -> tuple[str, ...] | None:
     """
     if options.name == sources.FOLDER:
         return tuple(image_folder.class_names(options))
-    return NAMES.get(prepared.base_name(options.name))
+    return NAMES.get(prepared.base_name(options.name)) or _as_tfds_wrote_them(options)
+
+
+def known(options: Any, num_classes: int) -> tuple[str, ...] | None:
+    """Return `of` the data set, if it has a name of its own for each of so many classes."""
+    names = of(options)
+    return names if names and len(names) == len(set(names)) == num_classes else None
+
+
+def _as_tfds_wrote_them(options: Any) -> tuple[str, ...] | None:
+    """Return the names that lie beside a prepared data set, if its versions agree on them."""
+    root = options.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    found = (Path(root).expanduser() / prepared.base_name(options.name)).rglob("label.labels.txt")
+    try:
+        texts = {path.read_text(encoding="utf-8") for path in found}
+    except (OSError, UnicodeError):  # whoever wrote them
+        return None
+    return tuple(texts.pop().splitlines()) if len(texts) == 1 else None

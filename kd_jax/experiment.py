@@ -17,7 +17,9 @@ from ml_collections import ConfigDict
 from kd_jax import (
     batches,
     checks,
+    class_names,
     data,
+    heads,
     models,
     optim,
     parallel,
@@ -110,10 +112,12 @@ def build(config: ConfigDict, like: Experiment | None = None) -> Experiment:
         start = teachers.read(options.weights, options.arch, name, "config.student")
     devices = parallel.select(config.num_devices, config.batch_size, config.accumulate)
     dataset = like.dataset if like else data.load(config.dataset)
-    cards = [member.card for member in its_teachers.members] if its_teachers else []
-    for card in [*cards, *([start[0]] if start else [])]:
-        teachers.check_classes(card, dataset.name, dataset.num_classes)
-        teachers.check_images(card, dataset.name, dataset.image_shape)
+    names = class_names.known(config.dataset, dataset.num_classes)
+    if its_teachers and not like:
+        its_teachers = teachers.fit(its_teachers, config.teacher, dataset, names)
+    if start:
+        teachers.check_images(start[0], dataset.name, dataset.image_shape)
+        start = heads.fit(*start, names, dataset.num_classes, dataset.name)
     mean, std = (start[0].mean, start[0].std) if start else (dataset.mean, dataset.std)
     if options.normalisation == "half":
         mean, std = teachers.HALF, teachers.HALF

@@ -2,13 +2,79 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kd_jax.errors import UserError
+
+_PARTIAL = re.compile(r"\.kd_jax-[0-9]+-[0-9a-f]{16}\.partial")
+_STALE_SECONDS = 3600.0
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file, in binary, which takes the place of `path` when the block ends.
+
+    It lies beside `path` under a name of its own, so that any number of processes may write one
+    file at once: a reader finds the old content or one writer's, whole. It is on the disk when it
+    gets its name. If the block fails it is removed. What a killed writer left in the directory is
+    removed by a later one.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".kd_jax-{os.getpid()}-{secrets.token_hex(8)}.partial")
+    try:
+        with open(partial, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error says more
+            partial.unlink()
+        raise
+    _sync_directory(path.parent)
+    remove_partial(path.parent, _STALE_SECONDS)
+
+
+def is_partial(path: Path) -> bool:
+    """Tell whether a file is one that `replacing` has not given its name."""
+    return _PARTIAL.fullmatch(path.name) is not None
+
+
+def remove_partial(directory: Path, older_than_seconds: float = 0.0) -> None:
+    """Remove what killed writers left in a directory; 0 seconds: whatever its age."""
+    for path in directory.iterdir():
+        if is_partial(path):
+            with contextlib.suppress(OSError):  # another process was faster, or it is not ours
+                if time.time() - path.stat().st_mtime >= older_than_seconds:
+                    path.unlink()
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a new name in a directory survive a power cut, where the system can do that."""
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except PermissionError:  # Windows opens no directory
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -17,14 +83,9 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
       UserError: it cannot be written: the disk is full, or the place is not ours.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with replacing(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}): make room there, or choose another place"

@@ -27,7 +27,7 @@ def teacher_logits(run: Experiment, judge: measure.Judge, workdir: Path) -> np.n
     it differs, all of it is.
     """
     assert run.teachers is not None
-    key = f"{run.teachers.sha256} {run.dataset.fingerprint}"
+    key = f"{run.teachers.identity} {run.dataset.fingerprint}"
     path = workdir / LOGITS_FILE
     kept = _read(path, key) if processes.is_first() else None
     if processes.on_first(lambda: kept is not None):

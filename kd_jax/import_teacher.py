@@ -7,6 +7,7 @@ python -m kd_jax.import_teacher --arch=resnet44 --src=resnet44.pth --out=teacher
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,14 @@ _CLASSES = flags.DEFINE_integer(
     "num_classes", None, "Of a data set that is not known by name.", lower_bound=2
 )
 _SIZE = flags.DEFINE_integer("image_size", 32, "Pixels a side.", lower_bound=1)
+_NAMES = flags.DEFINE_string(
+    "class_names",
+    None,
+    "Text file: the names of its classes, one a line, in the order of its outputs.",
+)
+_KEY = flags.DEFINE_string(
+    "key", "", "Of its weights, where the file holds several sets, such as state_dict_ema."
+)
 _CLAIMED = flags.DEFINE_float(
     "claimed_top1", None, "Percent on the test split; a run that uses it checks the claim."
 )
@@ -37,26 +46,35 @@ def main(argv: Sequence[str]) -> None:
     del argv
     arch, source, out = _required(_ARCH), _required(_SRC), Path(_required(_OUT)).expanduser()
     models.check_arch(arch)
-    if _DATASET.value not in data.NUM_CLASSES and None in (_CLASSES.value, _MEAN.value):
+    names = _class_names()
+    num_classes = len(names) if names else _CLASSES.value
+    if _DATASET.value not in data.NUM_CLASSES and None in (num_classes, _MEAN.value):
         known = ", ".join(data.NUM_CLASSES)
         raise UserError(
-            f"unknown data set {_DATASET.value!r}: expected one of {known}, or --num_classes, "
-            "--mean and --std"
+            f"unknown data set {_DATASET.value!r}: expected one of {known}, or --num_classes "
+            "(or --class_names), --mean and --std"
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file: expected a directory, new or empty")
-    if out.is_dir() and any(out.iterdir()) and not (out / weights.CARD_FILE).exists():
+    if out.is_dir() and not weights.may_be_written(out):
         raise UserError(f"--out={out} holds other files: expected a directory, new or empty")
     normalisation = None
     if (_MEAN.value is None) != (_STD.value is None):
         raise UserError("--mean and --std go together: give both or neither")
     if _MEAN.value is not None:
-        normalisation = (_numbers(_MEAN), _numbers(_STD))
+        normalisation = (_mean(), _std())
     src = Path(source).expanduser()
     if source == "published":
         src = published.fetch(arch, _DATASET.value)
     card, variables = teachers.import_file(
-        arch, src, _DATASET.value, normalisation, _CLASSES.value, _SIZE.value
+        arch,
+        src,
+        _DATASET.value,
+        normalisation,
+        num_classes,
+        _SIZE.value,
+        key=_KEY.value,
+        names=names,
     )
     if _CLAIMED.value is not None:
         card = dataclasses.replace(card, claimed_top1=_CLAIMED.value)
@@ -75,13 +93,56 @@ def _required(flag: flags.FlagHolder) -> str:
     return flag.value
 
 
+def _class_names() -> tuple[str, ...] | None:
+    if not _NAMES.value:
+        return None
+    path = Path(_NAMES.value).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"--class_names={path} cannot be read ({error}): expected a text file with a name a "
+            "line"
+        ) from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(set(names)) < len(names) or len(names) < 2:
+        raise UserError(
+            f"--class_names={path} has {len(names)} names, {len(set(names))} of them different: "
+            "expected a name of its own for each class"
+        )
+    if _CLASSES.value not in (None, len(names)):
+        raise UserError(
+            f"--num_classes={_CLASSES.value}, but {path} names {len(names)} classes: leave one out"
+        )
+    return names
+
+
+def _mean() -> tuple[float, ...]:
+    values = _numbers(_MEAN)
+    if not all(0 <= value <= 1 for value in values):
+        raise UserError(
+            f"--mean={','.join(_MEAN.value or ())}: expected three numbers in [0, 1], since pixels "
+            "are in [0, 1] here; divide those of pixels up to 255 by 255, the std too"
+        )
+    return values
+
+
+def _std() -> tuple[float, ...]:
+    values = _numbers(_STD)
+    if not all(value > 0 for value in values):
+        raise UserError(f"--std={','.join(_STD.value or ())}: expected three numbers above 0")
+    return values
+
+
 def _numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
     try:
         values = tuple(float(value) for value in flag.value)
     except ValueError:
         values = ()
-    if len(values) != 3 or not all(0 < value < 1 for value in values):
-        raise UserError(f"--{flag.name}={','.join(flag.value)}: expected three numbers in (0, 1)")
+    if len(values) != 3 or not all(map(math.isfinite, values)):
+        raise UserError(
+            f"--{flag.name}={','.join(flag.value)}: expected three numbers that are finite"
+        )
     return values
 
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kd_jax import state_dicts
+
 Path = tuple[str, ...]
 
 
@@ -151,4 +153,4 @@ def recognise(arrays: Mapping[str, np.ndarray]) -> tuple[Layout, dict[str, np.nd
                 if name.startswith(prefix)
             }
             return BIT_BIG_VISION, weights
-    return PYTORCH, dict(arrays)
+    return PYTORCH, state_dicts.without_prefix(arrays)

@@ -6,6 +6,7 @@ in a file's name are the first of its sha256.
 
 from __future__ import annotations
 
+import http.client
 import shutil
 import urllib.error
 import urllib.request
@@ -112,17 +113,13 @@ def fetch(arch: str, dataset: str, releases: str = RELEASES) -> Path:
     url, path = f"{releases}/{entry.release}/{name}", caches.directory("published") / name
     if not path.exists():
         logger.info("fetching %s", url)
-        partial = path.with_name(path.name + ".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with (
                 urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response,
-                open(partial, "wb") as file,
+                files.replacing(path) as file,
             ):
                 shutil.copyfileobj(response, file)
-            partial.replace(path)
-        except (OSError, ValueError) as error:  # URLError is an OSError
-            partial.unlink(missing_ok=True)
+        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
             reason = getattr(error, "reason", error)
             raise UserError(
                 f"{url} cannot be fetched ({reason}): fetch it where there is a network, and put "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kd_jax import experiment, parallel, trajectory, workdir
+from kd_jax import certificates, experiment, files, parallel, provenance, trajectory, workdir
 from kd_jax.checkpoint import Checkpoints, DamagedError
 from kd_jax.errors import UserError
 
@@ -18,7 +18,8 @@ def student(directory: Path, which: str) -> tuple[experiment.Experiment, int, An
       which: `last`, or `best` on validation.
 
     Raises:
-      UserError: there is no such run, or no such checkpoint, or it is damaged.
+      UserError: there is no such run, or no such checkpoint, or it is damaged; or its data or its
+        teacher are others now.
     """
     directory = directory.expanduser().resolve()
     config = workdir.load_config(directory)
@@ -27,6 +28,10 @@ def student(directory: Path, which: str) -> tuple[experiment.Experiment, int, An
     with config.unlocked():
         config.num_devices = 0  # those of this machine: it need not be the one that trained
     run = experiment.build(config)
+    provenance.check_data(directory, run.dataset.fingerprint)
+    stored = files.read_json(directory / workdir.TEACHER_FILE)
+    if run.teachers is not None and stored is not None:
+        certificates.check_same(stored, run.teachers, directory)
     checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, keep=1, read_only=True)
     step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
     if step is None:

@@ -94,9 +94,9 @@ def check(root: Path, study: runs.Study) -> None:
     if root.exists() and not root.is_dir():
         raise UserError(f"the workdir {root} is a file: expected a directory, new or of a study")
     if root.is_dir() and not (root / summary.STUDY_FILE).exists():
-        # A study that was killed in its first moment leaves these two.
-        first = {claims.FOLDER, summary.STUDY_FILE + ".partial"}
-        if any(path.name not in first for path in root.iterdir()):
+        # A study that was killed in its first moment leaves its claims, and half a file.
+        left = [path for path in root.iterdir() if not files.is_partial(path)]
+        if any(path.name != claims.FOLDER for path in left):
             raise UserError(
                 f"the workdir {root} holds other files and no {summary.STUDY_FILE}: expected a new "
                 "directory, or the one of an earlier start of this study"

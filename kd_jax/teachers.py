@@ -1,9 +1,4 @@
-"""Teachers: loaded from wherever they are, frozen, and never taken on trust.
-
-A teacher under the wrong normalisation, or with its weights in the wrong place, still gives
-probabilities, only worse ones: the student pays and nobody sees why. So before a run its teacher is
-measured on the test split, and the certificate is kept with the run.
-"""
+"""Teachers: loaded from wherever they are, frozen, with the outputs that the data set asks for."""
 
 from __future__ import annotations
 
@@ -13,23 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from kd_jax import (
     checks,
+    class_names,
     data,
-    fidelity,
     files,
+    heads,
     models,
     published,
     state_files,
     torch_import,
     weights,
 )
-from kd_jax.console import logger
 from kd_jax.ensemble import Ensemble
 from kd_jax.errors import UserError, local
+from kd_jax.heads import Names
 
 HALF = (0.5, 0.5, 0.5)  # the study's code normalises every network's pixels by this mean and std
 
@@ -68,6 +63,13 @@ class Teachers:
             hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
         )
 
+    @property
+    def identity(self) -> str:
+        """Hash of all that their logits depend on: arrays, architectures, normalisations."""
+        cards = [member.card for member in self.members]
+        parts = [(card.arrays_sha256, card.arch, card.mean, card.std) for card in cards]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
 
 def load(options: ConfigDict, dataset_name: str) -> Teachers:
     """Load the teachers that `config.teacher` names; the data itself is not needed.
@@ -85,22 +87,49 @@ def load(options: ConfigDict, dataset_name: str) -> Teachers:
         card, variables = read(path, arch, dataset_name)
         if options.normalisation == "half":
             card = dataclasses.replace(card, mean=HALF, std=HALF)
-        members.append(Teacher(card, card.network(options.dtype), variables))
-    _check_different(members)
-    shares = options.shares or (1,) * len(members)
+        members.append((card, variables))
+    its = _together(members, options)
+    _check_different(its.members)
+    return its
+
+
+def _together(members: Sequence[tuple[weights.ModelCard, Any]], options: ConfigDict) -> Teachers:
+    its = [Teacher(card, card.network(options.dtype), own) for card, own in members]
+    shares = options.shares or (1,) * len(its)
     ensemble = Ensemble(
-        networks=tuple(member.network for member in members),
+        networks=tuple(member.network for member in its),
         shares=tuple(share / sum(shares) for share in shares),
         combine=options.combine,
     )
-    return Teachers(tuple(members), ensemble)
+    return Teachers(tuple(its), ensemble)
+
+
+def fit(its: Teachers, options: ConfigDict, dataset: data.DataSet, names: Names) -> Teachers:
+    """Return the teachers with the outputs that a data set asks for, see `heads.fit`.
+
+    Args:
+      its: as loaded.
+      options: `config.teacher`.
+      dataset: that they shall teach.
+      names: of its classes; None where nobody knows them.
+
+    Raises:
+      UserError: a teacher knows other classes, or is for images of another size.
+    """
+    members = []
+    for member in its.members:
+        check_images(member.card, dataset.name, dataset.image_shape)
+        members.append(
+            heads.fit(member.card, member.variables, names, dataset.num_classes, dataset.name)
+        )
+    return _together(members, options)
 
 
 def _check_different(members: Sequence[Teacher]) -> None:
     """Raise `UserError` if a teacher is there twice, under whatever path."""
     first: dict[Any, Teacher] = {}
     for member in members if len(members) > 1 else ():
-        key = weights.digest_of(member.variables), member.card.mean, member.card.std
+        key = member.card.arrays_sha256, member.card.mean, member.card.std
         if key in first:
             raise UserError(
                 f"the teachers {first[key].card.source} and {member.card.source} of "
@@ -133,6 +162,7 @@ def read(
             f"{checks.ways_to_a_teacher(arch, dataset_name)}"
         )
     if path.is_file():
+        state_files.check(path)
         if not arch:
             raise UserError(
                 f"{field}.arch is empty, expected the architecture of {path}: the file does not "
@@ -149,17 +179,9 @@ def read(
     if arch and card.arch != arch:
         raise UserError(f"{field}.arch is {arch}, but {path} holds a {card.arch}: change one")
     if dataset_name in data.NUM_CLASSES:
-        check_classes(card, dataset_name, data.NUM_CLASSES[dataset_name])
+        names = class_names.NAMES.get(dataset_name)
+        heads.outputs(card, names, data.NUM_CLASSES[dataset_name], dataset_name)
     return card, variables
-
-
-def check_classes(card: weights.ModelCard, dataset_name: str, num_classes: int) -> None:
-    """Raise `UserError` unless a network's head is as wide as the data set has classes."""
-    if card.num_classes != num_classes:
-        raise UserError(
-            f"the network {card.source} knows {card.num_classes} classes, but {dataset_name} has "
-            f"{num_classes}: take one of the same data set"
-        )
 
 
 def check_images(
@@ -182,6 +204,8 @@ def import_file(
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     num_classes: int | None = None,
     image_size: int = data.IMAGE_SHAPE[0],
+    key: str = "",
+    names: Names = None,
 ) -> tuple[weights.ModelCard, dict[str, Any]]:
     """Return the card and the Flax variables of a network in a file of PyTorch-named weights.
 
@@ -195,6 +219,8 @@ def import_file(
       normalisation: mean and std of pixels in [0, 1], one value a channel.
       num_classes: where the data set is not one that is known by name.
       image_size: pixels a side.
+      key: of the wanted weights, where the file holds several sets, see `state_dicts.choose`.
+      names: of its classes, in the order of its outputs; by default those of the data set.
 
     Raises:
       UserError: the file or the architecture is not what it should be.
@@ -207,7 +233,7 @@ def import_file(
             f"import {path} with kd_jax.import_teacher and --num_classes, --mean and --std"
         )
     network = models.build(arch, num_classes, *normalisation)
-    state_dict = state_files.read(path)
+    state_dict = state_files.read(path, key)
     image_shape = (image_size, image_size, 3)
     variables = torch_import.from_state_dict(network, state_dict, image_shape)
     entry = published.TABLE.get((dataset_name, arch))
@@ -221,95 +247,7 @@ def import_file(
         claimed_top1=entry.top1 if entry else None,
         source=path.name,
         sha256=files.sha256_of(path),
+        arrays_sha256=weights.digest_of(variables),
+        class_names=names or class_names.NAMES.get(dataset_name),
     )
     return card, variables
-
-
-def certificate(
-    its: Teachers, logits: np.ndarray, labels: np.ndarray, fingerprint: str
-) -> dict[str, Any]:
-    """Return what is stored as `teacher.json`.
-
-    Args:
-      its: the teachers, as loaded.
-      logits: float32 `[teachers, N, classes]` on the test split, each under its normalisation.
-      labels: int `[N]`, of that split.
-      fingerprint: of the data set.
-
-    Returns:
-      for one teacher what it is and its measures; for several the measures of what they say
-      together, and `members`, a certificate each.
-    """
-    members = [
-        _certificate_of(member.card, own, labels, fingerprint)
-        for member, own in zip(its.members, logits, strict=True)
-    ]
-    if len(members) == 1:
-        return members[0]
-    together = fidelity.summary(np.asarray(its.ensemble.mean(logits)), labels)
-    return {
-        "arch": its.arch,
-        "sha256": its.sha256,
-        "data_fingerprint": fingerprint,
-        "split": "test",
-        "examples": len(labels),
-        "shares": list(its.ensemble.shares),
-        **{name: together[name] for name in _CERTIFIED},
-        "members": members,
-    }
-
-
-_CERTIFIED = ("top1", "top5", "nll", "ece")
-
-
-def _certificate_of(
-    card: weights.ModelCard, logits: np.ndarray, labels: np.ndarray, fingerprint: str
-) -> dict[str, Any]:
-    measured = fidelity.summary(logits, labels)
-    return {
-        "arch": card.arch,
-        "source": card.source,
-        "sha256": card.sha256,
-        "dataset": card.dataset,
-        "data_fingerprint": fingerprint,
-        "split": "test",
-        "examples": len(labels),
-        "mean": list(card.mean),
-        "std": list(card.std),
-        **{name: measured[name] for name in _CERTIFIED},
-    }
-
-
-def check_claims(its: Teachers, certified: dict[str, Any], options: ConfigDict) -> None:
-    """Stop, or warn, where a teacher misses the accuracy that is claimed for it.
-
-    Args:
-      its: the teachers; each card has its own claim, and `options.claimed_top1` is the first's.
-      certified: as `certificate` returns it.
-      options: `config.teacher`: `tolerance_points`, and `on_mismatch` (stop or warn).
-
-    Raises:
-      UserError: the measured top-1 is off by more than the tolerance and `on_mismatch` is stop.
-    """
-    for number, member in enumerate(its.members):
-        claimed = member.card.claimed_top1
-        if number == 0 and options.claimed_top1 is not None:
-            claimed = options.claimed_top1
-        if claimed is not None:
-            _check_claim(certified.get("members", [certified])[number], claimed, options)
-
-
-def _check_claim(certified: dict[str, Any], claimed_top1: float, options: ConfigDict) -> None:
-    if abs(certified["top1"] - claimed_top1) <= options.tolerance_points:
-        return
-    message = (
-        f"the teacher {certified['arch']} from {certified['source']} was expected to reach "
-        f"{claimed_top1:.2f} % top-1 on the test split of {certified['dataset']}, but reaches "
-        f"{certified['top1']:.2f} %: likely its normalisation (mean {certified['mean']}, std "
-        f"{certified['std']}) or the file (sha256 {certified['sha256'][:8]}) is not the one it was "
-        "published with; correct config.teacher, or accept it with "
-        "--config.teacher.on_mismatch=warn"
-    )
-    if options.on_mismatch == "stop":
-        raise UserError(message)
-    logger.warning("the student gets a handicapped teacher: %s", message)

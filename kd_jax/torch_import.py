@@ -11,10 +11,12 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from kd_jax import layouts, models
+from kd_jax import layouts, models, state_dicts, weights
 from kd_jax.errors import UserError
 
 _NOT_WEIGHTS = "num_batches_tracked"
+_MOST_KEYS = 10  # that a message names
+_LONGEST = 80  # letters of a name in a file
 
 
 def from_state_dict(
@@ -33,26 +35,48 @@ def from_state_dict(
     """
     expected = models.flat_shapes(network, image_shape)
     layout, given = layouts.recognise(state_dict)
-    keys = {layout.key(path): path for path in expected}
+    # Parameters before running statistics: they say more to who has the wrong file.
+    in_order = sorted(expected, key=lambda path: path[0] != "params")
+    keys = {layout.key(path): path for path in in_order}
     given = {key: value for key, value in given.items() if not key.endswith(_NOT_WEIGHTS)}
     problems = [f"missing {key}" for key in keys if key not in given]
-    problems += [f"unexpected {key}" for key in given if key not in keys]
-    flat = {}
+    problems += [f"unexpected {key[:_LONGEST]}" for key in given if key not in keys]
+    flat: dict[tuple[str, ...], np.ndarray] = {}
+    broken: list[str] = []
     for key, path in keys.items():
         if key not in given:
             continue
         want = layout.shape(path, expected[path])
-        if given[key].shape == want:
-            array = layout.to_flax(path, given[key])
-            flat[path] = np.ascontiguousarray(array, dtype=np.float32)
-        else:
+        if given[key].shape != want:
             problems.append(f"{key} has shape {given[key].shape}, expected {want}")
+            continue
+        array = _as_float32(layout.to_flax(path, given[key]))
+        if array is None:
+            problems.append(f"{key} holds {given[key].dtype}, expected floating-point numbers")
+            continue
+        flat[path] = array
+        if words := weights.what_is_not_a_weight(path, array):
+            broken.append(f"{key} {words}")
     if problems:
+        more = f"; and {len(problems) - _MOST_KEYS} more" if len(problems) > _MOST_KEYS else ""
         raise UserError(
             f"the weights do not fit {network.arch} with {network.num_classes} classes: "
-            f"{_suggest(layout, given)}; {'; '.join(problems)}"
+            f"{_suggest(layout, given)}; {'; '.join(problems[:_MOST_KEYS])}{more}"
+        )
+    if broken:
+        raise UserError(
+            f"the weights cannot be right: {'; '.join(broken[:_MOST_KEYS])}; take another "
+            "checkpoint of that training"
         )
     return models.both_collections(flax.traverse_util.unflatten_dict(flat))
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray | None:
+    """Return an array as float32, or None if it is of other numbers, as a quantised network's."""
+    if array.dtype.kind in "biuc":
+        return None
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told
+        return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def to_state_dict(
@@ -64,15 +88,31 @@ def to_state_dict(
 
 
 def _suggest(layout: layouts.Layout, given: Mapping[str, np.ndarray]) -> str:
-    """Say which architecture of the zoo the keys and shapes fit, whatever the head's width."""
-    classes = layout.num_classes(given)
-    if classes is None:
-        return "no architecture of the zoo fits them"
-    shapes = {key: value.shape for key, value in given.items()}
-    for arch in models.MODELS:
-        network = models.build(arch, classes, (0.5,), (0.5,))
-        expected = models.flat_shapes(network, (32, 32, 3))
-        wanted = {layout.key(path): layout.shape(path, shape) for path, shape in expected.items()}
-        if wanted == shapes:
-            return f"they fit {arch} with {classes} classes"
-    return "no architecture of the zoo fits them"
+    """Say which architecture of the zoo the keys and shapes fit, whatever the head's width.
+
+    With a prefix that all keys have in common and without it.
+    """
+    prefix = state_dicts.common_prefix(given) if layout is layouts.PYTORCH else ""
+    inner = {key.removeprefix(prefix): array for key, array in given.items()}
+    classes = layout.num_classes(inner)
+    fits = ""
+    if classes is not None:
+        shapes = {key: value.shape for key, value in inner.items()}
+        for arch in models.MODELS:
+            network = models.build(arch, classes, (0.5,), (0.5,))
+            expected = models.flat_shapes(network, (32, 32, 3))
+            wanted = {
+                layout.key(path): layout.shape(path, shape) for path, shape in expected.items()
+            }
+            if wanted == shapes:
+                fits = f"they fit {arch} with {classes} classes"
+                break
+    if not prefix:
+        return fits or "no architecture of the zoo fits them"
+    shown = prefix[:_LONGEST]
+    if not fits:
+        return f"all their names begin with {shown}, and no architecture of the zoo fits them"
+    return (
+        f"all their names begin with {shown}, without which {fits} (kd_jax.import_teacher "
+        f"--key={shown.rstrip('.')} takes it away)"
+    )

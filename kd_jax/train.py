@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 
 import kd_jax
 from kd_jax import (
+    certificates,
+    class_names,
     cohort,
     experiment,
     files,
@@ -26,7 +28,6 @@ from kd_jax import (
     processes,
     provenance,
     steps,
-    teachers,
     weights,
     workdir,
 )
@@ -98,7 +99,7 @@ def train_together(
         leader = measure.Judge(first)
         judges = [leader, *(measure.Judge(run, leader) for run in runs[1:])]
         _say_what_is_odd(configs[0])
-        certified = [_certify(first, leader, place) for place in places]
+        certified = [certificates.certify(first, leader, place) for place in places]
         members, states = [], []
         for number, place in enumerate(places):
             processes.on_first(
@@ -179,38 +180,6 @@ def _say_what_is_odd(config: ConfigDict) -> None:
         )
 
 
-def _certify(
-    run: experiment.Experiment, judge: measure.Judge, directory: Path
-) -> dict[str, Any] | None:
-    """Measure the teacher before anything is learnt from it, unless this run already did."""
-    its = run.teachers
-    if its is None:
-        return None
-    stored = processes.on_first(lambda: files.read_json(directory / workdir.TEACHER_FILE))
-    if stored is not None and stored.get("sha256") != its.sha256:
-        raise UserError(
-            f"the run in {directory} began with the teacher {stored.get('sha256')}, but "
-            f"{run.config.teacher.weights} is {its.sha256}: give it the same weights, or a new "
-            "--workdir"
-        )
-    if stored is not None and stored.get("data_fingerprint") == run.dataset.fingerprint:
-        return stored
-    logger.info("measuring the teacher %s on the test split", its.arch)
-    certified = teachers.certificate(
-        its, judge.members_logits("test"), run.dataset.test.labels, run.dataset.fingerprint
-    )
-    for one in (*certified.get("members", ()), certified):
-        logger.info(
-            "teacher %s: top-1 %.2f %%, top-5 %.2f %%, sha256 %s",
-            one["arch"],
-            one["top1"],
-            one["top5"],
-            one["sha256"],
-        )
-    teachers.check_claims(its, certified, run.config.teacher)
-    return certified
-
-
 def _result(
     member: Member,
     state: steps.TrainState,
@@ -253,6 +222,7 @@ def _result(
         "best": _best(member, state),
     }
     variables = jax.device_get(state.variables)
+    digest = weights.digest_of(variables)
     card = weights.ModelCard(
         arch=config.student.arch,
         num_classes=dataset.num_classes,
@@ -262,7 +232,9 @@ def _result(
         dataset=dataset.name,
         claimed_top1=test["top1"],
         source=f"a run of kd_jax {kd_jax.__version__}",
-        sha256=weights.digest_of(variables),
+        sha256=digest,
+        arrays_sha256=digest,
+        class_names=class_names.known(config.dataset, dataset.num_classes),
         certificate={
             **{name: test[name] for name in ("top1", "top5", "nll", "ece")},
             "examples": len(dataset.test),

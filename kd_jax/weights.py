@@ -1,7 +1,8 @@
 """A network on disk: `model.json` (what it is) beside `model.safetensors` (its variables).
 
 The same two files are written by `import_teacher` and by every finished run, so either directory
-can be a teacher. safetensors holds raw arrays and nothing that can run.
+can be a teacher. safetensors holds raw arrays and nothing that can run. The card has the digest of
+its arrays, and a network whose arrays have another one is refused.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,8 @@ class ModelCard:
       claimed_top1: percent on that data set's test split; None if nobody claims any.
       source: the file or run that it came from.
       sha256: of that file, or of the stored arrays.
+      arrays_sha256: `digest_of` the arrays; empty in cards from before there was one.
+      class_names: of its outputs, in their order; None where nobody knows them.
       certificate: what the run that trained it measured on the test split (percent, nats, number of
         examples, fingerprint of the data); None for imported weights.
     """
@@ -53,6 +58,8 @@ class ModelCard:
     source: str
     sha256: str
     certificate: dict[str, Any] | None = None
+    arrays_sha256: str = ""
+    class_names: tuple[str, ...] | None = None
 
     def network(self, dtype: str = "float32") -> models.Network:
         """Return the network that the variables belong to, see `models.build`."""
@@ -60,20 +67,53 @@ class ModelCard:
 
 
 def save(directory: str | Path, card: ModelCard, variables: Mapping[str, Any]) -> None:
-    """Write a network into a directory, each file whole or not at all."""
+    """Write a network into a directory: a kill at any moment leaves the old one or the new one.
+
+    The arrays first lie beside the old ones, under a name that has their digest. The network is the
+    new one from the moment its card is there, since `load` looks in both places.
+    """
     directory = Path(directory)
     flat = flax.traverse_util.flatten_dict(dict(variables), sep=_SEPARATOR)
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
-    files.write_whole(directory / ARRAYS_FILE, safetensors.numpy.save(arrays))
+    card = dataclasses.replace(card, arrays_sha256=digest_of(variables))
+    staged = _staged(directory, card)
+    files.write_whole(staged, safetensors.numpy.save(arrays))
     files.write_json(directory / CARD_FILE, dataclasses.asdict(card))
+    try:
+        os.replace(staged, directory / ARRAYS_FILE)
+        for left in directory.glob(_STAGED.format("*")):  # by a process that was killed here
+            left.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{directory / ARRAYS_FILE} cannot be written ({error.strerror}): make the place "
+            "writable, and do not write to it twice at once"
+        ) from error
+
+
+def may_be_written(directory: Path) -> bool:
+    """Tell whether a directory holds a network, or nothing but the pieces of a killed `save`."""
+    return (directory / CARD_FILE).exists() or all(
+        files.is_partial(path) or path.match(_STAGED.format("*")) for path in directory.iterdir()
+    )
+
+
+_STAGED = ".model-{}.safetensors"
+
+
+def _staged(directory: Path, card: ModelCard) -> Path:
+    return directory / _STAGED.format(card.arrays_sha256[:16])
 
 
 def digest_of(variables: Mapping[str, Any]) -> str:
-    """Return the hex sha256 of variables: of every leaf's path and bytes, in order of the paths."""
+    """Return the hex sha256 of variables: every leaf's path, type, shape and bytes, by the paths.
+
+    Bytes as in memory, which are the same on all machines but those of the other byte order.
+    """
     digest = hashlib.sha256()
     for name, leaf in sorted(flax.traverse_util.flatten_dict(dict(variables), sep="/").items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(leaf).data)
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {array.dtype.name} {np.shape(leaf)}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -89,12 +129,16 @@ def load_card(directory: str | Path) -> ModelCard:
         known = {field.name for field in dataclasses.fields(ModelCard)}
         card = ModelCard(**{key: value for key, value in fields.items() if key in known})
         height, width, channels = card.image_shape
-        return dataclasses.replace(
+        names = card.class_names
+        card = dataclasses.replace(
             card,
             image_shape=(height, width, channels),
             mean=tuple(card.mean),
             std=tuple(card.std),
+            class_names=None if names is None else tuple(names),
         )
+        _check_values(card)
+        return card
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not the card of a stored network ({error}): expected a directory made by "
@@ -102,23 +146,78 @@ def load_card(directory: str | Path) -> ModelCard:
         ) from None
 
 
+def _check_values(card: ModelCard) -> None:
+    """Raise `ValueError` or `TypeError` at the first value of a card that cannot be."""
+    for name in ("arch", "dataset", "source", "sha256", "arrays_sha256"):
+        if not isinstance(getattr(card, name), str):
+            raise TypeError(f"its {name} is no text")
+    for number in (card.num_classes, *card.image_shape):
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{number!r} is no number of classes, pixels or channels")
+    if len(card.mean) != card.image_shape[2] or len(card.std) != card.image_shape[2]:
+        raise ValueError("it has not one mean and one std for each channel")
+    if not all(map(math.isfinite, (*card.mean, *card.std))) or min(card.std) <= 0:
+        raise ValueError(f"its mean is {card.mean} and its std {card.std}")
+    if card.claimed_top1 is not None and not math.isfinite(card.claimed_top1):
+        raise ValueError(f"its claimed_top1 is {card.claimed_top1}")
+    if card.certificate is not None and not isinstance(card.certificate, dict):
+        raise TypeError("its certificate is no object")
+    if card.class_names is not None:
+        if not all(isinstance(name, str) for name in card.class_names):
+            raise TypeError("a name of its classes is no text")
+        if not len(set(card.class_names)) == len(card.class_names) == card.num_classes:
+            raise ValueError(f"it has not {card.num_classes} different names of classes")
+
+
 def load(directory: str | Path) -> tuple[ModelCard, dict[str, Any]]:
-    """Return a stored network's card and variables.
+    """Return a stored network's card, which has the digest of its arrays, and its variables.
 
     Raises:
-      UserError: files missing or damaged, or arrays that do not fit the card's architecture.
+      UserError: files missing or damaged, arrays that are not the card's or do not fit its
+        architecture, or numbers that are not finite.
     """
     directory = Path(directory)
-    card = load_card(directory)
+    for _ in range(3):  # another process may just write a new network
+        card = load_card(directory)
+        for path in (directory / ARRAYS_FILE, _staged(directory, card)):
+            variables = _read_arrays(path)
+            if variables is not None:
+                digest = digest_of(variables)
+                if digest == card.arrays_sha256 or not card.arrays_sha256:
+                    check_fit(card.network(), variables, card.image_shape, str(directory))
+                    return dataclasses.replace(card, arrays_sha256=digest), variables
+    raise UserError(
+        f"{directory / ARRAYS_FILE} is not there, or does not hold the arrays that {CARD_FILE} "
+        f"beside it tells of (sha256 {card.arrays_sha256[:8]}): one of the two was replaced or "
+        "damaged; import the network again, or run its command again"
+    )
+
+
+def _read_arrays(path: Path) -> dict[str, Any] | None:
+    """Return the variables in a file; None where there is none."""
     try:
-        arrays = safetensors.numpy.load_file(directory / ARRAYS_FILE)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"{directory / ARRAYS_FILE} cannot be read ({error}): import the network again"
-        ) from None
-    variables = models.both_collections(flax.traverse_util.unflatten_dict(arrays, sep=_SEPARATOR))
-    check_fit(card.network(), variables, card.image_shape, str(directory))
-    return card, variables
+        arrays = safetensors.numpy.load_file(path)
+    except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        if not path.exists():
+            return None
+        raise UserError(f"{path} cannot be read ({error}): import the network again") from None
+    return models.both_collections(flax.traverse_util.unflatten_dict(arrays, sep=_SEPARATOR))
+
+
+def what_is_not_a_weight(path: tuple[str, ...], array: np.ndarray) -> str | None:
+    """Say in words what makes an array of a network useless; None if nothing does.
+
+    Args:
+      path: of the leaf in the variables.
+      array: floating-point.
+    """
+    array = np.asarray(array)
+    wrong = array.size - np.count_nonzero(np.isfinite(array))
+    if wrong:
+        return f"has {wrong} of {array.size} values that are not finite"
+    if path[-1] == "var" and array.min(initial=0) < 0:
+        return f"is a variance and has {array.min()}"
+    return None
 
 
 def check_fit(
@@ -127,7 +226,7 @@ def check_fit(
     image_shape: tuple[int, int, int],
     source: str,
 ) -> None:
-    """Raise `UserError` unless the variables have exactly the network's leaves and shapes."""
+    """Raise `UserError` unless the variables have the network's leaves, in float32 and finite."""
     expected = models.flat_shapes(network, image_shape)
     given = flax.traverse_util.flatten_dict(dict(variables))
     problems = [f"missing {'/'.join(path)}" for path in expected.keys() - given.keys()]
@@ -137,7 +236,18 @@ def check_fit(
         for path in expected.keys() & given.keys()
         if given[path].shape != expected[path]
     ]
+    problems += [
+        f"{'/'.join(path)} is {array.dtype}, expected float32"
+        for path, array in given.items()
+        if array.dtype != np.float32
+    ]
     if problems:
         raise UserError(
             f"{source} does not hold a {network.arch}: {'; '.join(sorted(problems)[:8])}"
+        )
+    words = {"/".join(path): what_is_not_a_weight(path, given[path]) for path in given}
+    if broken := [f"{name} {said}" for name, said in sorted(words.items()) if said]:
+        raise UserError(
+            f"the weights in {source} cannot be right: {'; '.join(broken[:8])}; import or train "
+            "the network again"
         )

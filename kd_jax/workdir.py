@@ -52,9 +52,9 @@ def check(workdir: Path, config: ConfigDict) -> None:
     if not workdir.is_dir():
         raise UserError(f"the workdir {workdir} is a file: expected a directory, new or of a run")
     if not (workdir / CONFIG_FILE).exists():
-        # A run that was killed in its first moment leaves these two, and nothing to be careful of.
-        first = {LOCK_FILE, CONFIG_FILE + ".partial"}
-        if any(path.name not in first for path in workdir.iterdir()):
+        # A run that was killed in its first moment leaves its lock, and half a file.
+        left = [path for path in workdir.iterdir() if not files.is_partial(path)]
+        if any(path.name != LOCK_FILE for path in left):
             raise UserError(
                 f"the workdir {workdir} holds other files and no {CONFIG_FILE}: expected a new "
                 "directory, or the one of an earlier run of this config"
@@ -150,5 +150,7 @@ def load_config(workdir: Path) -> ConfigDict:
 
 
 def create(workdir: Path, config: ConfigDict) -> None:
-    """Make the directory of a run and write its config."""
+    """Make the directory of a run and write its config; the lock of the directory is held."""
+    if workdir.is_dir():
+        files.remove_partial(workdir)
     files.write_whole(workdir / CONFIG_FILE, config_lib.to_json(config).encode())

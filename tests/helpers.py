@@ -1,6 +1,7 @@
 """Golden weights, PyTorch files written without PyTorch, and commands run as a user runs them."""
 
-import collections
+import dataclasses
+import io
 import json
 import pickle
 import subprocess
@@ -55,8 +56,21 @@ def golden_images():
     return np.random.default_rng(0).standard_normal((8, 32, 32, 3)).astype("float32")
 
 
-def write_pth(path, state_dict):
-    """Write a state dict in the layout of torch.save, without PyTorch."""
+@dataclasses.dataclass
+class View:
+    """A tensor as a file may describe it, true or not: steps count elements of the storage."""
+
+    storage: np.ndarray
+    offset: int
+    shape: tuple
+    steps: tuple
+
+
+def write_pth(path, content, byteorder="little"):
+    """Write arrays, in whatever containers, in the layout of torch.save, without PyTorch.
+
+    Arrays are cut to float32; a `View` is described as it says.
+    """
     fake = {name: types.ModuleType(name) for name in ("torch", "torch._utils")}
     storages = []
 
@@ -72,38 +86,45 @@ def write_pth(path, state_dict):
         def __init__(self, array):
             self.array = array
 
-    class Tensor:
-        def __init__(self, array):
-            self.array = np.ascontiguousarray(array, np.float32)
-
-        def __reduce__(self):
-            strides = tuple(s // 4 for s in self.array.strides)
-            args = (Storage(self.array), 0, self.array.shape, strides, False, {})
-            return rebuild, args
-
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj):
             if not isinstance(obj, Storage):
                 return None
-            storages.append(obj.array)
-            return "storage", storage_type, str(len(storages) - 1), "cpu", obj.array.size
+            known = [n for n, array in enumerate(storages) if array is obj.array]
+            if not known:
+                storages.append(obj.array)
+            number = known[0] if known else len(storages) - 1
+            return "storage", storage_type, str(number), "cpu", obj.array.size
+
+        def reducer_override(self, obj):
+            if isinstance(obj, np.ndarray):
+                array = np.ascontiguousarray(obj, np.float32).reshape(obj.shape)
+                obj = View(array, 0, array.shape, tuple(s // 4 for s in array.strides))
+            if not isinstance(obj, View):
+                return NotImplemented
+            return rebuild, (Storage(obj.storage), obj.offset, obj.shape, obj.steps, False, {})
 
     before = {name: sys.modules.get(name) for name in fake}
     sys.modules.update(fake)
     try:
-        with zipfile.ZipFile(path, "w") as archive:
-            content = collections.OrderedDict((k, Tensor(v)) for k, v in state_dict.items())
-            with archive.open("archive/data.pkl", "w") as file:
-                Pickler(file, protocol=2).dump(content)
-            archive.writestr("archive/byteorder", "little")
-            for i, array in enumerate(storages):
-                archive.writestr(f"archive/data/{i}", array.tobytes())
+        described = io.BytesIO()
+        Pickler(described, protocol=2).dump(content)
     finally:
         for name, module in before.items():
             if module is None:
                 del sys.modules[name]
             else:
                 sys.modules[name] = module
+    write_archive(path, described.getvalue(), storages, byteorder)
+
+
+def write_archive(path, described, storages=(), byteorder="little", compression=zipfile.ZIP_STORED):
+    """Write the zip archive of a PyTorch file around a pickle."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", described)
+        archive.writestr("archive/byteorder", byteorder)
+        for number, array in enumerate(storages):
+            archive.writestr(f"archive/data/{number}", array.tobytes())
 
 
 def command(module, *arguments, environment=None):

@@ -132,7 +132,7 @@ WRONG_INPUTS = [
           "--config.teacher.weights={resnet20}", says="they fit resnet20 with 100 classes"),
     wrong("teacher of other classes", "--config=configs/resnet44.py", "--workdir={new}",
           "--config.teacher.weights={teacher}", "--config.teacher.arch=resnet8",
-          says="knows 10 classes, but cifar100 has 100"),
+          says="knows other classes than cifar100: it does not know apple, aquarium fish"),
     wrong("directory that is no teacher", "--config=configs/resnet44.py", "--workdir={new}",
           "--config.teacher.weights=docs", says="not the card of a stored network"),
     wrong("missing data", "--config=configs/scratch.py", "--workdir={new}",
@@ -201,6 +201,9 @@ WRONG_INPUTS = [
           "--config.teacher.weights={teacher}/model.safetensors", says="give its directory"),
     wrong("evaluate another checkpoint", "--workdir={teacher}", "--checkpoint=worst",
           says="worst", module="kd_jax.evaluate"),
+    wrong("a file of Keras", "--arch=resnet20", "--src={keras}", "--out={new}",
+          says="is an HDF5 file, as Keras writes it .*: expected a file as torch.save",
+          module="kd_jax.import_teacher"),
     wrong("half a normalisation", "--arch=resnet20", "--src={resnet20}", "--out={new}",
           "--mean=0.5,0.5,0.5", says="--mean and --std go together",
           module="kd_jax.import_teacher"),
@@ -242,6 +245,8 @@ def pth(tmp_path_factory):
     paths = {name: directory / f"{name}.pth" for name in ("resnet20", "evil", "cut")}
     write_pth(paths["resnet20"], golden_state_dict("resnet20"))
     paths["cut"].write_bytes(paths["resnet20"].read_bytes()[:100_000])
+    paths["keras"] = directory / "x.h5"
+    paths["keras"].write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(500))
     with zipfile.ZipFile(paths["evil"], "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(print, protocol=2))
     return paths

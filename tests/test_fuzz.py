@@ -5,7 +5,9 @@ import io
 import json
 import os
 import string
+import struct
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers import write_pth
-from kd_jax import checks, class_names, image_folder, slices, state_files, weights, workdir
+from helpers import write_archive, write_pth
+from kd_jax import (
+    checks,
+    class_names,
+    image_folder,
+    slices,
+    state_files,
+    torch_pickle,
+    weights,
+    workdir,
+)
 from kd_jax import config as config_lib
 from kd_jax.errors import UserError
 
@@ -73,6 +84,79 @@ def test_files_of_weights_with_changed_bytes(suffix):
 @given(st.binary(max_size=200), st.sampled_from([".pth", ".npz", ".safetensors"]))
 def test_files_of_weights_that_are_anything(content, suffix):
     read_or_refuse(state_files.read, content, f"x{suffix}")
+
+
+NAMES = st.sampled_from(sorted(torch_pickle._CALLS)).map(
+    lambda name: f"c{name.module}\n{name.name}\n".encode()
+)
+NUMBERS = st.sampled_from([0, 1, 2, 3, 5, 2**31 - 1, 2**62, -1]).map(
+    lambda n: b"\x8a\x08" + n.to_bytes(8, "little", signed=True)
+)
+TEXTS = st.text("ab", max_size=3).map(lambda t: b"X" + struct.pack("<I", len(t)) + t.encode())
+STORAGE = (
+    b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x0ftQ"
+)
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE
+PARTS = (
+    st.sampled_from([bytes([opcode]) for opcode in b"(.012NJ]}laesu\x85\x86\x87tbR\x81\x90\x91Qd)"])
+    | st.sampled_from([b"q\x00", b"h\x00", b"q\x01", b"h\x01", b"\x94", STORAGE, TENSOR])
+    | NAMES | NUMBERS | TEXTS
+)  # fmt: skip
+
+
+@QUICK
+@given(st.lists(PARTS, max_size=30))
+def test_pickles_of_any_program_take_no_more_than_the_file_holds(parts):
+    """No traceback, and memory within twice the bytes of the tensors and 64 MB."""
+    held = 60  # bytes of the one storage
+
+    def read(path):
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        arrays = state_files.read(path)
+        assert sum(array.nbytes for array in arrays.values()) <= held * len(arrays)
+        assert tracemalloc.get_traced_memory()[1] - before < 2 * held + 64_000_000
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "x.pth"
+        write_archive(path, b"\x80\x02" + b"".join(parts) + b".", [np.zeros(15, np.float32)])
+        tracemalloc.start()
+        try:
+            with contextlib.suppress(UserError):
+                read(path)
+            assert tracemalloc.get_traced_memory()[1] < 64_000_000
+        finally:
+            tracemalloc.stop()
+
+
+LEAVES = st.builds(lambda: np.ones((2, 3), np.float32)) | st.integers() | st.none() | st.text("ab")
+KEYS = st.sampled_from(
+    ["state_dict", "model", "state_dict_ema", "optimizer", "a.b", "module.a", "x"]
+)
+LAYOUTS = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.dictionaries(KEYS | st.integers(0, 3), inner, max_size=4) | st.lists(inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@QUICK
+@given(LAYOUTS, st.sampled_from(["", "model", "state_dict", "x", "module"]))
+def test_state_dicts_in_any_layout(layout, key):
+    def read(path):
+        arrays = state_files.read(path, key)
+        assert arrays
+        for name, array in arrays.items():
+            assert isinstance(name, str)
+            np.testing.assert_array_equal(array, np.ones((2, 3)))
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "x.pth"
+        write_pth(path, layout)
+        with contextlib.suppress(UserError):
+            read(path)
 
 
 @QUICK

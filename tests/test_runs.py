@@ -1,13 +1,15 @@
 """Whole runs under the options that touch more than the step: teachers, views, early stopping."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from kd_jax import fidelity, fixed_view, measure, parallel, recipes
+from helpers import tree_digest
+from kd_jax import fidelity, fixed_view, measure, parallel, recipes, restore, weights
 from kd_jax.console import logger
 from kd_jax.errors import DivergedError, UserError
 from kd_jax.experiment import build
@@ -41,6 +43,44 @@ def distil(teacher, **options):
 
 def losses_of(workdir):
     return [r["loss"] for r in read_json_lines(workdir / "metrics.jsonl") if "loss" in r]
+
+
+def test_a_teacher_may_not_change_under_a_run(two_teachers, tmp_path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(two_teachers[0], teacher)
+    with pytest.raises(StoppedError):
+        train(distil(teacher), tmp_path / "w", StopAfter(2))
+    certified = read_json(tmp_path / "w" / "teacher.json")
+    card, variables = weights.load(teacher)
+    assert certified["arrays_sha256"] == card.arrays_sha256 == weights.digest_of(variables)
+    before = tree_digest(tmp_path / "w")
+    _, others = weights.load(two_teachers[1])
+    changes = {
+        "arrays_sha256": (card, others),
+        "mean": (dataclasses.replace(card, mean=(0.1, 0.2, 0.3)), variables),
+    }
+    for name, (other_card, other_variables) in changes.items():
+        weights.save(teacher, other_card, other_variables)
+        with pytest.raises(UserError, match=rf"began with the teacher resnet8.*{name} .* now"):
+            train(distil(teacher), tmp_path / "w")
+        assert tree_digest(tmp_path / "w") == before
+    with pytest.raises(UserError, match="began with the teacher resnet8"):
+        restore.student(tmp_path / "w", "last")
+    weights.save(teacher, card, variables)
+    # A run from before arrays were hashed measures its teacher again.
+    old = {key: value for key, value in certified.items() if key != "arrays_sha256"}
+    (tmp_path / "w" / "teacher.json").write_text(json.dumps(old | {"top1": 1.0}))
+    with pytest.raises(UserError, match=r"at 1\.00 % top-1 .* it is another"):
+        train(distil(teacher), tmp_path / "w")
+    (tmp_path / "w" / "teacher.json").write_text(json.dumps(old))
+    with pytest.raises(StoppedError):
+        train(distil(teacher), tmp_path / "w", StopAfter(2))
+    assert read_json(tmp_path / "w" / "teacher.json") == certified
+
+
+def test_a_finished_run_knows_the_names_of_its_classes(two_teachers):
+    card = weights.load_card(two_teachers[0])
+    assert card.class_names == tuple("0123456789")
 
 
 @pytest.mark.parametrize("combine", ["probabilities", "losses"])
@@ -186,8 +226,6 @@ def test_a_student_may_start_from_weights_and_keep_some(two_teachers, tmp_path):
     start = run.initial_state().params
     result = train(config, tmp_path / "w")
     assert result["steps"] == 30
-    from kd_jax import weights
-
     _, variables = weights.load(tmp_path / "w")
     begun = run.initial_state().batch_stats
     kept = variables["batch_stats"]["layer1.0"]

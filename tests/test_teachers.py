@@ -2,8 +2,8 @@
 
 import pytest
 
+from kd_jax import certificates, experiment, measure, published, recipes, teachers, weights
 from kd_jax import config as config_lib
-from kd_jax import experiment, measure, published, recipes, teachers, weights
 from kd_jax.config import default_config
 from kd_jax.console import logger
 from kd_jax.errors import UserError
@@ -17,7 +17,7 @@ def certify(cifar100_dir, weights, **options):
     run = experiment.build(config)
     logits = measure.Judge(run).members_logits("test")
     labels = run.dataset.test.labels
-    return config, run.teachers, teachers.certificate(run.teachers, logits, labels, "")
+    return config, run.teachers, certificates.certificate(run.teachers, logits, labels, "")
 
 
 @pytest.mark.slow
@@ -30,10 +30,10 @@ def test_a_real_teacher_reaches_its_published_accuracy(arch, cifar100_dir, teach
     assert measured == pytest.approx((entry.top1, entry.top5), abs=0.005)
     assert measured == pytest.approx(published.CERTIFIED["cifar100", arch], abs=0.005)
     assert certified["examples"] == 10_000
-    teachers.check_claims(its, certified, config.teacher)
+    certificates.check_claims(its, certified, config.teacher)
     config.teacher.claimed_top1 = 75.0
     with pytest.raises(UserError, match=r"expected to reach 75\.00 % .*normalisation"):
-        teachers.check_claims(its, certified, config.teacher)
+        certificates.check_claims(its, certified, config.teacher)
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_the_normalisation_of_the_study_handicaps_its_teacher(cifar100_dir, teac
     )  # fmt: skip
     assert certified["top1"] == pytest.approx(61.65, abs=0.1)
     logger.propagate = True
-    teachers.check_claims(its, certified, recipes.apply("seed").teacher)
+    certificates.check_claims(its, certified, recipes.apply("seed").teacher)
     assert "handicapped teacher" in caplog.text
 
 

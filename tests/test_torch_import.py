@@ -1,7 +1,10 @@
 """PyTorch files: read exactly, refused with one sentence, never run."""
 
 import contextlib
+import http.client
+import io
 import pickle
+import urllib.request
 import zipfile
 
 import ml_dtypes
@@ -14,6 +17,7 @@ from kd_jax import (
     files,
     models,
     published,
+    state_dicts,
     state_files,
     teachers,
     torch_file,
@@ -66,7 +70,7 @@ def test_reader_equals_pytorch(tmp_path):
         "g": torch.zeros(0, 3),
     }
     torch.save({"state_dict": {f"module.{k}": v for k, v in state_dict.items()}}, tmp_path / "x.pt")
-    read = torch_file.read_state_dict(tmp_path / "x.pt")
+    read = state_dicts.without_prefix(torch_file.read_state_dict(tmp_path / "x.pt"))
     assert list(read) == list(state_dict)
     for key, value in state_dict.items():
         assert read[key].shape == tuple(value.shape)
@@ -170,6 +174,23 @@ def test_safetensors_and_npz_that_are_not(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_an_npz_that_declares_more_than_it_holds_is_refused_before_room_is_made(tmp_path):
+    np.savez_compressed(tmp_path / "whole.npz", a=np.zeros(1000), b=np.arange(5))
+    assert set(state_files.read(tmp_path / "whole.npz")) == {"a", "b"}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (10**11,)}
+    )
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("a.npy", header.getvalue() + bytes(100))
+    with pytest.raises(UserError, match=r"a\.npy declares 400,000,000,000 bytes and holds fewer"):
+        state_files.read(tmp_path / "x.npz")
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("readme.txt", "no array")
+    with pytest.raises(UserError, match=r"text\.npz is not a whole \.npz file"):
+        state_files.read(tmp_path / "text.npz")
+
+
 def test_a_part_of_a_stored_network_is_told_from_foreign_weights(tmp_path):
     write_pth(tmp_path / "x.pth", golden_state_dict("resnet20"))
     weights.save(
@@ -215,6 +236,19 @@ def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(releases):
     assert "/vgg/cifar100_vgg11_bn-57d0759e.pt cannot be fetched" in str(caught.value)
     assert "cache/published/cifar100_vgg11_bn-57d0759e.pt, or give" in str(caught.value)
     assert not list((releases.parent / "cache").rglob("*.p*t*"))
+
+
+def test_a_download_that_is_cut_short_leaves_nothing(releases, monkeypatch):
+    class Cut(io.BytesIO):
+        def read(self, *size):
+            if content := super().read(5):
+                return content
+            raise http.client.IncompleteRead(b"", 100)
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Cut(b"ten bytes."))
+    with pytest.raises(UserError, match=r"cannot be fetched \(IncompleteRead.*fetch it where"):
+        published.fetch("resnet20", "cifar100")
+    assert not any(path.is_file() for path in (releases.parent / "cache").rglob("*"))
 
 
 def test_nobody_publishes_that(releases):

@@ -1,0 +1,239 @@
+"""What a run's teachers were when it began: measured on the test split, and kept with the run.
+
+A teacher under the wrong normalisation, or with its weights in the wrong place, still gives
+probabilities, only worse ones: the student pays and nobody sees why. So before a run its teacher is
+measured, and a run goes on with the very same teacher or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from kd_jax import data, experiment, fidelity, files, measure, processes, teachers, weights, workdir
+from kd_jax.console import logger
+from kd_jax.errors import UserError
+
+_CERTIFIED = ("top1", "top5", "nll", "ece")
+_SAME_TOP1, _SAME_NLL = 0.1, 1e-3  # points and share by which one teacher may be measured twice
+
+
+def certify(
+    run: experiment.Experiment, judge: measure.Judge, directory: Path
+) -> dict[str, Any] | None:
+    """Measure the teacher before anything is learnt from it, unless this run already did.
+
+    Args:
+      run: whose teacher it is.
+      judge: of that run.
+      directory: of that run; nothing is written.
+
+    Returns:
+      what is stored as `teacher.json`; None without a teacher.
+
+    Raises:
+      UserError: the run began with another teacher, or this one misses its claim.
+    """
+    its = run.teachers
+    if its is None:
+        return None
+    stored = processes.on_first(lambda: files.read_json(directory / workdir.TEACHER_FILE))
+    if stored is not None:
+        check_same(stored, its, directory)
+    on_this = stored is not None and stored.get("data_fingerprint") == run.dataset.fingerprint
+    if on_this and has_digests(stored):
+        return stored
+    differing = [differences(member.card, run.dataset) for member in its.members]
+    for member, words in zip(its.members, differing, strict=True):
+        if words:
+            logger.warning(
+                "the teacher %s was measured on other data: %s",
+                member.card.source, "; ".join(words),
+            )  # fmt: skip
+    logger.info("measuring the teacher %s on the test split", its.arch)
+    certified = certificate(
+        its, judge.members_logits("test"), run.dataset.test.labels, run.dataset.fingerprint
+    )
+    if on_this:
+        check_measured(stored, certified, directory)
+    for one in (*certified.get("members", ()), certified):
+        logger.info(
+            "teacher %s: top-1 %.2f %%, top-5 %.2f %%, sha256 %s",
+            one["arch"],
+            one["top1"],
+            one["top5"],
+            one["sha256"],
+        )
+    check_claims(its, certified, run.config.teacher, differing)
+    return certified
+
+
+def certificate(
+    its: teachers.Teachers, logits: np.ndarray, labels: np.ndarray, fingerprint: str
+) -> dict[str, Any]:
+    """Return what is stored as `teacher.json`.
+
+    Args:
+      its: the teachers, as loaded.
+      logits: float32 `[teachers, N, classes]` on the test split, each under its normalisation.
+      labels: int `[N]`, of that split.
+      fingerprint: of the data set.
+
+    Returns:
+      for one teacher what it is and its measures; for several the measures of what they say
+      together, and `members`, a certificate each.
+    """
+    members = [
+        _certificate_of(member.card, own, labels, fingerprint)
+        for member, own in zip(its.members, logits, strict=True)
+    ]
+    if len(members) == 1:
+        return members[0]
+    together = fidelity.summary(np.asarray(its.ensemble.mean(logits)), labels)
+    return {
+        "arch": its.arch,
+        "sha256": its.sha256,
+        "data_fingerprint": fingerprint,
+        "split": "test",
+        "examples": len(labels),
+        "shares": list(its.ensemble.shares),
+        **{name: together[name] for name in _CERTIFIED},
+        "members": members,
+    }
+
+
+def _certificate_of(
+    card: weights.ModelCard, logits: np.ndarray, labels: np.ndarray, fingerprint: str
+) -> dict[str, Any]:
+    measured = fidelity.summary(logits, labels)
+    return {
+        "arch": card.arch,
+        "source": card.source,
+        "sha256": card.sha256,
+        "arrays_sha256": card.arrays_sha256,
+        "dataset": card.dataset,
+        "data_fingerprint": fingerprint,
+        "split": "test",
+        "examples": len(labels),
+        "mean": list(card.mean),
+        "std": list(card.std),
+        **{name: measured[name] for name in _CERTIFIED},
+    }
+
+
+def check_same(stored: dict[str, Any], its: teachers.Teachers, directory: Path) -> None:
+    """Raise `UserError` unless the teachers are those that a run began with.
+
+    Args:
+      stored: the run's `teacher.json`. One from before arrays were hashed has the hash of the file
+        alone, see `check_measured`.
+      its: the teachers, as loaded.
+      directory: of the run.
+    """
+    members = stored.get("members", [stored])
+    changed = []
+    if len(members) != len(its.members):
+        changed.append(f"{len(members)} teachers then, {len(its.members)} now")
+    for then, now in zip(members, its.members, strict=False):
+        field = "arrays_sha256" if "arrays_sha256" in then else "sha256"
+        for name in (field, "arch", "mean", "std"):
+            value = getattr(now.card, name)
+            value = list(value) if isinstance(value, tuple) else value
+            if then.get(name, value) != value:
+                changed.append(f"{name} {then[name]} then, {value} now")
+    if changed:
+        raise UserError(
+            f"the run in {directory} began with the teacher {stored.get('arch')}, and it is "
+            f"another now ({'; '.join(changed)}): give it the same weights and normalisation, or "
+            "take a new --workdir"
+        )
+
+
+def has_digests(stored: dict[str, Any]) -> bool:
+    """Tell whether a certificate has the digest of every teacher's arrays."""
+    return all("arrays_sha256" in one for one in stored.get("members", [stored]))
+
+
+def check_measured(stored: dict[str, Any], certified: dict[str, Any], directory: Path) -> None:
+    """Raise `UserError` unless two certificates of one run have the same measures.
+
+    For runs that began before arrays were hashed.
+    """
+    for then, now in zip(
+        stored.get("members", [stored]), certified.get("members", [certified]), strict=True
+    ):
+        near = abs(then["top1"] - now["top1"]) <= _SAME_TOP1
+        if not near or abs(then["nll"] - now["nll"]) > _SAME_NLL * max(1.0, then["nll"]):
+            raise UserError(
+                f"the run in {directory} began with the teacher {then['arch']} at "
+                f"{then['top1']:.2f} % top-1 and {then['nll']:.4f} nats, which now has "
+                f"{now['top1']:.2f} % and {now['nll']:.4f}: it is another; give the run the same "
+                "weights, or take a new --workdir"
+            )
+
+
+def differences(card: weights.ModelCard, dataset: data.DataSet) -> list[str]:
+    """Say in what a data set is not the one that a network was measured on, as far as is known."""
+    found = []
+    fingerprint = (card.certificate or {}).get("data_fingerprint")
+    if fingerprint is not None and fingerprint != dataset.fingerprint:
+        found.append(
+            f"its data had the fingerprint {fingerprint[:8]}, this has {dataset.fingerprint[:8]}"
+        )
+    if card.image_shape != dataset.image_shape:
+        (h, w, _), (height, width, _) = card.image_shape, dataset.image_shape
+        found.append(f"its images had {h} x {w} pixels, these have {height} x {width}")
+    return found
+
+
+def check_claims(
+    its: teachers.Teachers,
+    certified: dict[str, Any],
+    options: ConfigDict,
+    differing: Sequence[Sequence[str]] = (),
+) -> None:
+    """Stop, or warn, where a teacher misses the accuracy that is claimed for it.
+
+    Args:
+      its: the teachers; each card has its own claim, and `options.claimed_top1` is the first's.
+      certified: as `certificate` returns it.
+      options: `config.teacher`: `tolerance_points`, and `on_mismatch` (stop or warn).
+      differing: `differences` of each teacher.
+
+    Raises:
+      UserError: the measured top-1 is off by more than the tolerance and `on_mismatch` is stop.
+    """
+    for number, member in enumerate(its.members):
+        claimed = member.card.claimed_top1
+        if number == 0 and options.claimed_top1 is not None:
+            claimed = options.claimed_top1
+        if claimed is not None:
+            one = certified.get("members", [certified])[number]
+            _check_claim(one, claimed, options, differing[number] if differing else ())
+
+
+def _check_claim(
+    certified: dict[str, Any], claimed_top1: float, options: ConfigDict, differing: Sequence[str]
+) -> None:
+    if abs(certified["top1"] - claimed_top1) <= options.tolerance_points:
+        return
+    likely = (
+        f"likely its normalisation (mean {certified['mean']}, std {certified['std']}) or the file "
+        f"(sha256 {certified['sha256'][:8]}) is not the one it was published with; correct "
+        "config.teacher"
+    )
+    if differing:
+        likely = f"that is of other data ({'; '.join(differing)}); correct config.dataset"
+    message = (
+        f"the teacher {certified['arch']} from {certified['source']} was expected to reach "
+        f"{claimed_top1:.2f} % top-1 on the test split of {certified['dataset']}, but reaches "
+        f"{certified['top1']:.2f} %: {likely}, or accept it with "
+        "--config.teacher.on_mismatch=warn"
+    )
+    if options.on_mismatch == "stop":
+        raise UserError(message)
+    logger.warning("the student gets a handicapped teacher: %s", message)

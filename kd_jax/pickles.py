@@ -1,0 +1,201 @@
+"""Read a pickle as data: nothing that it names is imported, called or built.
+
+A pickle is a program for a small stack machine. Python's own machine imports what the program
+names, calls it, and sets attributes of what comes back. This one knows the plain containers, and
+whoever uses it says what a name means; everything else is refused. Its memory is bounded by the
+length of the program, and by the number of its steps.
+
+Source of the opcodes' meaning: Python's `pickletools`, which also takes the program apart.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+_MOST_BYTES = 8_000_000
+_MOST_STEPS = 400_000  # an object takes up to about a hundred bytes
+
+
+class RefusedError(Exception):
+    """The pickle names something that is not known to be harmless."""
+
+
+class Name(NamedTuple):
+    """What a pickle calls by its module and its name."""
+
+    module: str
+    name: str
+
+
+class Thing:
+    """Stands for an object that is of no interest, and holds nothing."""
+
+
+Calls = Mapping[Name, Callable[..., Any] | None]
+
+
+def read(content: bytes, calls: Calls, load: Callable[[Any], Any]) -> Any:
+    """Return what a pickle describes.
+
+    Lists, tuples, dicts, strings, bytes and numbers are themselves, a set is a list, a name alone
+    is a `Name`. What a name makes when the pickle calls it is what `calls` gives, or a `Thing`.
+    Attributes that the pickle sets are left out.
+
+    Args:
+      content: the pickle.
+      calls: all names that are allowed; each with a function of the arguments, or None.
+      load: the object that a persistent identifier stands for.
+
+    Raises:
+      RefusedError: it names something else.
+      ValueError: it is no pickle, or too long. Also what `calls` and `load` raise, and TypeError,
+        KeyError and IndexError for programs that make no sense.
+    """
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"its description has {len(content):,} bytes, more than {_MOST_BYTES:,}")
+    machine = _Machine(calls, load)
+    for steps, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if steps + machine.copied > _MOST_STEPS:
+            raise ValueError(f"its description has more than {_MOST_STEPS:,} steps")
+        machine.step(opcode.name, argument)
+    return machine.stack[-1]
+
+
+_PUSHED = frozenset((
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
+))  # fmt: skip
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_NEW: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_SET": list, "EMPTY_DICT": dict}
+_IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
+_PLAIN = (str, bytes, int, float, bool, type(None), Name, Thing)
+
+
+class _Machine:
+    """The stack, its marks, and the memo."""
+
+    def __init__(self, calls: Calls, load: Callable[[Any], Any]):
+        self.stack: list[Any] = []
+        self.copied = 0  # elements that a call has copied
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self._calls, self._load = calls, load
+
+    def step(self, name: str, argument: Any) -> None:
+        """Do what one opcode says."""
+        stack = self.stack
+        if name in _PUSHED:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _NEW:
+            stack.append(_NEW[name]())
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self._memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(self._memo[argument])
+        elif name not in _IGNORED:
+            self._rarer_step(name, argument)
+
+    def _rarer_step(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        if name == "MARK":
+            self._marks.append(len(stack))
+        elif name == "POP":
+            if self._marks and self._marks[-1] == len(stack):
+                self._marks.pop()
+            else:
+                stack.pop()
+        elif name == "POP_MARK":
+            self._above_mark()
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            stack.append(tuple(self._top(int(name[-1]))))
+        elif name == "TUPLE":
+            stack.append(tuple(self._above_mark()))
+        elif name in ("LIST", "FROZENSET"):
+            stack.append(self._above_mark())
+        elif name == "DICT":
+            items = self._above_mark()
+            stack.append({})
+            self._set_items(items)
+        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+            items = self._top(1) if name == "APPEND" else self._above_mark()
+            if isinstance(stack[-1], list):
+                stack[-1].extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            self._set_items(self._top(2) if name == "SETITEM" else self._above_mark())
+        elif name == "BUILD":
+            stack.pop()
+        elif name in ("PERSID", "BINPERSID"):
+            stack.append(self._load(argument if name == "PERSID" else stack.pop()))
+        else:
+            self._names_and_calls(name, argument)
+
+    def _names_and_calls(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        if name == "GLOBAL":
+            stack.append(self._known(*argument.split(" ", 1)))
+        elif name == "STACK_GLOBAL":
+            stack.append(self._known(*self._top(2)))
+        elif name == "INST":
+            arguments = self._above_mark()
+            stack.append(self._call(self._known(*argument.split(" ", 1)), arguments))
+        elif name == "OBJ":
+            function, *arguments = self._above_mark()
+            stack.append(self._call(function, arguments))
+        elif name in ("REDUCE", "NEWOBJ"):
+            function, arguments = self._top(2)
+            stack.append(self._call(function, arguments))
+        elif name == "NEWOBJ_EX":
+            function, arguments, _ = self._top(3)
+            stack.append(self._call(function, arguments))
+        else:
+            raise RefusedError(f"the opcode {name}")
+
+    def _known(self, module: Any, name: Any) -> Name:
+        found = Name(str(module), str(name))
+        if found not in self._calls:
+            raise RefusedError(".".join(found)[:100])
+        return found
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, Name):
+            raise ValueError("it calls something that is no function")
+        known = self._calls[function]
+        if known is None:
+            return Thing()
+        made = known(*arguments)
+        if isinstance(made, dict):
+            self.copied += len(made)
+        return made
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict):
+            return
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Tuples in tuples are hashed by recursion, without end.
+            parts = key if isinstance(key, tuple) and not isinstance(key, Name) else (key,)
+            if not all(isinstance(part, _PLAIN) for part in parts):
+                raise ValueError("a key is no plain value")
+            target[key] = value
+
+    def _top(self, count: int) -> list[Any]:
+        items = self.stack[-count:]
+        if len(items) < count:
+            raise IndexError("its stack is empty")
+        del self.stack[-count:]
+        return items
+
+    def _above_mark(self) -> list[Any]:
+        start = self._marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
