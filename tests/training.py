@@ -26,6 +26,7 @@ class Tiny(nn.Module):
     dtype: Any = None
     dropout_rate: float = 0.0
     batch_norm_momentum: float = 0.9
+    kernel_std = staticmethod(layers.kernel_std)
 
     @nn.compact
     def __call__(self, x, *, train=False, dropout_keys=None):
