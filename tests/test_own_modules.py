@@ -152,7 +152,9 @@ def test_a_module_initialises_itself():
     ours = network(module).init(7, SHAPE)
     plain = jax.jit(module.init)(jax.random.key(7), jnp.zeros((1, *SHAPE)))
     jax.tree.map(np.testing.assert_array_equal, ours, dict(plain))
-    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(ours))
+    assert all(
+        isinstance(leaf, np.ndarray) and leaf.flags.writeable for leaf in jax.tree.leaves(ours)
+    )
     assert (ours["params"]["Conv_0"]["kernel"] == 0.25).all()
     assert ours["params"]["pos_embedding"].std() == pytest.approx(0.02, rel=0.2)
     assert (

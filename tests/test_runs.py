@@ -135,9 +135,7 @@ def test_a_teacher_whose_answers_are_not_finite_is_refused(two_teachers):
     run.teachers.members[0].variables["params"]["fc"]["kernel"][0, 3] = np.nan
     judge = measure.Judge(run)
     for ask in (judge.members_logits, judge.teacher_logits):
-        with pytest.raises(
-            UserError, match=r"the teacher tiny's logits are not finite for 360 "
-        ):
+        with pytest.raises(UserError, match=r"the teacher tiny's logits are not finite for 360 "):
             ask("test")
     with pytest.raises(UserError, match=r"not finite for 7 of 7 images"):
         judge.some_members_logits("train", 7)

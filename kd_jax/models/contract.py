@@ -164,4 +164,5 @@ def first_value(
 def init(module: nn.Module, seed: int, image_shape: tuple[int, int, int]) -> Any:
     """Return the variables that a module draws by itself from a seed, in host memory."""
     images = jnp.zeros((1, *image_shape), jnp.float32)
-    return jax.device_get(jax.jit(module.init)(jax.random.key(seed), images))
+    variables = jax.jit(module.init)(jax.random.key(seed), images)
+    return jax.tree.map(np.array, variables)  # copies, which may be written to as those drawn here
