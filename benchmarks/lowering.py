@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from kd_jax import huge_pages, native, parallel, processor, tables
-from kd_jax.errors import run_command
+from kd_jax.errors import UserError, run_command
 
 _ONLY = flags.DEFINE_string("only", "", "Rows whose name has this in it.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of every form.", lower_bound=1)
@@ -166,10 +166,15 @@ def main(argv: Sequence[str]) -> None:
     parallel.prepare(0, parallel.cpu_cores())
     rows = [["layer", "chosen form", "ms", "other form", "ms", "other to chosen"]]
     names = [name for name in (*LAYERS, *NORMS, *FROZEN, *BLOCKS) if _ONLY.value in name]
+    if not names:
+        raise UserError(f"--only={_ONLY.value} is in no row's name: expected a part of one")
     lost: list[str] = []
+    alone: list[str] = []
     for name in names:
         chosen, times = measure(name, _ROUNDS.value)
         worst = math.inf
+        if len(times) == 1:
+            alone.append(name)
         for form, seconds in times.items():
             if form == chosen:
                 continue
@@ -185,8 +190,10 @@ def main(argv: Sequence[str]) -> None:
     print(tables.markdown(rows))
     print(
         f"\n{processor.describe()}, compiled passes {native.digest() or 'off'}: "
-        f"chosen forms win or tie in {len(names) - len(lost)} of {len(names)} rows"
+        f"chosen forms win or tie in {len(names) - len(alone) - len(lost)} of "
+        f"{len(names) - len(alone)} rows"
         + (f"; they lose in {', '.join(lost)}" if lost else "")
+        + (f" (no other form in {', '.join(alone)})" if alone else "")
     )
     if lost:
         sys.exit(1)

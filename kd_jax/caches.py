@@ -65,8 +65,7 @@ def clean(place: Path) -> None:
             if not path.name.startswith((_MAKING, _OF_OLD)):
                 continue
             with contextlib.suppress(OSError):
-                if _was_left(path):
-                    shutil.rmtree(path, ignore_errors=True)
+                _remove_if_left(path)
 
 
 def _make(place: Path) -> tuple[Path, int | None]:
@@ -90,17 +89,23 @@ def _make(place: Path) -> tuple[Path, int | None]:
             os.close(lock)
 
 
-def _was_left(path: Path) -> bool:
-    is_old = time.time() - path.stat().st_mtime > _OLD_SECONDS
+def _remove_if_left(path: Path) -> None:
+    """Remove a directory that nobody works in: while its lock is held, so that nobody begins to."""
+    left = time.time() - path.stat().st_mtime > _OLD_SECONDS
     if fcntl is None or not path.name.startswith(_MAKING):
-        return is_old
+        if left:
+            shutil.rmtree(path, ignore_errors=True)
+        return
     lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return is_old
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left = True
+        except BlockingIOError:
+            left = False
+        except OSError:  # a file system without locks
+            pass
+        if left:
+            shutil.rmtree(path, ignore_errors=True)
     finally:
         os.close(lock)

@@ -114,12 +114,14 @@ class Claims:
         try:
             number = self._newest(name)
             if number and self._is_held(self._path(name, number)):
+                self._unreachable_since = None
                 return None
             path = self._path(name, number + 1)
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 file = open(path, "x", encoding="utf-8")  # noqa: SIM115
             except FileExistsError:
+                self._unreachable_since = None
                 return None
         except OSError as error:
             self._wait_or_refuse(self._folder / name, error)

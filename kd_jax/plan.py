@@ -12,6 +12,7 @@ of the ordinary convolutions, as on accelerators, but under XLA's choices for CP
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from kd_jax import (
     checks,
     data,
     ensemble,
+    experiment,
     hlo,
     logbook,
     losses,
@@ -99,6 +101,8 @@ def _rows(
         config.student.dtype,
         parallel.AXIS if config.batch_norm.sync else None,
     )
+    kept_norms = experiment.frozen_norms(config.student.freeze, student, shape)
+    student = dataclasses.replace(student, kept_norms=kept_norms)
     archs = _teachers(config) if distils else []
     known = [
         _network(arch, num_classes, config.teacher.dtype, None)
@@ -216,7 +220,9 @@ def _residual_bytes(
     student: models.Network, dtype: str, variables: Any, count: int, shape: tuple[int, int, int]
 ) -> int:
     """Return the bytes that a device's forward pass keeps, parameters not counted."""
-    alone = _network(student.arch, student.num_classes, dtype, None)
+    alone = dataclasses.replace(
+        _network(student.arch, student.num_classes, dtype, None), kept_norms=student.kept_norms
+    )
 
     def residuals(variables: Any, pixels: jax.Array) -> Any:
         def forward(params: Any) -> jax.Array:

@@ -1,8 +1,9 @@
 """The class of this machine's processor: which vectors code may use, and so which forms are fast.
 
 The class, and nothing else about the machine, decides how our sources are compiled and which form
-each layer takes (`models/forms.py`). So a run that goes on on another machine of its class has the
-same bits. `KD_JAX_CPU=avx2` or `KD_JAX_CPU=sse` limits a process to a lower class than its own.
+each layer takes (`models/forms.py`): on all machines of a class our passes give the same bits. What
+XLA compiles besides uses all that a processor has (`cache_key`). `KD_JAX_CPU=avx2` or
+`KD_JAX_CPU=sse` limits a process to a lower class than its own.
 """
 
 from __future__ import annotations
@@ -49,9 +50,11 @@ _X86 = (
     ),
     Processor(
         "avx2", 8, ("-march=x86-64-v3",), "AVX2", "AVX2",
-        ("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"),
+        ("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"),
     ),
-    Processor("sse", 4, ("-march=x86-64-v2",), "SSE4_2", "SSE41", ("sse4_2", "ssse3", "popcnt")),
+    Processor("sse", 4, ("-march=x86-64-v2",), "SSE4_2", "SSE41",
+        ("sse4_2", "ssse3", "popcnt", "cx16", "lahf_lm"),
+    ),
 )  # fmt: skip
 _NEON = Processor("neon", 4)
 _OTHER = Processor("other", 0)

@@ -110,12 +110,13 @@ def add_start(
 def arithmetic() -> dict[str, str | None]:
     """Return what decides the last digits of a step besides the code and the devices' number.
 
-    `processor`: the class of the CPU, or the kind of the accelerator. `compiled`: what tells the
+    `processor`: the class of the CPU with a digest of all that it can do, or the kind of the
+    accelerator. `compiled`: what tells the
     compiled passes from others; None where there are none.
     """
     if jax.default_backend() != "cpu":
         return {"processor": jax.devices()[0].device_kind, "compiled": None}
-    return {"processor": processor.current().name, "compiled": native.digest()}
+    return {"processor": processor.cache_key(), "compiled": native.digest()}
 
 
 def _words(start: dict[str, str | None]) -> str:

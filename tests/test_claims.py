@@ -223,6 +223,20 @@ def test_a_place_that_will_never_do_is_one_sentence(tmp_path, monkeypatch, warne
         own.take("b")
 
 
+def test_errors_hours_apart_are_no_lasting_one(tmp_path, monkeypatch, warned):
+    """Between them the place was reached: another process had the run."""
+    other = claims.Claims(tmp_path, 1e9, pytest.fail)
+    assert other.take("a") == 1
+    own = claims.Claims(tmp_path, 60, pytest.fail)
+    now = time.monotonic()
+    for hours in (0, 1):
+        monkeypatch.setattr(time, "monotonic", lambda hours=hours: now + 3600 * hours)
+        with monkeypatch.context() as failing:
+            failing.setattr(os, "listdir", broken)
+            assert own.take("a") is None
+        assert own.take("a") is None  # it is held
+
+
 @pytest.mark.parametrize("said", ["[]", '{"machine": 3}', '{"process": "x"}', '{"process": 1e99}'])
 def test_a_claim_that_says_anything_goes_by_its_age(said, tmp_path):
     own = claims.Claims(tmp_path, 60, pytest.fail)

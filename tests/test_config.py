@@ -93,6 +93,19 @@ def test_a_plan_counts_every_teacher_and_their_kept_logits(tmp_path):
     assert "collectives" not in said  # of a step that cannot be traced
 
 
+def test_a_plan_knows_which_norms_are_frozen():
+    config = load("resnet44").get_config()
+    config.student.arch, config.teacher.arch = "resnet8", "resnet8"
+    collectives = {}
+    for pattern in ("", "bn"):
+        config.student.freeze = pattern
+        told = re.search(
+            r"collectives a step, and their MB +\| +(\d+),", plan.plan(config, 2, None)
+        )
+        collectives[pattern] = int(told[1])
+    assert collectives["bn"] == collectives[""] - 2 * 7  # one of each norm, and one of its gradient
+
+
 def test_a_plan_of_a_streamed_run():
     config = load("resnet44").get_config()
     config.teacher.arch = "resnet20"

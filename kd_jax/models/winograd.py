@@ -2,8 +2,8 @@
 
 Four outputs of a three-tap filter need twelve products; from six sums of the inputs and six of the
 taps they need six. Along both axes sixteen outputs need 36 products instead of 144: the form in
-C++ (`native/winograd.h`), which keeps the sums of some tiles in the cache. Where there is no
-compiler it is done along the width, while the height's three taps stay a convolution of their own:
+C++ (`native/winograd.h`), which keeps the sums of some tiles in the cache. In the other form it is
+done along the width, by XLA, while the height's three taps stay a convolution of their own:
 so the sums are few and whole rows long. Exact in real numbers, rounding of 1e-5 of the largest
 value; for frozen networks on CPU, where multiplications are the limit.
 

@@ -91,6 +91,9 @@ def _library() -> tuple[str, ctypes.CDLL] | None:
     """Return the compiled sources with what tells them from others, compiled now if need be."""
     if os.environ.get("KD_JAX_NATIVE") == "0" or not processor.current().lanes:
         return None
+    if not hasattr(os, "geteuid"):
+        logger.info("compiled passes are not for this system: networks take their slower form")
+        return None
     compiler = _compiler()
     if compiler is None:
         logger.info("no C++ compiler here: networks take their slower form")
@@ -99,6 +102,8 @@ def _library() -> tuple[str, ctypes.CDLL] | None:
         name = _digest(compiler)
         path = caches.directory("native") / f"layers-{name}.so"
         if not (_is_private(path.parent) and _is_whole(path)):
+            _compile(compiler, path)
+        if not _is_whole(path):  # another process has found the directory open to others
             _compile(compiler, path)
         return name, ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
@@ -165,9 +170,10 @@ def _is_private(directory: Path) -> bool:
         raise OSError(f"{directory} belongs to another user: set KD_JAX_CACHE_DIR to your own")
     if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         logger.warning("%s could be written to by others: its libraries are made again", directory)
+        libraries = list(directory.glob("*.so"))  # and none that another process compiles now
         directory.chmod(0o700)
-        for library in directory.glob("*.so"):
-            library.unlink()
+        for library in libraries:
+            library.unlink(missing_ok=True)
         return False
     return True
 
