@@ -5,6 +5,9 @@ names, calls it, and sets attributes of what comes back. This one knows the plai
 whoever uses it says what a name means; everything else is refused. Its memory is bounded by the
 length of the program, and by the number of its steps.
 
+A short program can describe a value of endless size, by naming one tuple many times. So no value of
+the program is ever hashed, compared or formatted before its type is known to be a plain one.
+
 Source of the opcodes' meaning: Python's `pickletools`, which also takes the program apart.
 """
 
@@ -16,6 +19,10 @@ from typing import Any, NamedTuple
 
 _MOST_BYTES = 8_000_000
 _MOST_STEPS = 400_000  # an object takes up to about a hundred bytes
+_MOST_ARGUMENTS = 100
+_DEEPEST = 20  # tuples in tuples; the arguments of a tensor are three deep
+_LONGEST_KEY = 100_000
+_MOST_PARTS = 10  # of a key that is a tuple
 
 
 class RefusedError(Exception):
@@ -63,6 +70,37 @@ def read(content: bytes, calls: Calls, load: Callable[[Any], Any]) -> Any:
     return machine.stack[-1]
 
 
+def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
+    """Set an item of a dict, if its key can be hashed in a short time.
+
+    Raises:
+      ValueError: it cannot. Tuples in tuples are hashed by recursion, without end.
+    """
+    parts = key if type(key) is tuple else (key,)
+    if len(parts) > _MOST_PARTS or not all(map(_is_plain, parts)):
+        raise ValueError("a key is no plain value")
+    target[key] = value
+
+
+def check_arguments(arguments: Any) -> Any:
+    """Return the arguments of a call.
+
+    Raises:
+      ValueError: they are no tuple or list, or too many: each call copies them.
+    """
+    if not isinstance(arguments, (tuple, list)) or len(arguments) > _MOST_ARGUMENTS:
+        raise ValueError(f"a call has no arguments, or more than {_MOST_ARGUMENTS}")
+    return arguments
+
+
+def _is_plain(part: Any) -> bool:
+    if isinstance(part, (str, bytes)):
+        return len(part) <= _LONGEST_KEY
+    if isinstance(part, int):
+        return part.bit_length() <= 64
+    return isinstance(part, (float, type(None), Name, Thing))
+
+
 _PUSHED = frozenset((
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
@@ -71,7 +109,6 @@ _PUSHED = frozenset((
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _NEW: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_SET": list, "EMPTY_DICT": dict}
 _IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
-_PLAIN = (str, bytes, int, float, bool, type(None), Name, Thing)
 
 
 class _Machine:
@@ -82,6 +119,8 @@ class _Machine:
         self.copied = 0  # elements that a call has copied
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        # How deep the tuples that hold tuples are, by their ids: kept, so that none is used again.
+        self._nested: dict[int, tuple[int, Any]] = {}
         self._calls, self._load = calls, load
 
     def step(self, name: str, argument: Any) -> None:
@@ -116,9 +155,9 @@ class _Machine:
         elif name == "DUP":
             stack.append(stack[-1])
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            stack.append(tuple(self._top(int(name[-1]))))
+            stack.append(self._tuple(self._top(int(name[-1]))))
         elif name == "TUPLE":
-            stack.append(tuple(self._above_mark()))
+            stack.append(self._tuple(self._above_mark()))
         elif name in ("LIST", "FROZENSET"):
             stack.append(self._above_mark())
         elif name == "DICT":
@@ -160,7 +199,9 @@ class _Machine:
             raise RefusedError(f"the opcode {name}")
 
     def _known(self, module: Any, name: Any) -> Name:
-        found = Name(str(module), str(name))
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("a name is no text")
+        found = Name(module, name)
         if found not in self._calls:
             raise RefusedError(".".join(found)[:100])
         return found
@@ -171,9 +212,20 @@ class _Machine:
         known = self._calls[function]
         if known is None:
             return Thing()
-        made = known(*arguments)
+        made = known(*check_arguments(arguments))
         if isinstance(made, dict):
-            self.copied += len(made)
+            self.copied += sum(len(a) for a in arguments if isinstance(a, (tuple, list, dict)))
+        return made
+
+    def _tuple(self, items: list[Any]) -> tuple[Any, ...]:
+        """Return a tuple; lists and dicts may be deeper, as nothing walks through them."""
+        inner = (self._nested.get(id(x), (1,))[0] for x in items if type(x) is tuple)
+        depth = 1 + max(inner, default=0)
+        if depth > _DEEPEST:
+            raise ValueError(f"its tuples are more than {_DEEPEST} deep")
+        made = tuple(items)
+        if depth > 1:
+            self._nested[id(made)] = depth, made
         return made
 
     def _set_items(self, items: list[Any]) -> None:
@@ -181,11 +233,7 @@ class _Machine:
         if not isinstance(target, dict):
             return
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Tuples in tuples are hashed by recursion, without end.
-            parts = key if isinstance(key, tuple) and not isinstance(key, Name) else (key,)
-            if not all(isinstance(part, _PLAIN) for part in parts):
-                raise ValueError("a key is no plain value")
-            target[key] = value
+            set_item(target, key, value)
 
     def _top(self, count: int) -> list[Any]:
         items = self.stack[-count:]

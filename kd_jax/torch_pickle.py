@@ -34,6 +34,7 @@ _OTHER_STORAGES = {
     for name in ("ComplexFloat", "ComplexDouble", "QInt8", "QUInt8", "QInt32")
 }
 _OTHER_TYPES = {Name("torch", name) for name in _OTHER_DTYPES}
+_MOST_DIMENSIONS = 32  # of an array in NumPy
 
 
 class Tensor(NamedTuple):
@@ -60,63 +61,87 @@ class Tensor(NamedTuple):
         return self.offset + 1 + sum((length - 1) * step for length, step in pairs)
 
 
+class _Storage(NamedTuple):
+    """A run of elements in a file of its own; a type that no pickle can make itself."""
+
+    key: str
+    dtype: np.dtype
+    held: int
+
+
 def describe(content: bytes) -> Any:
     """Return what a pickle describes, with a `Tensor` for every tensor, see `pickles.read`."""
     return pickles.read(content, _CALLS, _storage)
 
 
 def _storage(identifier: Any) -> Any:
-    kind, storage, key, _, size = identifier
+    """Return the storage that an identifier stands for; whatever it holds comes from the file."""
+    kind, storage, key, _, size = identifier if isinstance(identifier, tuple) else (None,) * 5
+    if not isinstance(kind, str) or kind != "storage" or not isinstance(storage, Name):
+        raise pickles.RefusedError("a persistent identifier that is no storage")
     if storage in _OTHER_STORAGES:
         return pickles.Thing()
-    if kind != "storage" or storage not in _STORAGES:
-        raise pickles.RefusedError(str(identifier)[:100])
-    return str(key), _STORAGES[storage], _whole(size)
+    if storage not in _STORAGES:
+        raise pickles.RefusedError(".".join(storage)[:100])
+    if not isinstance(key, str):
+        raise ValueError(f"the key of a storage is a {type(key).__name__}, not text")
+    return _Storage(key, _STORAGES[storage], _whole(size))
 
 
 def _tensor(storage: Any, offset: int, shape: Any, steps: Any, *_: Any) -> Any:
     """Return a tensor that lies inside its storage and repeats no part of it."""
     if isinstance(storage, pickles.Thing):
         return storage
-    key, dtype, held = storage
-    tensor = Tensor(
-        key, dtype, _whole(offset), tuple(map(_whole, shape)), tuple(map(_whole, steps))
-    )
+    if not isinstance(storage, _Storage):
+        raise ValueError("a tensor has no storage")
+    tensor = Tensor(storage.key, storage.dtype, _whole(offset), _sizes(shape), _sizes(steps))
     # Steps come from the file: one outside the storage would read foreign memory, and a step of 0
     # makes many elements of one.
-    if len(shape) != len(steps) or len(shape) > 32:
-        raise ValueError(f"a tensor of shape {shape} has the steps {steps}")
-    if tensor.size and (tensor.end > held or tensor.size > tensor.end - tensor.offset):
+    if len(tensor.shape) != len(tensor.steps):
+        raise ValueError(f"a tensor of shape {tensor.shape} has the steps {tensor.steps}")
+    if tensor.size and (tensor.end > storage.held or tensor.size > tensor.end - tensor.offset):
         raise ValueError(
-            f"a tensor of shape {shape} reaches outside its storage of {held} elements, or "
-            "repeats a part of it (save it with .clone())"
+            f"a tensor of shape {tensor.shape} reaches outside its storage of {storage.held} "
+            "elements, or repeats a part of it (save it with .clone())"
         )
     return tensor
 
 
 def _tensor_of_type(storage: Any, offset: int, shape: Any, steps: Any, *more: Any) -> Any:
     """Return a tensor whose storage has bytes, and whose type is named beside it."""
-    key, dtype, held = storage
     wanted = more[2]
-    if wanted in _OTHER_TYPES:
+    if not isinstance(wanted, Name) or wanted.module != "torch":
+        raise ValueError("a tensor is of a type that is none of PyTorch's")
+    if wanted in _OTHER_TYPES or isinstance(storage, pickles.Thing):
         return pickles.Thing()
-    if not isinstance(wanted, Name) or wanted.module != "torch" or wanted.name not in _BY_NAME:
-        raise ValueError(f"a tensor is of the type {str(wanted)[:100]}")
+    if wanted.name not in _BY_NAME:
+        raise ValueError(f"a tensor is of the type {wanted.name[:100]}")
+    if not isinstance(storage, _Storage):
+        raise ValueError("a tensor has no storage")
     own = _BY_NAME[wanted.name]
-    return _tensor((key, own, held * dtype.itemsize // own.itemsize), offset, shape, steps)
+    held = storage.held * storage.dtype.itemsize // own.itemsize
+    return _tensor(_Storage(storage.key, own, held), offset, shape, steps)
 
 
 def _tensor_with_attributes(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
     make = _CALLS.get(function) if isinstance(function, Name) else None
-    if make is None:
+    if make is None or make is _tensor_with_attributes:
         raise ValueError("a tensor is made by something that makes none")
-    return make(*arguments)
+    return make(*pickles.check_arguments(arguments))
 
 
 def _whole(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**48:
-        raise ValueError(f"{str(value)[:50]} is no size")
+        raise ValueError(
+            f"a size is not a whole number from 0 to 2^48, but of type {type(value).__name__}"
+        )
     return value
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, (tuple, list)) or len(values) > _MOST_DIMENSIONS:
+        raise ValueError(f"a shape is no tuple of up to {_MOST_DIMENSIONS} sizes")
+    return tuple(map(_whole, values))
 
 
 def _first(value: Any = (), *_: Any) -> Any:
@@ -124,7 +149,12 @@ def _first(value: Any = (), *_: Any) -> Any:
 
 
 def _dict(content: Any = (), *_: Any) -> dict[Any, Any]:
-    return content if isinstance(content, dict) else dict(content)
+    if isinstance(content, dict):
+        return content
+    made: dict[Any, Any] = {}
+    for key, value in content:
+        pickles.set_item(made, key, value)
+    return made
 
 
 # All that a pickle may name: what torch.load(weights_only=True) lets pass (PyTorch's

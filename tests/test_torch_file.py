@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import pickle
 import struct
 import sys
@@ -142,7 +143,60 @@ def op(text):
     return text.encode("latin-1")
 
 
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+ZERO, CPU = text("0"), text("cpu")
+
+
+def storage(kind=b"ctorch\nFloatStorage\n", key=ZERO):
+    return b"(" + text("storage") + kind + key + CPU + b"K\x0ftQ"
+
+
+def ordered(key):
+    """Return `OrderedDict([[key, 1]])`."""
+    return b"ccollections\nOrderedDict\n]]" + key + b"aK\x01aa\x85R"
+
+
+def tensor(storage, shape, version=b"2", more=b""):
+    return b"ctorch._utils\n_rebuild_tensor_v%s\n(" % version + storage + b"K\x00" + shape + (
+        shape + b"\x89}" + more + b"tR"
+    )  # fmt: skip
+
+
+DEEP = b"N" + b"\x85" * 300_000
+DOUBLED = b"N\x85" + b"2\x86" * 60  # 2^60 Nones, for whoever walks through it
+WIDE = b"N" + (b"q\x000(" + b"h\x00" * 100 + b"t") * 15  # 100^15
+UNPLAIN = [
+    (b"}" + WIDE + b"Ns", "a key is no plain value"),
+    (ordered(WIDE), "a key is no plain value"),
+    (storage(key=WIDE), "the key of a storage is a tuple"),
+    (storage(WIDE), "a persistent identifier that is no storage"),
+    (b"(" + WIDE + b"NNNNtQ", "a persistent identifier that is no storage"),
+    (WIDE + b"Q", "too many values to unpack"),
+    (WIDE + text("x") + b"\x93", "a name is no text"),
+    (text("torch") + WIDE + b"\x93", "a name is no text"),
+    (tensor(storage(), WIDE + b"\x85"), "a size is not a whole number .* tuple"),
+    (tensor(storage(), WIDE), "a shape is no tuple of up to 32"),
+    (tensor(WIDE + b"NK\x09\x87", b"K\x01\x85"), "a tensor has no storage"),
+    (tensor(storage(), b"K\x01\x85", b"3", WIDE), "of a type that is none of PyTorch's"),
+    (b"ctorch._tensor\n_rebuild_from_type_v2\n(" + WIDE + b"NNNtR", "by something that makes none"),
+    (b"ctorch\nSize\n(" + b"N" * 200 + b"tR", "a call has no arguments, or more than 100"),
+    (WIDE + b")R", "calls something that is no function"),
+]
+
 BOMBS = {
+    "tuples in tuples, as the key of a pair": b"\x80\x02" + ordered(DEEP) + b".",
+    "tuples in tuples, doubled": b"\x80\x02}" + DOUBLED + b"Ns.",
+    "a long tuple as a key, many times": b"\x80\x02}(" + b"N" * 50_000 + b"tq\x000"
+    + b"h\x00Ns" * 50_000 + b".",
+    "a long number as a key, many times": b"\x80\x02}\x8b" + struct.pack("<I", 2_000_000)
+    + b"\x01" * 2_000_000 + b"q\x000" + b"h\x00Ns" * 50_000 + b".",
+    "a long shape, many times": b"\x80\x02(" + b"K\x01" * 50_000 + b"tq\x000" + storage()
+    + b"q\x010" + tensor(b"h\x01", b"h\x00") * 1000 + b".",
+    "pairs of one key, many times": b"\x80\x02(" + b"NK\x01\x86" * 20_000 + b"lq\x000"
+    + b"ccollections\nOrderedDict\nq\x010" + b"h\x01h\x00\x85R" * 20_000 + b".",
     "memo of 2^31 places": op("\x80\x02]r\xff\xff\xff\x7f."),
     "bytearray of 2^40 bytes": op("\x80\x05\x96") + struct.pack("<Q", 2**40) + b".",
     "bytes of 2^31": op("\x80\x03B\xff\xff\xff\x7fx."),
@@ -166,6 +220,20 @@ def test_a_pickle_takes_no_more_memory_than_its_bounds(tmp_path, name):
     assert said is not None
     assert len(said) < 600
     assert peak < ROOM
+
+
+@pytest.mark.parametrize(("program", "says"), UNPLAIN)
+def test_a_value_that_takes_endless_work_is_not_looked_at(tmp_path, program, says):
+    write_archive(tmp_path / "x.pth", b"\x80\x02" + program + b".")
+    with pytest.raises(UserError, match=says):
+        read(tmp_path / "x.pth")
+
+
+def test_tuples_are_bounded_in_depth():
+    for depth, refused in ((20, False), (21, True), (300_000, True)):
+        content = b"\x80\x02N" + b"\x85" * depth + b"."
+        with pytest.raises(ValueError, match="20 deep") if refused else contextlib.nullcontext():
+            torch_pickle.describe(content)
 
 
 def test_a_table_of_contents_that_fills_the_memory_is_refused_unread(tmp_path):
