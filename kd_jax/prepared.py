@@ -115,7 +115,8 @@ def _what_is_there(name: str, directory: Path, versions: list[Path], entries: li
             f"no version {version} of {base} in {directory}, only {have}: give "
             f"config.dataset.name={base}:{versions[-1].name}, or {ways}"
         )
-    if unfinished := [path for path in entries if ".incomplete" in path.name]:
+    # `incomplete.ABC123_3.0.2`, in older versions of tfds `3.0.2.incompleteABC123`.
+    if unfinished := [path for path in entries if "incomplete" in path.name]:
         return (
             f"no data set {base} in {directory}: {unfinished[0]} was begun and not finished; "
             f"remove it and prepare the set anew: {ways}"

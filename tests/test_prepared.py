@@ -167,7 +167,8 @@ def test_a_config_of_a_set_is_part_of_its_name(tmp_path, decoded_from):
 
 @pytest.mark.parametrize(("found", "says"), [
     ("other", r"no version 3.0.2 of cifar100 .*, only 3.0.1: give .*name=cifar100:3.0.1, or let"),
-    ("unfinished", r"3.0.2.incompleteABC was begun and not finished; remove it"),
+    ("3.0.2.incompleteABC", r"/3.0.2.incompleteABC was begun and not finished; remove it"),
+    ("incomplete.ABC123_3.0.2", r"/incomplete.ABC123_3.0.2 was begun and not finished; remove it"),
     ("no info", r"cifar100/3.0.2 has no dataset_info.json: it was not prepared or not copied"),
     ("no features", r"cifar100/3.0.2 has no features.json"),
     ("damaged", r"dataset_info.json is not what tfds writes \(JSONDecodeError"),
@@ -184,8 +185,8 @@ def test_what_was_found_is_said(found, says, tmp_path, decoded_from):
         write_info(place)
     if found == "other":
         place.rename(place.with_name("3.0.1"))
-    elif found == "unfinished":
-        place.rename(place.with_name("3.0.2.incompleteABC"))
+    elif "incomplete" in found:
+        place.rename(place.with_name(found))
     elif found == "no info":
         info.unlink()
     elif found == "no features":
