@@ -28,7 +28,7 @@ MAY_CHANGE = (
     "dataset.download",
     "dataset.resident",
     "dataset.device_budget_mb",
-    "teacher.weights",  # identified by its sha256 instead, as the next
+    "teacher.weights",  # identified by arrays, arch and normalisation, as the next
     "teacher.ensemble",
     "teacher.tolerance_points",
     "teacher.on_mismatch",
