@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,9 +68,11 @@ def _module(path: Path, example: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up the module of a class there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # as above
+        sys.modules.pop(spec.name, None)
         raise UserError(f"{path} fails with {type(error).__name__}: {_in_short(error)}") from error
     return module
 

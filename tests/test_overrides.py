@@ -3,6 +3,7 @@
 import contextlib
 import re
 import string
+import sys
 
 import pytest
 from absl import flags
@@ -10,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers import ROOT
-from kd_jax import backend, checks, errors, overrides, runs
+from kd_jax import backend, checks, config_file, errors, overrides, runs
 from kd_jax import config as config_lib
 from kd_jax.errors import UserError
 
@@ -121,6 +122,21 @@ def test_a_config_file_that_fails_is_one_sentence(text, says, tmp_path):
         parse(f"--config={tmp_path}/own.py")
     with pytest.raises(UserError):
         runs.load(f"{tmp_path}/own.py")
+
+
+def test_a_config_file_may_define_a_dataclass(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "config_file", raising=False)
+    text = (
+        "from __future__ import annotations\nimport dataclasses\n"
+        "@dataclasses.dataclass\nclass Own:\n    seed: int\n"
+        "def get_study(): return Own(3)\n"
+    )
+    (tmp_path / "own.py").write_text(text)
+    assert config_file.call(f"{tmp_path}/own.py", "get_study", "x.py").seed == 3
+    (tmp_path / "own.py").write_text(text + "1 / 0\n")
+    with pytest.raises(UserError, match="fails with ZeroDivisionError"):
+        config_file.call(f"{tmp_path}/own.py", "get_study", "x.py")
+    assert "config_file" not in sys.modules
 
 
 def test_a_config_that_lacks_an_overridden_field_is_one_sentence(tmp_path, capsys, monkeypatch):
