@@ -8,6 +8,8 @@ from pathlib import Path
 
 # Also with one slash, which is what `pathlib` leaves of two. A drive's letter is no scheme.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+# A config file may take an argument that begins with a slash.
+_FILE_AND_ARGUMENT = re.compile(r"[^:]*\.py:")
 _NO_PATHS = ("--coordinator", "--title")
 
 
@@ -32,7 +34,8 @@ def why_not_in(arguments: Sequence[str]) -> str | None:
     for argument in arguments:
         name, equals, value = argument.partition("=")
         given = (value, name) if equals else (argument, before if before[:2] == "--" else "a path")
-        if given[1] not in _NO_PATHS and (problem := why_not(*given)):
+        is_config = given[1].lstrip("-") == "config" and _FILE_AND_ARGUMENT.match(given[0])
+        if given[1] not in _NO_PATHS and not is_config and (problem := why_not(*given)):
             return problem
         before = argument
     return None
