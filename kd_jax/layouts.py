@@ -43,7 +43,8 @@ class Layout(NamedTuple):
     def num_classes(self, arrays: Mapping[str, np.ndarray]) -> int | None:
         """Return how wide the head in a file is; None where it is not plain."""
         if self.head in arrays:
-            return len(arrays[self.head])
+            bias = arrays[self.head]
+            return len(bias) if bias.ndim == 1 else None
         matrices = [array for array in arrays.values() if array.ndim == 2]
         return len(matrices[-1]) if matrices else None
 

@@ -84,8 +84,10 @@ def _foreign(path: Path) -> str | None:
             first = file.read(64)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): make it readable") from None
+    # It begins with the length of its header, which is below 2^32 and may have any first bytes.
+    may_be_safetensors = path.suffix == ".safetensors" and first[4:8] == bytes(4)
     for beginning, kind in _BEGINNINGS.items():
-        if first.startswith(beginning) and path.suffix != ".safetensors":
+        if first.startswith(beginning) and not may_be_safetensors:
             return kind
     is_archive = first.startswith(b"PK")  # Lightning's .ckpt is what torch.save writes
     if path.suffix == ".keras" or not is_archive:

@@ -4,6 +4,7 @@ import argparse
 import collections
 import itertools
 import re
+import struct
 import zipfile
 
 import numpy as np
@@ -133,6 +134,16 @@ def test_a_message_names_the_common_prefix_what_fits_and_ten_keys(small_zoo):
     assert len(said) < 700
 
 
+@pytest.mark.parametrize(("layout", "shape"), [
+    (layouts.BIT_TENSORFLOW, ()), (layouts.PYTORCH, ()), (layouts.PYTORCH, (2, 3)),
+])  # fmt: skip
+def test_a_head_that_is_no_vector_is_one_sentence(small_zoo, layout, shape):
+    network = models.build("resnet20", 100, (0.5,) * 3, (0.5,) * 3)
+    arrays = {layout.head: np.zeros(shape, np.float32), "x": np.zeros(3, np.float32)}
+    with pytest.raises(UserError, match="no architecture of the zoo fits them"):
+        torch_import.from_state_dict(network, arrays, (32, 32, 3))
+
+
 def test_a_message_is_short_whatever_the_names_are(small_zoo, tmp_path):
     network = models.build("resnet20", 100, (0.5,) * 3, (0.5,) * 3)
     names = {f"{n}{'x' * 8000}.{'y' * 8000}": np.ones(1, np.float32) for n in range(50)}
@@ -158,6 +169,8 @@ FOREIGN = {
     "old.pth": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02", "before 1.6"),
     "page.pth": (b"<!DOCTYPE html>", "a page of HTML"),
     "lfs.pth": (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs"),
+    "page.safetensors": (b"<html>", "a page of HTML"),
+    "lfs.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs"),
     "x.npy": (b"\x93NUMPY", "a single array"),
 }
 
@@ -179,6 +192,12 @@ def test_files_of_other_programs_are_told_by_what_they_are(tmp_path, name):
     with pytest.raises(UserError) as caught:  # before its architecture is asked for
         teachers.read(str(tmp_path / name), "", "cifar100")
     assert str(caught.value) == said
+
+
+def test_a_safetensors_file_may_begin_as_a_page_does(tmp_path):
+    header = b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'.ljust(ord("<"))
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\x07")
+    assert state_files.read(tmp_path / "x.safetensors")["w"] == 7
 
 
 def test_lightnings_ckpt_is_what_torch_save_writes(tmp_path):
