@@ -21,7 +21,7 @@ _MOST_BYTES = 8_000_000
 _MOST_STEPS = 400_000  # an object takes up to about a hundred bytes
 _MOST_ARGUMENTS = 100
 _DEEPEST = 20  # tuples in tuples; the arguments of a tensor are three deep
-_LONGEST_KEY = 100_000
+_LONGEST_KEY = 10_000
 _MOST_PARTS = 10  # of a key that is a tuple
 
 

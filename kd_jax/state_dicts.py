@@ -15,6 +15,8 @@ _KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "netwo
 # What holds tensors and is no network: the state of optimisers and the like begins so.
 _OTHERS = ("optim", "sched", "lr_", "scaler", "grad", "amp", "rng", "criterion", "loss", "callback")
 _DEEPEST = 3
+_LONGEST_KEY = 300  # letters: every set that is found keeps its keys
+_MOST_SETS = 100
 _MOST_NAMES = 10
 # Prefixes that wrappers put before every name: torch.compile, data parallel and averaged models,
 # and modules that hold the network as an attribute.
@@ -31,15 +33,12 @@ def choose(content: Any, key: str, path: Path, is_tensor: Callable[[Any], bool])
         wanted tensors begin with, without the dot. Empty: the only one, or the one under the first
         of the usual keys; of several it is said which.
       path: of the file, for what is said.
-      is_tensor: tells whether a value is a tensor.
+      is_tensor: tells whether a value is a tensor, which has a shape.
 
     Raises:
       UserError: there is none, or none of this key, or several that nothing tells apart.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for with_others in (False, True):
-        if not found:
-            _look(content, "", found, is_tensor, with_others, set())
+    found = _find(content, path, is_tensor)
     if not found:
         raise UserError(
             f"{path} holds no state dict (names with tensors): save the model's state_dict()"
@@ -52,14 +51,17 @@ def choose(content: Any, key: str, path: Path, is_tensor: Callable[[Any], bool])
     if not usual:
         raise UserError(
             f"{path} holds several sets of weights ({_some(found)}): choose one with "
-            "kd_jax.import_teacher --key=NAME"
+            "kd_jax.import_teacher --key=NAME, or save the model's state_dict() alone"
         )
-    others = [name for name in found if name != usual[0]]
-    logger.warning(
-        "%s holds several sets of weights: %s is taken; %s can be had with "
-        "kd_jax.import_teacher --key=NAME", path, usual[0], _some(others),
-    )  # fmt: skip
-    return found[usual[0]]
+    taken = usual[0]
+    if others := [name for name in found if name not in ("", taken)]:
+        logger.warning(
+            "%s holds several sets of weights: %s is taken; %s can be had with "
+            "kd_jax.import_teacher --key=NAME", path, taken, _some(others),
+        )  # fmt: skip
+    if "" in found:
+        logger.warning("%s: %s is taken; the tensors beside it are left out", path, taken)
+    return found[taken]
 
 
 def under(arrays: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
@@ -99,37 +101,61 @@ def common_prefix(names: Mapping[str, Any]) -> str:
     return "".join(f"{word}." for word in shared)
 
 
-def _look(
-    node: Any,
-    name: str,
-    found: dict[str, Any],
-    is_tensor: Callable[[Any], bool],
-    with_others: bool,
-    seen: set[int],
-) -> None:
-    """Add every dict of tensors, by its keys; one that has several is found once.
+def _find(content: Any, path: Path, is_tensor: Callable[[Any], bool]) -> dict[str, dict[str, Any]]:
+    """Return every dict of tensors by its keys; of those that hold other values too, the tensors.
 
-    `with_others`: also the tensors of a dict that holds other values too, unless these are dicts of
-    tensors.
+    The latter only where they look like a network's, or where nothing else is found: measured
+    numbers are tensors too.
     """
-    if not isinstance(node, dict) or id(node) in seen or name.count(".") >= _DEEPEST:
-        return
-    seen.add(id(node))
-    tensors = _tensors(node, is_tensor)
-    if node and len(tensors) == len(node):
-        found[name] = node
-        return
-    before = len(found)
-    for key, value in node.items():
-        if isinstance(key, str) and not key.lower().startswith(_OTHERS):
-            inner = f"{name}.{key}" if name else key
-            _look(value, inner, found, is_tensor, with_others, seen)
-    if with_others and tensors and len(found) == before:
-        found[name] = tensors
+    search = _Search(is_tensor)
+    search.look(content, "")
+    if search.left_out:
+        logger.warning(
+            "%s has more dicts than are looked at: of %d sets of weights the first are, and names "
+            "of up to %d letters", path, _MOST_SETS, _LONGEST_KEY,
+        )  # fmt: skip
+    sets = search.found
+    likely = {name: tensors for name, (tensors, is_likely) in sets.items() if is_likely}
+    return likely or {name: tensors for name, (tensors, _) in sets.items()}
 
 
-def _tensors(node: Mapping[Any, Any], is_tensor: Callable[[Any], bool]) -> dict[str, Any]:
-    return {k: v for k, v in node.items() if isinstance(k, str) and is_tensor(v)}
+class _Search:
+    """What was found, by its keys, each with whether it is likely to be a network's.
+
+    A dict that has several keys is found once.
+    """
+
+    def __init__(self, is_tensor: Callable[[Any], bool]):
+        self.found: dict[str, tuple[dict[str, Any], bool]] = {}
+        self.left_out = False
+        self._is_tensor = is_tensor
+        self._seen: set[int] = set()
+
+    def look(self, node: Any, name: str) -> None:
+        """Add the dicts of tensors in a value, which lies under these keys."""
+        if not isinstance(node, dict) or id(node) in self._seen or name.count(".") >= _DEEPEST:
+            return
+        if len(self.found) >= _MOST_SETS:
+            self.left_out = True
+            return
+        self._seen.add(id(node))
+        tensors = {k: v for k, v in node.items() if isinstance(k, str) and self._is_tensor(v)}
+        if node and len(tensors) == len(node):
+            self.found[name] = node, True
+            return
+        before = len(self.found)
+        for key, value in node.items():
+            if isinstance(key, str) and not key[:_LONGEST_KEY].lower().startswith(_OTHERS):
+                if len(key) <= _LONGEST_KEY:
+                    self.look(value, f"{name}.{key}" if name else key)
+                elif isinstance(value, dict):
+                    self.left_out = True
+        if tensors:
+            # A network has a kernel or a matrix; a set under a usual name need not prove itself.
+            has_matrix = any(len(tensor.shape) > 1 for tensor in tensors.values())
+            is_usual = name.rpartition(".")[2] in _KEYS
+            if has_matrix or is_usual or len(self.found) == before:
+                self.found[name] = tensors, has_matrix or is_usual
 
 
 def _of_key(found: Mapping[str, dict[str, Any]], key: str, path: Path) -> dict[str, Any]:
@@ -150,6 +176,6 @@ def _firsts(arrays: Mapping[str, Any]) -> list[str]:
 
 
 def _some(names: Any) -> str:
-    listed = [str(name)[:80] for name in names]
+    listed = [name[:80] or "one that has no name" for name in names]
     more = f" and {len(listed) - _MOST_NAMES} more" if len(listed) > _MOST_NAMES else ""
     return ", ".join(listed[:_MOST_NAMES]) + more

@@ -5,7 +5,9 @@ import collections
 import itertools
 import re
 import struct
+import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +97,48 @@ def test_of_two_it_is_said_which_was_taken_and_one_may_choose(tmp_path, caplog):
         state_files.read(tmp_path / "x.pth", "ema")
 
 
+@pytest.mark.parametrize(("beside", "said"), [
+    ({"state_dict": WEIGHTS | {"version": "1"}, "ema": AVERAGED}, "state_dict is taken; ema can"),
+    ({"ema": AVERAGED, "ours": {"model": {"fc.bias": np.arange(2.0), "n": 3}}},
+     "ours.model is taken; ema"),
+    ({"state_dict": WEIGHTS, "ema": AVERAGED | {"epoch": 3}}, "state_dict is taken; ema can"),
+    ({"state_dict": WEIGHTS, "classes": np.eye(3)}, "the tensors beside it are left out"),
+    ({"state_dict": WEIGHTS, "scores": {"accuracy": np.array(7.0), "epoch": 3}}, ""),
+])  # fmt: skip
+def test_a_value_that_is_no_tensor_hides_no_weights(tmp_path, beside, said, caplog):
+    logger.propagate = True
+    write_pth(tmp_path / "x.pth", beside)
+    assert state_files.read(tmp_path / "x.pth")["fc.bias"][1] == 1  # 2 in the averaged one
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
+
+
+@pytest.mark.parametrize("content", [
+    {"first": WEIGHTS, "second": AVERAGED | {"epoch": 3}},
+    WEIGHTS | {"scores": {"accuracy": np.array(7.0)}},
+])  # fmt: skip
+def test_of_two_sets_one_of_which_holds_other_values_none_is_taken(tmp_path, content):
+    write_pth(tmp_path / "x.pth", content)
+    with pytest.raises(UserError, match=r"several sets of weights \((first, second|scores, one)"):
+        state_files.read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(("key", "says"), [
+    ("k" * 9000, "holds no state dict"), ("k", r"several sets of weights .* and 90 more"),
+])  # fmt: skip
+def test_the_search_is_bounded_and_says_so(key, says, caplog):
+    logger.propagate = True
+    content = {key: {f"a{n}": {"w": np.ones(1)} for n in range(20_000)}}
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=says):
+            state_dicts.choose(content, "", Path("x"), lambda x: isinstance(x, np.ndarray))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert "more dicts than are looked at: of 100 sets" in caplog.text
+
+
 def test_of_two_that_nothing_tells_apart_none_is_taken(tmp_path):
     write_pth(tmp_path / "x.pth", {"first": WEIGHTS, "second": AVERAGED})
     with pytest.raises(UserError, match=r"several sets of weights \(first, second\): choose one"):
@@ -150,7 +194,8 @@ def test_a_message_is_short_whatever_the_names_are(small_zoo, tmp_path):
     with pytest.raises(UserError) as caught:
         torch_import.from_state_dict(network, names, (32, 32, 3))
     assert len(str(caught.value)) < 1500
-    write_pth(tmp_path / "x.pth", {name: {"w": np.ones(1)} for name in names})
+    short = {f"{n}{'x' * 200}": {"w": np.ones(1)} for n in range(50)}
+    write_pth(tmp_path / "x.pth", short)
     with pytest.raises(UserError) as caught:
         state_files.read(tmp_path / "x.pth")
     assert len(str(caught.value)) < 1500
