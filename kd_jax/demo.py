@@ -17,7 +17,7 @@ from absl import flags
 
 from kd_jax import huge_pages, report
 from kd_jax.console import logger
-from kd_jax.errors import UserError, run_command
+from kd_jax.errors import UserError, reachable, run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Directory of the demo's three runs.")
 _CONFIG = Path("configs/demo.py")
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     from kd_jax.train import train
 
     began = time.perf_counter()
-    root = Path(_WORKDIR.value).expanduser()
+    root = reachable(_WORKDIR.value, "--workdir")
     configs = _load(_CONFIG)
     parts = {"teacher": "teacher", "distilled": "distil", "scratch": "scratch"}
     for label, part in parts.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +13,7 @@ from typing import NoReturn
 from kd_jax import backend, console, places
 
 EXIT_USER_ERROR = 2
+_LONGEST = 200  # letters of a path that are shown
 _PLAIN = {
     r"invalid literal for int\(\) with base \d+: .*": "a whole number",
     r"could not convert string to float: .*": "a number",
@@ -94,11 +97,39 @@ def local(place: str | Path, what: str) -> Path:
       what: the option that it was given for, for the sentence.
 
     Raises:
-      UserError: it is a URL.
+      UserError: it is a URL, or in the home of somebody who has none.
     """
     if problem := places.why_not(place, what):
         raise UserError(problem)
-    return Path(place).expanduser()
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{what} is {str(place)[:_LONGEST]!r}, and that home directory is not known: give the "
+            "whole path"
+        ) from None
+
+
+def reachable(place: str | Path, what: str) -> Path:
+    """Return a path that people gave, as `local`; `Path.exists` and the like do not fail for it.
+
+    Raises:
+      UserError: as there; or no file can have this name, or one may not look at what is there.
+    """
+    path = local(place, what)
+    try:
+        os.stat(path)
+        return path
+    except ValueError as error:  # a zero byte
+        problem = str(error)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return path
+        problem = str(error.strerror)
+    raise UserError(
+        f"{what} is {str(place)[:_LONGEST]!r}, which cannot be looked at ({problem}): give another "
+        "path, or make that one readable"
+    )
 
 
 def _plain(text: str) -> str:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from kd_jax import data, models, published, teachers, weights
-from kd_jax.errors import UserError, run_command
+from kd_jax.errors import UserError, reachable, run_command
 
 _ARCH = flags.DEFINE_string("arch", None, "Architecture, a name in the zoo.")
 _SRC = flags.DEFINE_string(
@@ -44,7 +43,7 @@ _CLAIMED = flags.DEFINE_float(
 def main(argv: Sequence[str]) -> None:
     """Import one file."""
     del argv
-    arch, source, out = _required(_ARCH), _required(_SRC), Path(_required(_OUT)).expanduser()
+    arch, source, out = _required(_ARCH), _required(_SRC), reachable(_required(_OUT), "--out")
     models.check_arch(arch)
     names = _class_names()
     num_classes = len(names) if names else _CLASSES.value
@@ -63,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--mean and --std go together: give both or neither")
     if _MEAN.value is not None:
         normalisation = (_mean(), _std())
-    src = Path(source).expanduser()
+    src = reachable(source, "--src")
     if source == "published":
         src = published.fetch(arch, _DATASET.value)
     card, variables = teachers.import_file(
@@ -96,7 +95,7 @@ def _required(flag: flags.FlagHolder) -> str:
 def _class_names() -> tuple[str, ...] | None:
     if not _NAMES.value:
         return None
-    path = Path(_NAMES.value).expanduser()
+    path = reachable(_NAMES.value, "--class_names")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:

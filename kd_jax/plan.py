@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,7 +40,7 @@ from kd_jax import (
     views,
     weights,
 )
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, reachable
 from kd_jax.models import layers
 
 # Train examples of sets that are known by name, so that they need not be there.
@@ -160,7 +159,7 @@ def _teachers(config: ConfigDict) -> list[str | None]:
     archs: list[str | None] = []
     for number, place in enumerate((config.teacher.weights, *config.teacher.ensemble)):
         arch = config.teacher.arch if number == 0 else ""
-        path = Path(place).expanduser()
+        path = reachable(place, "a teacher's weights")
         if not arch and (path / weights.CARD_FILE).exists():
             arch = weights.load_card(path).arch
         archs.append(arch or None)

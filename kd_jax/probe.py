@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from kd_jax import files, huge_pages, tables
-from kd_jax.errors import UserError, run_command
+from kd_jax.errors import UserError, reachable, run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Newest, or best on val.")
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: expected the directory of a run")
-    out = Path(_OUT.value).expanduser() if _OUT.value else None
+    out = reachable(_OUT.value, "--out") if _OUT.value else None
     if out and out.is_dir():
         raise UserError(f"--out={out} is a directory: expected a file to write")
     from kd_jax import class_names, measure, restore

@@ -12,7 +12,7 @@ from typing import Any
 
 from kd_jax import config as config_lib
 from kd_jax import files, logbook, published_study, workdir
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, reachable
 from kd_jax.summary import STUDY_FILE
 
 PROBE_FILE = "probe.json"
@@ -161,7 +161,7 @@ def read_run(name: str, directory: Path) -> Run:
     Raises:
       UserError: a file is not what it should be.
     """
-    directory = directory.expanduser()
+    directory = reachable(directory, "the directory of a run")
     result = _object(directory / workdir.RESULT_FILE, _NEEDED) or {}
     config = {}
     if (directory / workdir.CONFIG_FILE).exists():

@@ -7,7 +7,7 @@ from typing import Any
 
 from kd_jax import certificates, experiment, files, parallel, provenance, trajectory, workdir
 from kd_jax.checkpoint import Checkpoints, DamagedError
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, reachable
 
 
 def student(directory: Path, which: str) -> tuple[experiment.Experiment, int, Any]:
@@ -21,7 +21,7 @@ def student(directory: Path, which: str) -> tuple[experiment.Experiment, int, An
       UserError: there is no such run, or no such checkpoint, or it is damaged; or its data or its
         teacher are others now.
     """
-    directory = directory.expanduser().resolve()
+    directory = reachable(directory, "the workdir").resolve()
     config = workdir.load_config(directory)
     if not (directory / workdir.CHECKPOINTS).is_dir():
         raise UserError(f"the run in {directory} has no checkpoint yet: let it train first")

@@ -31,7 +31,7 @@ from kd_jax import (
     workdir,
 )
 from kd_jax.console import logger
-from kd_jax.errors import UserError, run_command
+from kd_jax.errors import UserError, reachable, run_command
 
 _CONFIG = flags.DEFINE_string("config", "", "Study, e.g. configs/studies/table2.py:epochs=3.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the study; made when missing.")
@@ -54,8 +54,8 @@ def main(argv: Sequence[str]) -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: expected the directory of this study")
     study = runs.load(_CONFIG.value)
-    root = Path(_WORKDIR.value).expanduser()
-    teachers = Path(_TEACHERS.value).expanduser() if _TEACHERS.value else None
+    root = reachable(_WORKDIR.value, "--workdir")
+    teachers = reachable(_TEACHERS.value, "--teachers") if _TEACHERS.value else None
     if teachers is not None and not teachers.is_dir():
         raise UserError(f"--teachers={teachers} is no directory: expected one with weights")
     check(root, study)

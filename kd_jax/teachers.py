@@ -23,7 +23,7 @@ from kd_jax import (
     weights,
 )
 from kd_jax.ensemble import Ensemble
-from kd_jax.errors import UserError, local
+from kd_jax.errors import UserError, reachable
 from kd_jax.heads import Names
 
 HALF = (0.5, 0.5, 0.5)  # the study's code normalises every network's pixels by this mean and std
@@ -154,7 +154,7 @@ def read(
     Raises:
       UserError: it is not there, not readable, or something else.
     """
-    path = local(source, f"{field}.weights")
+    path = reachable(source, f"{field}.weights")
     if not path.exists():
         raise UserError(
             f"no network at {source}: expected {field}.weights to be a file of weights, a "

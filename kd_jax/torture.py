@@ -21,7 +21,7 @@ from absl import flags
 
 from kd_jax import files
 from kd_jax.console import logger
-from kd_jax.errors import UserError, run_command
+from kd_jax.errors import UserError, reachable, run_command
 
 _KILLS = flags.DEFINE_integer("kills", 25, "How often the run is killed.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", None, "Of the moments; the time of day by default.")
@@ -35,7 +35,7 @@ WAYS = ("starting", "training", "saving", "SIGTERM")
 def main(argv: Sequence[str]) -> None:
     """Run both, and print how they compare."""
     del argv
-    root = Path(_WORKDIR.value).expanduser()
+    root = reachable(_WORKDIR.value, "--workdir")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"--workdir={root} exists: expected a new directory")
     if not Path("configs/demo.py").exists():

@@ -33,7 +33,7 @@ from kd_jax import (
 )
 from kd_jax.checkpoint import DamagedError
 from kd_jax.console import logger
-from kd_jax.errors import DivergedError, UserError, local
+from kd_jax.errors import DivergedError, UserError, reachable
 from kd_jax.loop import Member, loop
 from kd_jax.shared_checkpoints import SharedCheckpoints
 
@@ -75,7 +75,7 @@ def train_together(
       loop.MemberError: one of them cannot go on; it names its directory.
       interrupt.StoppedError: they were asked to stop, and have saved.
     """
-    places = [local(directory, "the workdir").resolve() for directory in directories]
+    places = [reachable(directory, "the workdir").resolve() for directory in directories]
     if len(set(places)) < len(places):
         raise UserError(
             f"each run needs its own workdir, but these are {', '.join(map(str, places))}"

@@ -1,17 +1,19 @@
 """What is kept between runs: whole or not at all, cleaned of what was killed, within memory."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from helpers import ROOT
-from kd_jax import caches, memory, places, sources
-from kd_jax.errors import UserError, run_command
+from kd_jax import caches, memory, places, sources, teachers
+from kd_jax.errors import UserError, reachable, run_command
 from kd_jax.train import train
 from test_sources import folder, make_folder, options
 from training import digits_config
@@ -222,6 +224,30 @@ def test_a_remote_place_is_refused_wherever_a_program_gives_one(field, tmp_path,
         train(config, workdir)
     assert not (tmp_path / "gs:").exists()
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(("place", "says"), [
+    ("x" * 300, "'x{200}', which cannot be looked at .File name too long"),
+    ("a\0b", "cannot be looked at .embedded null byte"),
+    ("~nobody-is-called-so/x", "that home directory is not known"),
+    ("/shut/x", "cannot be looked at .Permission denied"),
+])  # fmt: skip
+def test_a_place_that_cannot_be_looked_at_is_one_sentence(place, says, tmp_path, monkeypatch):
+    def stat(path, *args, **kwargs):
+        if str(path).startswith("/shut"):  # the tests may run as root, for whom nothing is
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return os_stat(path, *args, **kwargs)
+
+    os_stat = os.stat
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^--out is .*{says}"):
+        reachable(place, "--out")
+    with pytest.raises(UserError, match=f"config.teacher.weights is .*{says}"):
+        teachers.read(place, "", "cifar100")
+    with pytest.raises(UserError, match=f"the workdir is .*{says}"):
+        train(digits_config(1), place)
+    assert reachable("absent/x", "--out") == Path("absent/x")
 
 
 @pytest.mark.parametrize("variable", ["TFDS_DATA_DIR", "KD_JAX_CACHE_DIR"])
