@@ -79,33 +79,33 @@ def of_study(body):
 
 
 WRONG = {
-    "no file": (None, r"is no Python file: expected a study such as"),
+    "no file": (None, r"is no Python file: expected one such as"),
     "no study": ("x = 1", r"has no get_study\(\)"),
-    "a bug": ("def get_study(a): return 1 / 0", "fails with ZeroDivisionError"),
+    "a bug": ("def get_study(): return 1 / 0", "fails with ZeroDivisionError"),
     "no Python": ("this is", "fails with SyntaxError"),
-    "something else": ("def get_study(a): return 7", "returns a int: expected a kd_jax"),
-    "nothing": (of_study("def get_study(a): return runs.Study('', ())"), "it has no runs"),
+    "something else": ("def get_study(): return 7", "returns a int: expected a kd_jax"),
+    "nothing": (of_study("def get_study(): return runs.Study('', ())"), "it has no runs"),
     "two of one name": (
-        of_study("def get_study(a): return runs.Study('', (runs.Run('a', 'x', c()),"
+        of_study("def get_study(): return runs.Study('', (runs.Run('a', 'x', c()),"
                  "runs.Run('A', 'y', c())))"), "2 runs are called a, expected one"),
     "a path as name": (
-        of_study("def get_study(a): return runs.Study('', (runs.Run('../a', 'x', c()),))"),
+        of_study("def get_study(): return runs.Study('', (runs.Run('../a', 'x', c()),))"),
         r"a run is called '\.\./a', expected up to 100 letters"),
     "another field in one row": (
-        of_study("def get_study(a):\n d = c()\n d.batch_size, d.seed = 3, 1\n"
+        of_study("def get_study():\n d = c()\n d.batch_size, d.seed = 3, 1\n"
                  " return runs.Study('', (runs.Run('a', 'x', c()), runs.Run('b', 'x', d)))"),
         "a and b are of one row and differ in .*batch_size"),
     "one seed twice": (
-        of_study("def get_study(a):\n return runs.Study('', (runs.Run('a', 'x', c()),"
+        of_study("def get_study():\n return runs.Study('', (runs.Run('a', 'x', c()),"
                  "runs.Run('b', 'x', c())))"), "b has the seed of another run of its row"),
     "nobody as teacher": (
-        of_study("def get_study(a): return runs.Study('', (runs.Run('a', 'x', c(), 'b'),))"),
+        of_study("def get_study(): return runs.Study('', (runs.Run('a', 'x', c(), 'b'),))"),
         "the teacher of a is 'b', expected a run of it"),
     "a ring of teachers": (
-        of_study("def get_study(a): return runs.Study('', (runs.Run('a', 'x', c(), 'b'),"
+        of_study("def get_study(): return runs.Study('', (runs.Run('a', 'x', c(), 'b'),"
                  "runs.Run('b', 'y', c(), 'a')))"), "a is its own teacher's teacher"),
     "no such baseline": (
-        of_study("def get_study(a): return runs.Study('', (runs.Run('a', 'x', c()),), 'z')"),
+        of_study("def get_study(): return runs.Study('', (runs.Run('a', 'x', c()),), 'z')"),
         "its baseline is 'z', expected one of its rows x"),
 }  # fmt: skip
 
