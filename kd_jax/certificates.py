@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from kd_jax import data, experiment, fidelity, files, measure, processes, teachers, weights, workdir
+from kd_jax import (
+    data,
+    experiment,
+    fidelity,
+    files,
+    heads,
+    measure,
+    processes,
+    teachers,
+    weights,
+    workdir,
+)
 from kd_jax.console import logger
 from kd_jax.errors import UserError
 
@@ -49,8 +60,8 @@ def certify(
     for member, words in zip(its.members, differing, strict=True):
         if words:
             logger.warning(
-                "the teacher %s was measured on other data: %s",
-                member.card.source, "; ".join(words),
+                "the teacher %s was %s other data: %s", member.card.source,
+                "measured on" if member.card.certificate else "made for", "; ".join(words),
             )  # fmt: skip
     logger.info("measuring the teacher %s on the test split", its.arch)
     certified = certificate(
@@ -156,16 +167,26 @@ def check_same(stored: dict[str, Any], its: teachers.Teachers, directory: Path) 
 
 
 def differences(card: weights.ModelCard, dataset: data.DataSet) -> list[str]:
-    """Say in what a data set is not the one that a network was measured on, as far as is known."""
+    """Say in what a data set is not the one that a network was measured on, or was made for.
+
+    As far as is known: of weights from a file the size of their images is only where they were
+    imported with one, or where all images of their data set have the same.
+    """
     found = []
     fingerprint = (card.certificate or {}).get("data_fingerprint")
     if fingerprint is not None and fingerprint != dataset.fingerprint:
         found.append(
             f"its data had the fingerprint {fingerprint[:8]}, this has {dataset.fingerprint[:8]}"
         )
-    if card.image_shape != dataset.image_shape:
+    has_size = (
+        card.certificate is not None
+        or card.dataset in data.SMALL_IMAGES
+        or card.image_shape != data.IMAGE_SHAPE  # which is what a file has without --image_size
+    )
+    if has_size and card.image_shape != dataset.image_shape:
         (h, w, _), (height, width, _) = card.image_shape, dataset.image_shape
-        found.append(f"its images had {h} x {w} pixels, these have {height} x {width}")
+        its = "its images had" if card.certificate else "it is for images of"
+        found.append(f"{its} {h} x {w} pixels, these have {height} x {width}")
     return found
 
 
@@ -192,11 +213,16 @@ def check_claims(
             claimed = options.claimed_top1
         if claimed is not None:
             one = certified.get("members", [certified])[number]
-            _check_claim(one, claimed, options, differing[number] if differing else ())
+            is_named = heads.names_of(member.card) is not None
+            _check_claim(one, claimed, options, differing[number] if differing else (), is_named)
 
 
 def _check_claim(
-    certified: dict[str, Any], claimed_top1: float, options: ConfigDict, differing: Sequence[str]
+    certified: dict[str, Any],
+    claimed_top1: float,
+    options: ConfigDict,
+    differing: Sequence[str],
+    is_named: bool,
 ) -> None:
     if abs(certified["top1"] - claimed_top1) <= options.tolerance_points:
         return
@@ -207,6 +233,11 @@ def _check_claim(
     )
     if differing:
         likely = f"that is of other data ({'; '.join(differing)}); correct config.dataset"
+    if not is_named:
+        likely += (
+            "; or its outputs are in another order than the classes of the data, since it does not "
+            "name its own: import it with --class_names"
+        )
     message = (
         f"the teacher {certified['arch']} from {certified['source']} was expected to reach "
         f"{claimed_top1:.2f} % top-1 on the test split of {certified['dataset']}, but reaches "
