@@ -3,11 +3,13 @@
 Starting TensorFlow and decoding 60,000 PNG files takes longer than starting everything else, and a
 run that is resumed often would pay for it each time. What is kept is found again by all that the
 arrays depend on: for each file its split, its class and its path, where links in that path lead,
-its size, its times and its number in the file system; and the options.
+its size and when it was written, for an image of a folder also its number in the file system and
+when that changed; and the options. Of one directory and the same options only the newest is kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -45,11 +47,13 @@ class File:
     def stamp(self) -> tuple[Any, ...]:
         """Return all that says whether it is still the same."""
         stat = self.stat
-        return (
+        stamp = (
             *(self.split, self.label, os.path.abspath(self.path), os.path.realpath(self.path)),
-            # Two files that change names keep their sizes and times, but not their numbers.
-            *(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino),
+            *(stat.st_size, stat.st_mtime_ns),
         )
+        # Two images that change names keep their sizes and times, but not their numbers. Shards
+        # never do, and a copy in their place that keeps their times need not be decoded anew.
+        return (*stamp, stat.st_ctime_ns, stat.st_ino) if self.split else stamp
 
 
 def kept(name: str, files: Iterable[File], options: Any, decode: Callable[[], Source]) -> Source:
@@ -61,16 +65,22 @@ def kept(name: str, files: Iterable[File], options: Any, decode: Callable[[], So
       options: what else the arrays depend on; its `repr` tells values apart.
       decode: reads the files.
     """
+    files = list(files)
     stamps = [file.stamp() for file in files]
-    key = hashlib.sha256(repr((_VERSION, stamps, options)).encode()).hexdigest()[:16]
+    directory = os.path.commonpath([os.path.dirname(os.path.abspath(file.path)) for file in files])
+    kind = f"{name.replace('/', '-').replace(':', '-')}-{_digest((directory, options))[:8]}"
     place = caches.directory("data")
     caches.clean(place)
-    path = place / f"{name.replace('/', '-').replace(':', '-')}-{key}"
+    path = place / f"{kind}-{_digest((_VERSION, stamps, options))[:16]}"
     source = _read(path)
     if source is None:
         source = decode()
-        _write(path, source)
+        _write(path, source, older=f"{kind}-*")
     return source
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
 def _read(path: Path) -> Source | None:
@@ -92,7 +102,8 @@ def _read(path: Path) -> Source | None:
         return None
 
 
-def _write(path: Path, source: Source) -> None:
+def _write(path: Path, source: Source, older: str) -> None:
+    """Keep a set in place of those beside it that a pattern finds."""
     try:
         with caches.workspace(path.parent) as own:
             made = own / "made"
@@ -106,5 +117,9 @@ def _write(path: Path, source: Source) -> None:
             if path.exists():  # damaged, or another process was faster: ours is as good
                 path.rename(own / "old")
             made.rename(path)
+            for number, other in enumerate(path.parent.glob(older)):
+                if other != path:
+                    with contextlib.suppress(OSError):  # another process was faster
+                        other.rename(own / f"older-{number}")
     except OSError as error:  # a cache that cannot be written costs time, nothing else
         logger.warning("the decoded data set is not cached: %s", error)

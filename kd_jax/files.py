@@ -14,10 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 from kd_jax.errors import UserError
 
 _PARTIAL = re.compile(r"\.kd_jax-[0-9]+-[0-9a-f]{16}\.partial")
-_STALE_SECONDS = 3600.0
+STALE_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
@@ -45,7 +50,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             partial.unlink()
         raise
     _sync_directory(path.parent)
-    remove_partial(path.parent, _STALE_SECONDS)
+    remove_partial(path.parent, STALE_SECONDS)
 
 
 def is_partial(path: Path) -> bool:
@@ -57,9 +62,33 @@ def remove_partial(directory: Path, older_than_seconds: float = 0.0) -> None:
     """Remove what killed writers left in a directory; 0 seconds: whatever its age."""
     for path in directory.iterdir():
         if is_partial(path):
-            with contextlib.suppress(OSError):  # another process was faster, or it is not ours
-                if time.time() - path.stat().st_mtime >= older_than_seconds:
-                    path.unlink()
+            remove_left(path, older_than_seconds)
+
+
+def remove_left(path: Path, older_than_seconds: float = STALE_SECONDS) -> None:
+    """Remove a file that a killed writer left, unless it is so young that one may live."""
+    with contextlib.suppress(OSError):  # another process was faster, or it is not ours
+        if time.time() - path.stat().st_mtime >= older_than_seconds:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Wait for others that are in such a block for a directory, and keep them out of this one.
+
+    Where the system has no locks nobody waits.
+    """
+    handle = None
+    with contextlib.suppress(OSError):  # what is written there says better why it cannot be
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY)
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -22,6 +22,12 @@ Names = tuple[str, ...] | None
 _MOST_SHOWN = 3
 
 
+def names_of(card: weights.ModelCard) -> Names:
+    """Return the names of a network's outputs; None where nobody knows them."""
+    own = card.class_names or class_names.NAMES.get(card.dataset)
+    return own if own is not None and len(own) == card.num_classes else None
+
+
 def outputs(
     card: weights.ModelCard, names: Names, num_classes: int, dataset_name: str
 ) -> list[int] | None:
@@ -39,8 +45,8 @@ def outputs(
     Raises:
       UserError: it knows other classes, or the same in another order.
     """
-    own = card.class_names or class_names.NAMES.get(card.dataset)
-    if own is None or names is None or len(own) != card.num_classes:
+    own = names_of(card)
+    if own is None or names is None:
         if card.num_classes == num_classes:
             return None
         raise UserError(
@@ -83,6 +89,13 @@ def fit(
     """
     chosen = outputs(card, names, num_classes, dataset_name)
     if chosen is None:
+        if names is not None and names_of(card) is None:
+            logger.warning(
+                "the network %s does not name its classes: its %d outputs are taken for those of "
+                "%s in the order of their labels; import it with --class_names to have them "
+                "compared",
+                card.source, num_classes, dataset_name,
+            )  # fmt: skip
         return card, variables
     logger.warning(
         "the network %s knows %d classes: its outputs for the %d of %s are taken",

@@ -43,9 +43,23 @@ def check_devices(workdir: Path, devices: int) -> None:
 
 
 def check_student(workdir: Path, start_digest: str | None) -> None:
-    """Raise `UserError` if the student of the run in `workdir` began with other weights."""
+    """Raise `UserError` if the student of the run in `workdir` began with other weights.
+
+    Records of the first trajectory do not have them: there it is said that nobody knows.
+    """
     starts = files.read_json(workdir / PROVENANCE_FILE) or []
-    if starts and starts[0].get("student_start") != start_digest:
+    if not starts:
+        return
+    if "student_start" not in starts[0]:
+        if start_digest is not None:
+            logger.warning(
+                "the run in %s has no record of the weights that its student began with: if those "
+                "in config.student.weights were replaced since, its normalisation may be another, "
+                "and what is measured here is wrong",
+                workdir,
+            )
+        return
+    if starts[0]["student_start"] != start_digest:
         raise UserError(
             f"the student of the run in {workdir} began with other weights, or under another "
             "normalisation, than config.student.weights holds now: bring the old ones back, or "

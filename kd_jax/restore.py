@@ -18,8 +18,8 @@ def student(directory: Path, which: str) -> tuple[experiment.Experiment, int, An
       which: `last`, or `best` on validation.
 
     Raises:
-      UserError: there is no such run, or no such checkpoint, or it is damaged; or its data or its
-        teacher are others now.
+      UserError: there is no such run, or no such checkpoint, or it is damaged; or its data, its
+        teacher or the weights that it started from are others now.
     """
     directory = reachable(directory, "the workdir").resolve()
     config = workdir.load_config(directory)
@@ -29,6 +29,7 @@ def student(directory: Path, which: str) -> tuple[experiment.Experiment, int, An
         config.num_devices = 0  # those of this machine: it need not be the one that trained
     run = experiment.build(config)
     provenance.check_data(directory, run.dataset.fingerprint)
+    provenance.check_student(directory, run.start_digest)
     stored = files.read_json(directory / workdir.TEACHER_FILE)
     if run.teachers is not None and stored is not None:
         certificates.check_same(stored, run.teachers, directory)

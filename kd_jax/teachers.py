@@ -210,7 +210,8 @@ def import_file(
     """Return the card and the Flax variables of a network in a file of PyTorch-named weights.
 
     A file of an architecture whose weights are published claims their published accuracy, until
-    somebody says otherwise: a run that uses it measures it.
+    somebody says otherwise: a run that uses it measures it. With other classes than those of the
+    data set it claims nothing.
 
     Args:
       arch: name in the zoo.
@@ -236,7 +237,11 @@ def import_file(
     state_dict = state_files.read(path, key)
     image_shape = (image_size, image_size, 3)
     variables = torch_import.from_state_dict(network, state_dict, image_shape)
-    entry = published.TABLE.get((dataset_name, arch))
+    of_dataset = class_names.NAMES.get(dataset_name)
+    # A network with another number of classes was not trained on that data set as it is.
+    is_whole = network.num_classes == data.NUM_CLASSES.get(dataset_name)
+    names = names or (of_dataset if is_whole else None)
+    entry = published.TABLE.get((dataset_name, arch)) if is_whole and names == of_dataset else None
     card = weights.ModelCard(
         arch=arch,
         num_classes=network.num_classes,
@@ -248,6 +253,6 @@ def import_file(
         source=path.name,
         sha256=files.sha256_of(path),
         arrays_sha256=weights.digest_of(variables),
-        class_names=names or class_names.NAMES.get(dataset_name),
+        class_names=names,
     )
     return card, variables

@@ -70,24 +70,36 @@ def save(directory: str | Path, card: ModelCard, variables: Mapping[str, Any]) -
     """Write a network into a directory: a kill at any moment leaves the old one or the new one.
 
     The arrays first lie beside the old ones, under a name that has their digest. The network is the
-    new one from the moment its card is there, since `load` looks in both places.
+    new one from the moment its card is there, since `load` looks in both places. Of several writers
+    at once each waits for the one before.
+
+    Raises:
+      UserError: it cannot be written.
     """
     directory = Path(directory)
     flat = flax.traverse_util.flatten_dict(dict(variables), sep=_SEPARATOR)
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
     card = dataclasses.replace(card, arrays_sha256=digest_of(variables))
     staged = _staged(directory, card)
-    files.write_whole(staged, safetensors.numpy.save(arrays))
-    files.write_json(directory / CARD_FILE, dataclasses.asdict(card))
-    try:
-        os.replace(staged, directory / ARRAYS_FILE)
-        for left in directory.glob(_STAGED.format("*")):  # by a process that was killed here
-            left.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{directory / ARRAYS_FILE} cannot be written ({error.strerror}): make the place "
-            "writable, and do not write to it twice at once"
-        ) from error
+    with files.alone_in(directory):
+        files.write_whole(staged, safetensors.numpy.save(arrays))
+        files.write_json(directory / CARD_FILE, dataclasses.asdict(card))
+        try:
+            os.replace(staged, directory / ARRAYS_FILE)
+        except OSError as error:
+            # Without locks another writer of the same arrays may have been faster.
+            if not isinstance(error, FileNotFoundError) or not _holds(directory, card):
+                raise UserError(
+                    f"{directory / ARRAYS_FILE} cannot be written ({error.strerror}): make the "
+                    "place writable, and do not write to it twice at once"
+                ) from error
+        for left in directory.glob(_STAGED.format("*")):
+            files.remove_left(left)
+
+
+def _holds(directory: Path, card: ModelCard) -> bool:
+    variables = _read_arrays(directory / ARRAYS_FILE)
+    return variables is not None and digest_of(variables) == card.arrays_sha256
 
 
 def may_be_written(directory: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from helpers import ROOT
-from kd_jax import caches, memory, places, sources, teachers
+from kd_jax import caches, decoded, memory, places, sources, teachers
 from kd_jax.errors import UserError, reachable, run_command
 from kd_jax.train import train
 from test_sources import folder, make_folder, options
@@ -50,6 +51,40 @@ def test_a_damaged_cache_is_decoded_anew(root, cache):
     (kept / "about.json").unlink()
     assert folder(root).fingerprint() == fingerprint
     assert names(cache) == [kept.name]  # nothing is left behind
+
+
+def test_of_a_directory_that_changes_only_the_newest_set_is_kept(root, cache, tmp_path):
+    make_folder(tmp_path / "other", count=5, size=(8, 8))
+    folder(tmp_path / "other")
+    (stays,) = names(cache)
+    kept = []
+    for when in (1_500_000_000, 1_600_000_000):
+        os.utime(next(root.glob("train/*/*")), (when, when))
+        folder(root)
+        (own,) = set(names(cache)) - {stays}
+        kept.append(own)
+    assert kept[0] != kept[1]
+    folder(root, image_size=4)
+    assert {*kept[1:], stays} < set(names(cache))
+    assert len(names(cache)) == 3
+
+
+@pytest.mark.parametrize(("split", "times"), [("", 1), ("train", 2)])
+def test_shards_copied_with_their_times_are_not_decoded_anew(split, times, tmp_path, cache):
+    shard, copy, decoded_sets = tmp_path / "a.tfrecord", tmp_path / "copy", []
+    shard.write_bytes(b"0")
+
+    def decode():
+        part = sources.Split(np.zeros((2, 4, 4, 3), np.uint8), np.arange(2))
+        decoded_sets.append(sources.Source(part, part, 2))
+        return decoded_sets[-1]
+
+    for _ in range(2):
+        decoded.kept("set", [decoded.File(shard, shard.stat(), split)], None, decode)
+        shutil.copy2(shard, copy)
+        copy.replace(shard)
+        shard.chmod(0o600)
+    assert len(decoded_sets) == times
 
 
 KILLED = """

@@ -217,6 +217,25 @@ def test_other_data_is_refused(tmp_path):
         provenance.check_data(tmp_path, "abd")
 
 
+@pytest.mark.parametrize(("began", "now"), [("abc", "abd"), ("abc", None), (None, "abd")])
+def test_another_start_of_the_student_is_refused(began, now, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(provenance.logger, "propagate", True)
+    provenance.check_student(tmp_path, now)  # nothing has begun
+    provenance.add_start(tmp_path, 0, "data", None, 1, began)
+    provenance.check_student(tmp_path, began)
+    with pytest.raises(UserError, match=r"began with other weights, or under another normalis"):
+        provenance.check_student(tmp_path, now)
+    # A record from before the start was in it.
+    path = tmp_path / "provenance.json"
+    starts = json.loads(path.read_text())
+    del starts[0]["student_start"]
+    path.write_text(json.dumps(starts))
+    provenance.check_student(tmp_path, None)
+    assert not caplog.text
+    provenance.check_student(tmp_path, "abd")
+    assert "no record of the weights that its student began with" in caplog.text
+
+
 def test_a_stop_is_remembered_while_there_is_work_to_save():
     stop = interrupt.StopRequest()
     stop.has_unsaved_work(True)

@@ -1,5 +1,6 @@
 """The outputs of a network are those of the data's classes, by name; or it is refused."""
 
+import dataclasses
 import unicodedata
 
 import numpy as np
@@ -130,9 +131,36 @@ def test_what_differs_from_the_teachers_data_is_said_in_place_of_its_normalisati
     with pytest.raises(UserError, match="likely its normalisation") as plain:
         certificates.check_claims(its, certified, options)
     assert "other data" not in str(plain.value)
+    assert "another order" not in str(plain.value)
+    nameless = teachers.Teachers((teachers.Teacher(card(names=None), network, {}),), None)
+    with pytest.raises(UserError, match=r"likely its normalisation .*; or .* another order than"):
+        certificates.check_claims(nameless, certified, options)
     with pytest.raises(UserError, match=r"that is of other data .*fingerprint aaaaaaaa") as told:
         certificates.check_claims(its, certified, options, [words])
     assert "normalisation" not in str(told.value)
+
+
+@pytest.mark.parametrize(("fields", "size", "says"), [
+    ({}, None, None),  # a file whose images nobody told
+    ({"dataset": "cifar100"}, None, "it is for images of 32 x 32 pixels, these have 64 x 64"),
+    ({}, 48, "it is for images of 48 x 48 pixels, these have 64 x 64"),
+    ({"certificate": {"top1": 1.0}}, None, "its images had 32 x 32 pixels, these have 64 x 64"),
+])  # fmt: skip
+def test_the_size_of_images_differs_only_where_it_is_known(fields, size, says):
+    own = card(**{"dataset": "imagenet2012"} | fields)
+    if size:
+        own = dataclasses.replace(own, image_shape=(size, size, 3))
+    assert certificates.differences(own, dataset(size=64)) == ([says] if says else [])
+
+
+@pytest.mark.parametrize("own", [None, NAMES])
+@pytest.mark.parametrize("names", [None, NAMES])
+def test_named_classes_and_a_network_without_names_are_said(own, names, caplog, monkeypatch):
+    monkeypatch.setattr(logger, "propagate", True)
+    nameless = card(names=own)
+    assert heads.fit(nameless, {}, names, 6, "folder") == (nameless, {})
+    said = caplog.text.count("its file does not name its classes: its 6 outputs are taken for")
+    assert said == (own is None and names is not None)
 
 
 def folder_config(root, teacher):

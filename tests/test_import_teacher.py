@@ -6,7 +6,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from helpers import golden_state_dict, write_pth
-from kd_jax import class_names, import_teacher, weights
+from kd_jax import class_names, import_teacher, published, weights
 from kd_jax.errors import UserError
 
 
@@ -65,6 +65,7 @@ def test_one_may_choose_which_weights(file, tmp_path):
 def test_the_card_has_the_names_of_the_classes(file, tmp_path):
     card, variables = run(file, tmp_path / "cifar")
     assert card.class_names == class_names.NAMES["cifar100"]
+    assert card.claimed_top1 == published.TABLE["cifar100", "resnet20"].top1
     assert card.arrays_sha256 == weights.digest_of(variables)
     own = [f"kind {n} ü" for n in range(100)]
     (tmp_path / "names.txt").write_text("\n".join(own) + "\n", encoding="utf-8")
@@ -73,6 +74,21 @@ def test_the_card_has_the_names_of_the_classes(file, tmp_path):
     assert card.class_names == tuple(own)
     card, _ = run(file, tmp_path / "unnamed", *options, "--num_classes=100")
     assert card.class_names is None
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_network_of_other_classes_has_neither_the_names_nor_the_claim(named, tmp_path):
+    """The data set is cifar100 where none is named."""
+    state_dict = golden_state_dict("resnet20")
+    for name in ("fc.weight", "fc.bias"):
+        state_dict[name] = state_dict[name][:10]
+    write_pth(tmp_path / "x.pth", state_dict)
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
+    classes = f"--class_names={tmp_path}/names.txt" if named else "--num_classes=10"
+    card, _ = run(tmp_path / "x.pth", tmp_path / "t", classes, "--mean=0,0,0", "--std=1,1,1")
+    assert card.num_classes == 10
+    assert card.class_names == (tuple("abcdefghij") if named else None)
+    assert card.claimed_top1 is None
 
 
 @pytest.mark.parametrize(("content", "more", "says"), [

@@ -1,7 +1,6 @@
 """Whole runs under the options that touch more than the step: teachers, views, early stopping."""
 
 import dataclasses
-import json
 import shutil
 
 import jax
@@ -66,16 +65,6 @@ def test_a_teacher_may_not_change_under_a_run(two_teachers, tmp_path):
         assert tree_digest(tmp_path / "w") == before
     with pytest.raises(UserError, match="began with the teacher tiny"):
         restore.student(tmp_path / "w", "last")
-    weights.save(teacher, card, variables)
-    # A run from before arrays were hashed measures its teacher again.
-    old = {key: value for key, value in certified.items() if key != "arrays_sha256"}
-    (tmp_path / "w" / "teacher.json").write_text(json.dumps(old | {"top1": 1.0}))
-    with pytest.raises(UserError, match=r"at 1\.00 % top-1 .* it is another"):
-        train(distil(teacher), tmp_path / "w")
-    (tmp_path / "w" / "teacher.json").write_text(json.dumps(old))
-    with pytest.raises(StoppedError):
-        train(distil(teacher), tmp_path / "w", StopAfter(2))
-    assert read_json(tmp_path / "w" / "teacher.json") == certified
 
 
 def test_a_finished_run_knows_the_names_of_its_classes(two_teachers):
@@ -243,8 +232,13 @@ def test_a_student_may_start_from_weights_and_keep_some(two_teachers, tmp_path):
         with pytest.raises(StoppedError):
             train(moved, place, StopAfter(2))
         weights.save(other, changed, variables)
-        with pytest.raises(UserError, match=r"student of the run in .* began with other weight"):
+        refused = pytest.raises(
+            UserError, match=r"student of the run in .* began with other weight"
+        )
+        with refused:
             train(moved, place)
+        with refused:
+            restore.student(place, "last")
     for pattern in ("nothing has this name", "."):
         config = distil(two_teachers[0], **(options | {"student.freeze": pattern}))
         with pytest.raises(UserError, match="expected some and not all"):
