@@ -27,6 +27,7 @@ def student(directory: Path, which: str) -> tuple[experiment.Experiment, int, An
         raise UserError(f"the run in {directory} has no checkpoint yet: let it train first")
     with config.unlocked():
         config.num_devices = 0  # those of this machine: it need not be the one that trained
+        config.batch_norm.sync = False  # what is only looked at has no batch to share
     run = experiment.build(config)
     provenance.check_data(directory, run.dataset.fingerprint)
     provenance.check_student(directory, run.start_digest)
@@ -39,6 +40,7 @@ def student(directory: Path, which: str) -> tuple[experiment.Experiment, int, An
         raise UserError(f"the run in {directory} has no {which} checkpoint yet")
     try:
         version = checkpoints.version(step)
+        trajectory.check_network(directory, config.student.arch, version)
         template = trajectory.as_saved(run.initial_state(), version)
         state = checkpoints.restore(template, step, version)
     except DamagedError as error:

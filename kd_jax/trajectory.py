@@ -16,8 +16,11 @@ VERSION = 2
 CHANGES = {
     2: "the gradient is clipped before L2 is added, parts of a batch do not depend on devices, "
     "ResNet's last layer begins as its reference's, networks that start from weights keep their "
-    "batch statistics, the order of examples, mixup's shares and CutMix's boxes are drawn anew",
+    "batch statistics, the order of examples, mixup's shares and CutMix's boxes are drawn anew, "
+    "mobilenet_v3_large_cifar is its reference's",
 }
+# Networks that a version made others of, though their variables have the same shapes.
+_OTHER_NETWORKS = {2: ("mobilenet_v3_large_cifar",)}
 
 
 def check(where: str, version: int) -> None:
@@ -38,6 +41,19 @@ def check(where: str, version: int) -> None:
         f"{VERSION} ({reason}): resume it with the kd_jax that began it, or begin anew in another "
         "--workdir; kd_jax.evaluate, probe and report can still read it"
     )
+
+
+def check_network(where: object, arch: str, version: int) -> None:
+    """Raise `UserError` if a student of some version is another network now.
+
+    Its variables would fit, and what is measured would be of a network that was never trained.
+    """
+    changed = [number for number, archs in _OTHER_NETWORKS.items() if arch in archs]
+    if any(version < number for number in changed):
+        raise UserError(
+            f"the student in {where} is {arch} as version {version} of the trajectory had it, "
+            "which is another network now: look at it with the kd_jax that trained it"
+        )
 
 
 def as_saved(state: Any, version: int) -> Any:

@@ -242,3 +242,11 @@ def test_a_stop_is_remembered_while_there_is_work_to_save():
     assert stop.requested is None
     stop.request("SIGTERM")
     assert stop.requested == "SIGTERM"
+
+
+def test_a_network_that_is_another_now_is_not_looked_at():
+    """Its arrays fit, and would be measured as a network that nobody trained."""
+    trajectory.check_network("w", "mobilenet_v3_small", 1)
+    trajectory.check_network("w", "mobilenet_v3_large_cifar", trajectory.VERSION)
+    with pytest.raises(UserError, match="is another network now: look at it with the kd_jax that"):
+        trajectory.check_network("w", "mobilenet_v3_large_cifar", 1)

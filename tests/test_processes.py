@@ -82,7 +82,8 @@ def test_two_processes_train_as_one_does(unbroken, tmp_path):
     assert done.returncode == 0, done.stderr
     together, one = losses(workdir), losses(alone)
     assert together.keys() == one.keys()
-    np.testing.assert_allclose([*together.values()][:4], [*one.values()][:4], rtol=1e-4)
+    # Step by step rounding alone tells them apart, until a unit near zero falls on another side.
+    np.testing.assert_allclose([*together.values()][:1], [*one.values()][:1], rtol=1e-5)
     np.testing.assert_allclose([*together.values()], [*one.values()], rtol=2e-2)
     assert json.loads(said[0][0].splitlines()[-1])["steps"] == 60
     # The second process has nothing to say; gloo's greeting goes to stdout in both.

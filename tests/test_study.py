@@ -81,7 +81,7 @@ def tables(root):
     return (root / "table.md").read_text(), read_json(root / "summary.json")
 
 
-def assert_same_table(root, other):
+def assert_same_table(root, other, rtol=1e-3):
     """Equal to float tolerance: who is trained together, and from where, depends on the kills."""
     ours, theirs = (tables(directory)[1]["rows"] for directory in (root, other))
     assert [(r["row"], r["runs"], r["missing"]) for r in ours] == [
@@ -95,7 +95,7 @@ def assert_same_table(root, other):
             [r["loss"] for r in read_json_lines(d / "runs" / name / "metrics.jsonl") if "loss" in r]
             for d in (root, other)
         )
-        np.testing.assert_allclose(own, its, rtol=1e-3)
+        np.testing.assert_allclose(own, its, rtol=rtol)
 
 
 def starts(root, name):
@@ -207,7 +207,7 @@ def test_stray_files_and_failing_writes_among_the_claims(half_done, unbroken, ti
     assert min(failures.values()) > 3
     monkeypatch.undo()
     summary.write(half_done)
-    assert_same_table(half_done, unbroken[0])
+    assert_same_table(half_done, unbroken[0], rtol=1e-2)  # four devices here, there one a core
 
 
 @pytest.mark.slow

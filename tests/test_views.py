@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import augment, batches, sources, views
+from kd_jax import augment, batches, splits, views
 from kd_jax.config import default_config
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (50, 8, 8, 3), np.uint8)
@@ -198,7 +198,7 @@ def test_the_hold_out_and_the_order_of_examples_are_drawn_apart():
     first_epoch = batches.examples_at(0, count, count, seed=0)
     assert (held_out == first_epoch).mean() < 0.02
     labels = np.zeros(count, int)
-    chosen = sources.stratified_indices(labels, count // 10, 0)
+    chosen = splits.stratified_indices(labels, count // 10, 0)
     assert len(set(chosen) & set(first_epoch[: count // 10])) < 30
 
 
