@@ -1,6 +1,7 @@
 """The outputs of a network are those of the data's classes, by name; or it is refused."""
 
 import dataclasses
+import types
 import unicodedata
 
 import numpy as np
@@ -138,6 +139,21 @@ def test_what_differs_from_the_teachers_data_is_said_in_place_of_its_normalisati
     with pytest.raises(UserError, match=r"that is of other data .*fingerprint aaaaaaaa") as told:
         certificates.check_claims(its, certified, options, [words])
     assert "normalisation" not in str(told.value)
+
+
+def test_other_data_is_said_before_the_teacher_is_measured(tmp_path, monkeypatch, caplog):
+    """As when five images were added to test since: another fingerprint."""
+    monkeypatch.setattr(logger, "propagate", True)
+    own = card(certificate={"data_fingerprint": "a" * 64})
+    its = teachers.Teachers((teachers.Teacher(own, own.network(), {}),), None)
+    run = types.SimpleNamespace(teachers=its, dataset=dataset(), config=default_config())
+
+    def measured(split):
+        assert "was measured on other data: its data had the fingerprint aaaaaaaa" in caplog.text
+        raise KeyError(split)
+
+    with caplog.at_level("WARNING"), pytest.raises(KeyError, match="test"):
+        certificates.certify(run, types.SimpleNamespace(members_logits=measured), tmp_path)
 
 
 @pytest.mark.parametrize(("fields", "size", "says"), [

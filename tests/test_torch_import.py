@@ -238,6 +238,27 @@ def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(releases):
     assert not list((releases.parent / "cache").rglob("*.p*t*"))
 
 
+def test_two_downloads_of_one_file_do_not_meet(releases, monkeypatch):
+    """The second begins and ends while the first reads: each has a name of its own till the end."""
+    content = publish(releases, monkeypatch).read_bytes()
+    fetched = []
+
+    class Slow(io.BytesIO):
+        def read(self, *size):
+            if not fetched:
+                fetched.append(None)
+                monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(content))
+                fetched.append(published.fetch("resnet20", "cifar100"))
+                fetched[1].unlink()  # so that what is there in the end is the first one's
+            return super().read(*size)
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Slow(content))
+    path = published.fetch("resnet20", "cifar100")
+    assert fetched == [None, path]
+    assert path.read_bytes() == content
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
 def test_a_download_that_is_cut_short_leaves_nothing(releases, monkeypatch):
     class Cut(io.BytesIO):
         def read(self, *size):
