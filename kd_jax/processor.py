@@ -104,11 +104,13 @@ def apply_limit() -> None:
 
     Does nothing without a limit, or where the limit is wrong, which `current` says.
     """
+    if not os.environ.get(VARIABLE):  # at every start: nothing is read without need
+        return
     try:
         kind = current()
     except UserError:
         return
-    if not os.environ.get(VARIABLE) or kind is detected() or not kind.xla_isa:
+    if kind is detected() or not kind.xla_isa:
         return
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", kind.onednn_isa)
     flags = os.environ.get("XLA_FLAGS", "")

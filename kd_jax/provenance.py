@@ -15,14 +15,14 @@ import jax
 from kd_jax import files, native, processor, trajectory
 from kd_jax.console import logger
 from kd_jax.errors import UserError
-from kd_jax.workdir import PROVENANCE_FILE
+from kd_jax.workdir import PROVENANCE_FILE, starts_of
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
 
 
 def check_data(workdir: Path, fingerprint: str) -> None:
     """Raise `UserError` if the run in `workdir` began on other data."""
-    starts = files.read_json(workdir / PROVENANCE_FILE) or []
+    starts = starts_of(workdir)
     if starts and starts[0]["data_fingerprint"] != fingerprint:
         raise UserError(
             f"the run in {workdir} began on data with the fingerprint "
@@ -33,7 +33,7 @@ def check_data(workdir: Path, fingerprint: str) -> None:
 
 def check_devices(workdir: Path, devices: int) -> None:
     """Raise `UserError` if the run in `workdir` began on another number of devices."""
-    starts = files.read_json(workdir / PROVENANCE_FILE) or []
+    starts = starts_of(workdir)
     if starts and starts[0]["devices"] != devices:
         raise UserError(
             f"the run in {workdir} began on {starts[0]['devices']} device(s), and these are "
@@ -47,7 +47,7 @@ def check_student(workdir: Path, start_digest: str | None) -> None:
 
     Records of the first trajectory do not have them: there it is said that nobody knows.
     """
-    starts = files.read_json(workdir / PROVENANCE_FILE) or []
+    starts = starts_of(workdir)
     if not starts:
         return
     if "student_start" not in starts[0]:
@@ -88,7 +88,7 @@ def add_start(
       devices: how many train.
       student_start: `Experiment.start_digest` of the student.
     """
-    starts = files.read_json(workdir / PROVENANCE_FILE) or []
+    starts = starts_of(workdir)
     here = arithmetic()
     before = {name: starts[-1].get(name, value) for name, value in here.items()} if starts else here
     if before != here:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 from types import TracebackType
 
 try:
@@ -33,6 +34,11 @@ LOCK_FILE = "lock"
 
 class InUseError(UserError):
     """Another process has the lock of a workdir."""
+
+
+def starts_of(directory: Path) -> list[dict[str, Any]]:
+    """Return the records of a run's starts, the first one first; empty before there was one."""
+    return files.read_json(directory / PROVENANCE_FILE) or []
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -66,7 +72,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
             f"the workdir {workdir} belongs to a run of another config ({'; '.join(changed)}): "
             "give this one its own --workdir, or take the old values to resume"
         )
-    starts = files.read_json(workdir / PROVENANCE_FILE) or []
+    starts = starts_of(workdir)
     if starts:
         trajectory.check(f"the run in {workdir}", starts[0].get("trajectory", 1))
 

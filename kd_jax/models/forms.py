@@ -78,6 +78,16 @@ def choose(kind: str, possible: Collection[str]) -> str:
     return form
 
 
+def compiles(kind: str, can: bool) -> bool:
+    """Tell whether a layer that has the plain form and a compiled pass takes the pass.
+
+    Args:
+      kind: of the layer.
+      can: whether the pass can compute it.
+    """
+    return choose(kind, (PLAIN, COMPILED) if can else (PLAIN,)) == COMPILED
+
+
 @contextlib.contextmanager
 def forced(forms: Mapping[str, str]) -> Iterator[None]:
     """Trace with given forms, kind by kind, where a layer can take them (for tests, benchmarks)."""

@@ -38,16 +38,14 @@ class _Weights(NamedTuple):
 
 def taken(x: jax.Array, hidden: int, features: int) -> bool:
     """Tell whether a block of so many expanded and projected channels is taken here in one pass."""
-    possible = [forms.PLAIN]
     if not (layers.is_frozen() and layers.current_lowering() == "cpu"):
         return False
-    if (
+    can = (
         x.dtype == jnp.float32
         and hidden % native.LANES == features % native.LANES == 0
         and native.target(native.INVERTED_RESIDUAL) is not None
-    ):
-        possible.append(forms.COMPILED)
-    return forms.choose(forms.FROZEN_BLOCK, possible) == forms.COMPILED
+    )
+    return forms.compiles(forms.FROZEN_BLOCK, can)
 
 
 def inverted_residual(x: jax.Array, variables: Mapping[str, Any], stride: int) -> jax.Array:

@@ -72,8 +72,7 @@ class BatchNorm(nn.BatchNorm):
     def _compiled(self, x: jax.Array) -> bool:
         if current_lowering() != "cpu":
             return False
-        possible = [forms.PLAIN, forms.COMPILED] if self._can_compile(x) else [forms.PLAIN]
-        return forms.choose(forms.BATCH_NORM, possible) == forms.COMPILED
+        return forms.compiles(forms.BATCH_NORM, self._can_compile(x))
 
     def _can_compile(self, x: jax.Array) -> bool:
         return (

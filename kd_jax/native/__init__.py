@@ -101,9 +101,10 @@ def _library() -> tuple[str, ctypes.CDLL] | None:
     try:
         name = _digest(compiler)
         path = caches.directory("native") / f"layers-{name}.so"
-        if not (_is_private(path.parent) and _is_whole(path)):
-            _compile(compiler, path)
-        if not _is_whole(path):  # another process has found the directory open to others
+        _make_private(path.parent)
+        for _ in range(2):  # another process may find the directory open to others, and empty it
+            if _is_whole(path):
+                break
             _compile(compiler, path)
         return name, ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
@@ -158,8 +159,8 @@ def _compile(compiler: str, path: Path) -> None:
         os.replace(made, path)
 
 
-def _is_private(directory: Path) -> bool:
-    """Make a directory that its owner alone may write to; tell whether it was that before.
+def _make_private(directory: Path) -> None:
+    """Make a directory that its owner alone may write to; empty one that others could.
 
     Raises:
       OSError: it cannot be made, or belongs to somebody else, who could put anything there.
@@ -174,8 +175,6 @@ def _is_private(directory: Path) -> bool:
         directory.chmod(0o700)
         for library in libraries:
             library.unlink(missing_ok=True)
-        return False
-    return True
 
 
 def _is_whole(path: Path) -> bool:
