@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any
 from types import TracebackType
+from typing import Any
 
 try:
     import fcntl
