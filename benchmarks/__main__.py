@@ -22,8 +22,9 @@ from typing import Any
 from absl import flags
 
 from benchmarks import harness, limits, page
-from kd_jax import models, processor, tables
-from kd_jax.errors import UserError, run_command
+from kd_jax import models
+from kd_jax.runtime import processor, text_tables
+from kd_jax.runtime.errors import UserError, run_command
 
 _ROWS = flags.DEFINE_list("rows", ["distil", "student", "networks"], "What to measure.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of every side.", lower_bound=1)
@@ -152,7 +153,7 @@ def main(argv: Sequence[str]) -> None:
             began, peak = time.perf_counter(), harness.gemm_peak()
             table: Any = TABLES[name](_ROUNDS.value, peak)
             minutes = (time.perf_counter() - began) / 60
-            text = f"{_machine(peak)} {_made_by(name, minutes)}\n\n{tables.markdown(table)}"
+            text = f"{_machine(peak)} {_made_by(name, minutes)}\n\n{text_tables.markdown(table)}"
             print(f"\n{_TITLES[name]}\n\n{text}\n", flush=True)
             if _WRITE.value:
                 page.write(name, text, processor.current().name)

@@ -19,10 +19,16 @@ import numpy as np
 from absl import flags
 
 from benchmarks import jax_side
-from kd_jax import batches, ensemble, models, optim, parallel, steps, teachers
+from kd_jax import models
 from kd_jax.config import default_config
-from kd_jax.data import NORMALISATION, load
-from kd_jax.errors import run_command
+from kd_jax.data import sampler
+from kd_jax.data.dataset import NORMALISATION, load
+from kd_jax.distill import ensemble
+from kd_jax.distill import step as step_lib
+from kd_jax.runtime import devices as devices_lib
+from kd_jax.runtime.errors import run_command
+from kd_jax.teachers import load as load_lib
+from kd_jax.training import optimizer as optimizer_lib
 
 _WEIGHTS = flags.DEFINE_string("teacher_weights", "", "Of ResNet44; empty: drawn from a seed.")
 _STEPS = flags.DEFINE_integer("steps", 50, "Steps over which losses are compared.", lower_bound=1)
@@ -43,23 +49,23 @@ def main(argv: Sequence[str]) -> None:
     network = models.build(_TEACHER, 100, *normalisation)
     variables: tuple[models.Variables, ...] = (network.init(1, (32, 32, 3)),)
     if _WEIGHTS.value:
-        variables = tuple(teachers.load(base.teacher, "cifar100").variables)
+        variables = tuple(load_lib.load(base.teacher, "cifar100").variables)
     group = ensemble.Ensemble((network,), (1.0,), "probabilities")
-    student = models.build(_STUDENT, 100, *normalisation, axis_name=parallel.AXIS)
+    student = models.build(_STUDENT, 100, *normalisation, axis_name=devices_lib.AXIS)
     pupils = []
     for temperature in _TEMPERATURES:
         config = base.copy_and_resolve_references()
         config.distill.temperature, config.log_every_steps = temperature, 1
-        optimizer = optim.build(config, total_steps=10**5, warmup_steps=100)
-        pupils.append(steps.Alone(config, student, optimizer))
-    constants = parallel.replicate(steps.Constants(train.images, None, variables), devices)
+        optimizer = optimizer_lib.build(config, total_steps=10**5, warmup_steps=100)
+        pupils.append(step_lib.Alone(config, student, optimizer))
+    constants = devices_lib.replicate(step_lib.Constants(train.images, None, variables), devices)
     first = student.init(0, (32, 32, 3))
 
-    def side(members: Sequence[steps.Alone]) -> _Side:
-        states = tuple(steps.init_state(m.config, first, m.optimizer) for m in members)
-        step = steps.make_cohort_step(members, group)
-        mapped = parallel.pmap(step, devices, (False, False, True), donate_argnums=0)
-        return _Side(mapped, parallel.replicate(states, devices), constants, devices, len(train))
+    def side(members: Sequence[step_lib.Alone]) -> _Side:
+        states = tuple(step_lib.init_state(m.config, first, m.optimizer) for m in members)
+        step = step_lib.make_cohort_step(members, group)
+        mapped = devices_lib.pmap(step, devices, (False, False, True), donate_argnums=0)
+        return _Side(mapped, devices_lib.replicate(states, devices), constants, devices, len(train))
 
     together, alone = side(pupils), [side([pupil]) for pupil in pupils]
     ours = np.array(together.losses(_STEPS.value))
@@ -95,16 +101,16 @@ class _Side:
         jax.block_until_ready(metrics)
         return time.perf_counter() - began
 
-    def _next(self) -> steps.Metrics:
-        batch = batches.batch_at(self._number, _BATCH, self._examples, 0)
+    def _next(self) -> step_lib.Metrics:
+        batch = sampler.batch_at(self._number, _BATCH, self._examples, 0)
         self._number += 1
-        cut = parallel.shard(batch, self._devices)
+        cut = devices_lib.shard(batch, self._devices)
         self._states, metrics = self._step(self._states, self._constants, cut)
         return metrics
 
 
 if __name__ == "__main__":
-    from kd_jax import huge_pages
+    from kd_jax.runtime import huge_pages
 
     huge_pages.enable()
     run_command(main)

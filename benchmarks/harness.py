@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks import limits
-from kd_jax import caches, processor
+from kd_jax.runtime import caches, processor
 
 _TURN_SECONDS = 3.0  # about how long a side works before the other has its turn
 _SEARCHED_IMAGES = 256  # that a frozen network is asked about at once while its form is looked for

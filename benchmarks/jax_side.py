@@ -8,9 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from kd_jax import batches, ensemble, measure, models, optim, parallel, steps
+from kd_jax import models
 from kd_jax.config import default_config
-from kd_jax.data import NORMALISATION
+from kd_jax.data import sampler
+from kd_jax.data.dataset import NORMALISATION
+from kd_jax.distill import ensemble
+from kd_jax.distill import step as step_lib
+from kd_jax.runtime import devices as devices_lib
+from kd_jax.training import evaluator
+from kd_jax.training import optimizer as optimizer_lib
 
 _NORMALISATION = NORMALISATION["cifar100"]
 _IMAGE_SHAPE = (32, 32, 3)
@@ -18,8 +24,8 @@ _IMAGE_SHAPE = (32, 32, 3)
 
 def devices_for(batch_size: int) -> list[jax.Device]:
     """Return the devices that a run would take."""
-    parallel.prepare(0, batch_size)
-    return parallel.select(0, batch_size)
+    devices_lib.prepare(0, batch_size)
+    return devices_lib.select(0, batch_size)
 
 
 def train_step(
@@ -36,8 +42,8 @@ def train_step(
     config = default_config()
     config.batch_size = batch_size
     devices = devices_for(batch_size)
-    pupil = models.build(student, 100, *_NORMALISATION, axis_name=parallel.AXIS, dtype=dtype)
-    group, constants = None, steps.Constants(images)
+    pupil = models.build(student, 100, *_NORMALISATION, axis_name=devices_lib.AXIS, dtype=dtype)
+    group, constants = None, step_lib.Constants(images)
     if teacher:
         network = models.build(teacher, 100, *_NORMALISATION, dtype=dtype)
         group = ensemble.Ensemble((network,), (1.0,), "probabilities")
@@ -45,17 +51,17 @@ def train_step(
     else:
         config.distill.label_weight, config.mixup.kind = 1.0, "none"
         constants = constants._replace(labels=np.arange(len(images), dtype=np.int32) % 100)
-    optimizer = optim.build(config, total_steps=10**6, warmup_steps=0)
-    state = steps.init_state(config, pupil.init(0, _IMAGE_SHAPE), optimizer)
-    step = steps.make_train_step(config, pupil, group, optimizer)
-    mapped = parallel.pmap(step, devices, (False, False, True), donate_argnums=0)
-    held = {"state": parallel.replicate(state, devices)}
-    constants = parallel.replicate(constants, devices)
+    optimizer = optimizer_lib.build(config, total_steps=10**6, warmup_steps=0)
+    state = step_lib.init_state(config, pupil.init(0, _IMAGE_SHAPE), optimizer)
+    step = step_lib.make_train_step(config, pupil, group, optimizer)
+    mapped = devices_lib.pmap(step, devices, (False, False, True), donate_argnums=0)
+    held = {"state": devices_lib.replicate(state, devices)}
+    constants = devices_lib.replicate(constants, devices)
 
     def run(number: int) -> None:
-        batch = batches.batch_at(number, batch_size, len(images), seed=0)
+        batch = sampler.batch_at(number, batch_size, len(images), seed=0)
         held["state"], held["metrics"] = mapped(
-            held["state"], constants, parallel.shard(batch, devices)
+            held["state"], constants, devices_lib.shard(batch, devices)
         )
         if number % 2:
             jax.block_until_ready(held["metrics"])
@@ -65,18 +71,18 @@ def train_step(
 
 def input_only(config: Any, devices: list[jax.Device], constants: Any) -> Callable[[int], None]:
     """Return a step that makes the views and nothing else."""
-    from kd_jax import views
+    from kd_jax.distill import views
 
     def make(images: jax.Array, batch: Any, step: jax.Array) -> jax.Array:
         # Whole, as the networks get them: a sum instead would be fused with the gather, and slow.
         return views.make(images, batch, 0, step, config).student
 
-    mapped = parallel.pmap(make, devices, (False, True, False))
+    mapped = devices_lib.pmap(make, devices, (False, True, False))
 
     def run(number: int) -> None:
-        batch = batches.batch_at(number, config.batch_size, len(constants.images), seed=0)
+        batch = sampler.batch_at(number, config.batch_size, len(constants.images), seed=0)
         jax.block_until_ready(
-            mapped(constants.images, parallel.shard(batch, devices), np.int32(number))
+            mapped(constants.images, devices_lib.shard(batch, devices), np.int32(number))
         )
 
     return run
@@ -86,9 +92,9 @@ def forward(images: np.ndarray, arch: str, batch_size: int) -> Callable[[int], N
     """Return a step that asks a frozen network about one batch, as evaluation does."""
     devices = devices_for(batch_size)
     network = models.build(arch, 100, *_NORMALISATION)
-    predictor = measure.Predictor(network.logits, devices, batch_size)
-    variables = parallel.replicate(network.init(0, _IMAGE_SHAPE), devices)
-    placed = parallel.replicate(images[:batch_size], devices)
+    predictor = evaluator.Predictor(network.logits, devices, batch_size)
+    variables = devices_lib.replicate(network.init(0, _IMAGE_SHAPE), devices)
+    placed = devices_lib.replicate(images[:batch_size], devices)
 
     def run(number: int) -> None:
         predictor.logits(variables, placed)

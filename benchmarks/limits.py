@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from kd_jax import processor
+from kd_jax.runtime import processor
 
 # ATen's kernels, and Inductor's vectors after them (avx2: 32 bytes; default: none, Inductor has no
 # form of 16 bytes); MKL's products; OpenBLAS's, which are numpy's. MKL heeds the instructions on

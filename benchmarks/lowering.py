@@ -3,7 +3,7 @@
     python -m benchmarks.lowering [--rounds=5] [--only=frozen]
     KD_JAX_CPU=avx2 python -m benchmarks.lowering     # as a lower class of processors
 
-Every layer is computed in the form that `kd_jax.models.forms` chooses and in every other that can
+Every layer is computed in the form that `kd_jax.kernels.forms` chooses and in every other that can
 compute it, in turns in one process, on one CPU device a core, as in training. Forward and backward;
 layers of frozen networks forward alone, over some chunks of images.
 The last line counts in how many rows the chosen form wins or ties. Exit code 1 if in one row it
@@ -22,8 +22,10 @@ from typing import Any
 
 from absl import flags
 
-from kd_jax import huge_pages, native, parallel, processor, tables
-from kd_jax.errors import UserError, run_command
+from kd_jax.kernels import conv, lowering, native
+from kd_jax.runtime import devices as devices_lib
+from kd_jax.runtime import huge_pages, processor, text_tables
+from kd_jax.runtime.errors import UserError, run_command
 
 _ONLY = flags.DEFINE_string("only", "", "Rows whose name has this in it.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of every form.", lower_bound=1)
@@ -73,7 +75,7 @@ def work(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     import jax
     import numpy as np
 
-    from kd_jax.models import layers, mobilenetv2, norm
+    from kd_jax.models import mobilenetv2, norm
 
     rng = np.random.default_rng(0)
     if name in BLOCKS:
@@ -96,7 +98,7 @@ def work(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     kernel = rng.standard_normal((size, size, inputs // groups, outputs), np.float32)
 
     def convolve(kernel: jax.Array, x: jax.Array) -> jax.Array:
-        return layers.conv2d(x, kernel, stride, groups)
+        return conv.conv2d(x, kernel, stride, groups)
 
     def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
         return (convolve(kernel, x) ** 2).sum()
@@ -121,19 +123,19 @@ def measure(name: str, rounds: int) -> tuple[str, dict[str, list[float]]]:
     import jax
     import numpy as np
 
-    from kd_jax.models import forms, layers
+    from kd_jax.kernels import forms
 
     function, arguments = work(name)
     devices = jax.devices()
     arguments = (
-        parallel.place(np.arange(len(devices)), devices),
-        *parallel.replicate(arguments, devices),
+        devices_lib.place(np.arange(len(devices)), devices),
+        *devices_lib.replicate(arguments, devices),
     )
 
     def prepare(kind: str = "", form: str = "") -> tuple[Callable[[], float], dict[str, Any]]:
-        frozen = layers.frozen() if name in FROZEN | BLOCKS else contextlib.nullcontext()
+        frozen = lowering.frozen() if name in FROZEN | BLOCKS else contextlib.nullcontext()
         choice = {kind: form} if kind else {}
-        with layers.lowering("cpu"), frozen, forms.forced(choice), forms.recorded() as seen:
+        with lowering.forced("cpu"), frozen, forms.forced(choice), forms.recorded() as seen:
             # A function of its own: JAX keeps traces by function, and knows nothing of forms.
             step = jax.pmap(lambda device, *a: function(*a), in_axes=(0, None, None))
             step = step.lower(*arguments).compile()
@@ -163,7 +165,7 @@ def measure(name: str, rounds: int) -> tuple[str, dict[str, list[float]]]:
 def main(argv: Sequence[str]) -> None:
     """Print the table and the verdict."""
     del argv
-    parallel.prepare(0, parallel.cpu_cores())
+    devices_lib.prepare(0, devices_lib.cpu_cores())
     rows = [["layer", "chosen form", "ms", "other form", "ms", "other to chosen"]]
     names = [name for name in (*LAYERS, *NORMS, *FROZEN, *BLOCKS) if _ONLY.value in name]
     if not names:
@@ -187,7 +189,7 @@ def main(argv: Sequence[str]) -> None:
             ])  # fmt: skip
         if worst < _LOSES:
             lost.append(f"{name} ({worst:.2f})")
-    print(tables.markdown(rows))
+    print(text_tables.markdown(rows))
     print(
         f"\n{processor.describe()}, compiled passes {native.digest() or 'off'}: "
         f"chosen forms win or tie in {len(names) - len(alone) - len(lost)} of "

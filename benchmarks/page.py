@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kd_jax.errors import UserError
+from kd_jax.runtime.errors import UserError
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from kd_jax import huge_pages, tables
-from kd_jax.errors import run_command
+from kd_jax.kernels import lowering
+from kd_jax.runtime import huge_pages, text_tables
+from kd_jax.runtime.errors import run_command
 
 _WRITE = flags.DEFINE_bool("write", False, "Put the table into docs/performance.md.")
 _MEASURE = flags.DEFINE_bool("measure", False, "Run the step on this machine's devices.")
@@ -117,7 +118,6 @@ def work(arch: str, batch: int, *, training: bool) -> Work:
     import jax.numpy as jnp
 
     from kd_jax import models
-    from kd_jax.models import layers
 
     network = models.build(arch, 100, (0.5,) * 3, (0.25,) * 3)
     pixels = jax.ShapeDtypeStruct((batch, *_IMAGE_SHAPE), jnp.float32)
@@ -127,7 +127,7 @@ def work(arch: str, batch: int, *, training: bool) -> Work:
         both = {"params": params, "batch_stats": statistics}
         return network.train_logits(both, pixels, None)[0].sum()
 
-    with layers.lowering("plain"):
+    with lowering.forced("plain"):
         if training:
             arguments = variables["params"], variables["batch_stats"], pixels
             traced = jax.make_jaxpr(jax.grad(loss))(*arguments)
@@ -158,7 +158,7 @@ def on_paper(batch: int) -> str:
             name, f"{own.madds / 1e6:.2f}", f"{own.elements / 1e6:.2f}",
             f"{own.madds / own.elements:.0f}", str(own.operations), *limits,
         ])  # fmt: skip
-    return tables.markdown(rows)
+    return text_tables.markdown(rows)
 
 
 def measure(teacher: str, student: str, batch: int, dtype: str) -> str:

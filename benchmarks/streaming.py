@@ -3,7 +3,7 @@
     python -m benchmarks.streaming [--batch=512] [--seconds=3] [--rounds=5]
 
 The step is the cheapest that there is to feed: the study's student alone, on labels. Streamed
-batches are what `kd_jax.streaming` gives under mixup: every example's pixels and its partner's,
+batches are what `kd_jax.data.prefetch` gives under mixup: every example's pixels and its partner's,
 gathered on the host and placed on the devices, a thread ahead. The sides take turns in one process,
 and each has the machine for itself in its turn. Have nothing else running.
 """
@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from kd_jax import huge_pages, tables
-from kd_jax.errors import run_command
+from kd_jax.runtime import huge_pages, text_tables
+from kd_jax.runtime.errors import run_command
 
 _BATCH = flags.DEFINE_integer("batch", 512, "Images a step.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "Of a turn.", lower_bound=0.1)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     import numpy as np
 
     from benchmarks import jax_side
-    from kd_jax import batches, streaming
+    from kd_jax.data import prefetch, sampler
 
     images = np.random.default_rng(0).integers(0, 256, (_IMAGES, 32, 32, 3), np.uint8)
     step, wait, parts = jax_side.train_step(images, None, _STUDENT, batch_size)
@@ -58,11 +58,11 @@ def main(argv: Sequence[str]) -> None:
     config.mixup.kind = "batch"  # of the views that are measured alone
     views = jax_side.input_only(*parts)
 
-    def batch_of(number: int) -> batches.Batch:
-        return batches.batch_at(number, batch_size, _IMAGES, seed=0)
+    def batch_of(number: int) -> sampler.Batch:
+        return sampler.batch_at(number, batch_size, _IMAGES, seed=0)
 
-    def feeder(source: np.ndarray | None) -> streaming.Feeder:
-        return streaming.Feeder(
+    def feeder(source: np.ndarray | None) -> prefetch.Feeder:
+        return prefetch.Feeder(
             batch_of,
             source,
             devices,
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
         median = statistics.median(ratios)
         spread = f"{median:.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
         rows.append([title, f"{statistics.median(rates[name]):,.0f}", spread, f"{1 / median:.1%}"])
-    print(tables.markdown(rows))
+    print(text_tables.markdown(rows))
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from kd_jax import huge_pages
+    from kd_jax.runtime import huge_pages
 
     huge_pages.enable()
     main(sys.argv)

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax import huge_pages
+from kd_jax.kernels import lowering
+from kd_jax.runtime import huge_pages
 
 _IMAGES = 10_000
 _WARM_UP_SECONDS = 10.0  # a step that takes longer is warm after one
@@ -42,10 +43,9 @@ def prepare(spec: dict[str, Any]) -> tuple[Callable[[int], None], Callable[[], N
     import jax
 
     from benchmarks import jax_side
-    from kd_jax.models import layers
 
     jax.config.update("jax_enable_compilation_cache", False)
-    context = layers.lowering("plain") if side == "plain" else contextlib.nullcontext()
+    context = lowering.forced("plain") if side == "plain" else contextlib.nullcontext()
     with context:  # traced within, at the first step
         if spec["work"] == "forward":
             step = jax_side.forward(images, spec["student"], batch_size)

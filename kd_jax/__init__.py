@@ -2,6 +2,6 @@
 
 __version__ = "0.1.0"
 
-from kd_jax import processor as _processor
+from kd_jax.runtime import processor as _processor
 
 _processor.apply_limit()  # before JAX starts, whoever imports it first

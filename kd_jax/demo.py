@@ -15,9 +15,10 @@ from types import ModuleType
 
 from absl import flags
 
-from kd_jax import huge_pages, report
-from kd_jax.console import logger
-from kd_jax.errors import UserError, reachable, run_command
+from kd_jax.report import page as report_page
+from kd_jax.runtime import huge_pages
+from kd_jax.runtime.console import logger
+from kd_jax.runtime.errors import UserError, reachable, run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Directory of the demo's three runs.")
 _CONFIG = Path("configs/demo.py")
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not _CONFIG.exists():
         raise UserError(f"no {_CONFIG} here: run the demo from the project's directory")
-    from kd_jax.train import train
+    from kd_jax.training.train import train
 
     began = time.perf_counter()
     root = reachable(_WORKDIR.value, "--workdir")
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
         logger.info("--- %s: configs/demo.py:%s", label, part)
         train(config, root / label)
     page = root / "report.html"
-    table = report.write({label: root / label for label in parts}, page, "kd_jax: the demo")
+    table = report_page.write({label: root / label for label in parts}, page, "kd_jax: the demo")
     print(f"\n{table}\n\nin {time.perf_counter() - began:.0f} s; report: {page}")
 
 

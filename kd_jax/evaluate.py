@@ -14,8 +14,8 @@ from pathlib import Path
 
 from absl import flags
 
-from kd_jax import huge_pages
-from kd_jax.errors import UserError, run_command
+from kd_jax.runtime import huge_pages
+from kd_jax.runtime.errors import UserError, run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "val", "train"], "Split to measure on.")
@@ -27,10 +27,10 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: expected the directory of a run")
-    from kd_jax import measure, restore
+    from kd_jax.training import evaluator, saved_student
 
-    run, step, variables = restore.student(Path(_WORKDIR.value), _CHECKPOINT.value)
-    measured = measure.Judge(run).measure_student(variables, _SPLIT.value)
+    run, step, variables = saved_student.student(Path(_WORKDIR.value), _CHECKPOINT.value)
+    measured = evaluator.Judge(run).measure_student(variables, _SPLIT.value)
     examples = len(run.dataset.split(_SPLIT.value))
     print(json.dumps({"split": _SPLIT.value, "step": step, "examples": examples, **measured}))
 

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from kd_jax import data, models, published, teachers, weights
-from kd_jax.errors import UserError, reachable, run_command
+from kd_jax import models
+from kd_jax.data import dataset
+from kd_jax.runtime.errors import UserError, reachable, run_command
+from kd_jax.teachers import load
+from kd_jax.weights import published, saved_network
 
 _ARCH = flags.DEFINE_string("arch", None, "Architecture, a name in the zoo.")
 _SRC = flags.DEFINE_string(
@@ -47,15 +50,15 @@ def main(argv: Sequence[str]) -> None:
     models.check_arch(arch)
     names = _class_names()
     num_classes = len(names) if names else _CLASSES.value
-    if _DATASET.value not in data.NUM_CLASSES and None in (num_classes, _MEAN.value):
-        known = ", ".join(data.NUM_CLASSES)
+    if _DATASET.value not in dataset.NUM_CLASSES and None in (num_classes, _MEAN.value):
+        known = ", ".join(dataset.NUM_CLASSES)
         raise UserError(
             f"unknown data set {_DATASET.value!r}: expected one of {known}, or --num_classes "
             "(or --class_names), --mean and --std"
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file: expected a directory, new or empty")
-    if out.is_dir() and not weights.may_be_written(out):
+    if out.is_dir() and not saved_network.may_be_written(out):
         raise UserError(f"--out={out} holds other files: expected a directory, new or empty")
     normalisation = None
     if (_MEAN.value is None) != (_STD.value is None):
@@ -65,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     src = reachable(source, "--src")
     if source == "published":
         src = published.fetch(arch, _DATASET.value)
-    card, variables = teachers.import_file(
+    card, variables = load.import_file(
         arch,
         src,
         _DATASET.value,
@@ -77,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if _CLAIMED.value is not None:
         card = dataclasses.replace(card, claimed_top1=_CLAIMED.value)
-    weights.save(out, card, variables)
+    saved_network.save(out, card, variables)
     network = card.network()
     params = models.count_params(network, card.image_shape)
     print(

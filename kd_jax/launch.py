@@ -23,7 +23,7 @@ from typing import IO
 
 from absl import flags
 
-from kd_jax.errors import UserError, run_command
+from kd_jax.runtime.errors import UserError, run_command
 
 _PROCESSES = flags.DEFINE_integer("processes", 2, "How many.", lower_bound=1)
 _DEVICES = flags.DEFINE_integer(

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from kd_jax import huge_pages, interrupt, overrides, supervise
-from kd_jax.errors import UserError, run_command
+from kd_jax.config import overrides
+from kd_jax.runtime import huge_pages, signals, supervise
+from kd_jax.runtime.errors import UserError, run_command
 
 _CONFIG = overrides.define()
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first process.")
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     if _CONFIG.value is None:
         raise UserError("--config is missing: expected a file such as configs/resnet44.py")
     if _PLAN.value:
-        from kd_jax import plan
+        from kd_jax.training import plan
 
         number, rate, compiled = _PLAN_DEVICES.value, _PLAN_RATE.value, _PLAN_COMPILE.value
         print(plan.plan(_CONFIG.value, number, rate, compiled=compiled))
@@ -58,9 +59,9 @@ def main(argv: Sequence[str]) -> None:
     together = _DISTRIBUTED.value or all(given)
     if together:
         supervise.go_on_in_child()
-    stop = interrupt.StopRequest(twice=together).listen()
-    from kd_jax import processes  # late, so that a wrong flag is answered at once
-    from kd_jax.train import train
+    stop = signals.StopRequest(twice=together).listen()
+    from kd_jax.runtime import processes
+    from kd_jax.training.train import train
 
     if together:
         processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -69,9 +70,9 @@ def main(argv: Sequence[str]) -> None:
             result = train(_CONFIG.value, _WORKDIR.value, stop)
         if processes.is_first():
             print(json.dumps(result))
-    except interrupt.StoppedError as stopped:
+    except signals.StoppedError as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(interrupt.EXIT_STOPPED)
+        sys.exit(signals.EXIT_STOPPED)
 
 
 if __name__ == "__main__":

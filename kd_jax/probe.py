@@ -17,8 +17,8 @@ from typing import Any
 
 from absl import flags
 
-from kd_jax import files, huge_pages, tables
-from kd_jax.errors import UserError, reachable, run_command
+from kd_jax.runtime import atomic_files, huge_pages, text_tables
+from kd_jax.runtime.errors import UserError, reachable, run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Newest, or best on val.")
@@ -35,10 +35,11 @@ def main(argv: Sequence[str]) -> None:
     out = reachable(_OUT.value, "--out") if _OUT.value else None
     if out and out.is_dir():
         raise UserError(f"--out={out} is a directory: expected a file to write")
-    from kd_jax import class_names, measure, restore
+    from kd_jax.data import class_names
+    from kd_jax.training import evaluator, saved_student
 
-    run, step, variables = restore.student(Path(_WORKDIR.value), _CHECKPOINT.value)
-    judge = measure.Judge(run)
+    run, step, variables = saved_student.student(Path(_WORKDIR.value), _CHECKPOINT.value)
+    judge = evaluator.Judge(run)
     line, examples = (
         along_the_line(judge, variables, run.dataset.test) if run.teachers else ([], [])
     )
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     }
     print(_tables(result))
     if out:
-        files.write_json(out, result)
+        atomic_files.write_json(out, result)
 
 
 def along_the_line(
@@ -66,15 +67,16 @@ def along_the_line(
     At the shares 0 and 1 the mixtures are the images themselves.
 
     Args:
-      judge: a `measure.Judge` of a run with a teacher.
+      judge: a `evaluator.Judge` of a run with a teacher.
       variables: the student's, replicated over the devices.
       split: the test `Split`.
 
     Returns:
       a record a proportion, of `share`, `teacher_entropy`, `student_entropy`, `kl_to_teacher`
-      (nats), `agreement`, `agreement_top5` (percent); and examples as `showcase.mixtures` has them.
+      (nats), `agreement`, `agreement_top5` (percent); and examples as `mixtures` has them.
     """
-    from kd_jax import fidelity, showcase
+    from kd_jax.metrics import fidelity
+    from kd_jax.report import probe_images
 
     records, examples = [], []
     for share in SHARES:
@@ -89,16 +91,18 @@ def along_the_line(
             "kl_to_teacher": fidelity.kl_to_teacher(student, teacher),
         }
         records.append({name: round(value, 6) for name, value in measured.items()})
-        examples += showcase.mixtures(split, share, teacher, student)
+        examples += probe_images.mixtures(split, share, teacher, student)
     return records, examples
 
 
 def _softmax(run: Any, judge: Any) -> dict[str, Any] | None:
     """Return the teacher's logits of one test image; None without a teacher."""
-    from kd_jax import showcase
+    from kd_jax.report import probe_images
 
     return (
-        showcase.softmax(run.dataset.test, judge.teacher_logits("test")) if run.teachers else None
+        probe_images.softmax(run.dataset.test, judge.teacher_logits("test"))
+        if run.teachers
+        else None
     )
 
 
@@ -106,13 +110,14 @@ def _confusion(run: Any, judge: Any, variables: Any) -> dict[str, Any]:
     """Return the confusion by class, and by superclass where the data set has them."""
     import numpy as np
 
-    from kd_jax import data, fidelity
+    from kd_jax.data import dataset
+    from kd_jax.metrics import fidelity
 
     logits = judge.student_logits(variables, "test")
     labels, classes = run.dataset.test.labels, np.arange(run.dataset.num_classes)
     result: dict[str, Any] = {"by_class": fidelity.confusion(logits, labels, classes).tolist()}
-    if run.dataset.name in data.SUPERCLASSES:
-        names, groups = data.SUPERCLASSES[run.dataset.name]
+    if run.dataset.name in dataset.SUPERCLASSES:
+        names, groups = dataset.SUPERCLASSES[run.dataset.name]
         counts = fidelity.confusion(logits, labels, np.asarray(groups))
         result |= {"superclasses": list(names), "by_superclass": counts.tolist()}
     return result
@@ -126,11 +131,11 @@ def _tables(result: dict[str, Any]) -> str:
         [split, *(f"{values[name]:.3f}" for name in measures)]
         for split, values in result["splits"].items()
     ]
-    parts = [tables.markdown(rows)]
+    parts = [text_tables.markdown(rows)]
     if result["line"]:
         names = list(result["line"][0])
         parts.append(
-            tables.markdown(
+            text_tables.markdown(
                 [names, *([f"{record[name]:.3f}" for name in names] for record in result["line"])]
             )
         )
@@ -145,7 +150,7 @@ def _tables(result: dict[str, Any]) -> str:
     ]
     worst = sorted(pairs, reverse=True)[:_MOST_CONFUSED]
     head = ["images", "% of them", "what they are", "what they were taken for"]
-    parts.append(tables.markdown([head, *([str(cell) for cell in row] for row in worst)]))
+    parts.append(text_tables.markdown([head, *([str(cell) for cell in row] for row in worst)]))
     return "\n\n".join(parts)
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from absl import flags
 
-from kd_jax import files
-from kd_jax.console import logger
-from kd_jax.errors import UserError, reachable, run_command
+from kd_jax.runtime import atomic_files
+from kd_jax.runtime.console import logger
+from kd_jax.runtime.errors import UserError, reachable, run_command
 
 _KILLS = flags.DEFINE_integer("kills", 25, "How often the run is killed.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", None, "Of the moments; the time of day by default.")
@@ -135,7 +135,7 @@ def newest_checkpoint(workdir: Path) -> int:
 
 def trained(workdir: Path) -> list[dict[str, object]]:
     """Return what a run logged, without how fast it was."""
-    records = files.read_json_lines(workdir / "metrics.jsonl")
+    records = atomic_files.read_json_lines(workdir / "metrics.jsonl")
     return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _KEPT = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(
-    ["pytest", "scipy.stats", "kd_jax.train", "tensorflow", "clu.metric_writers"]
+    ["pytest", "scipy.stats", "kd_jax.training.train", "tensorflow", "clu.metric_writers"]
 )
 
 
@@ -39,7 +39,7 @@ class Command:
 
     def __init__(self, module, *arguments, environment=None):
         self.args = (module, *map(str, arguments))
-        # Huge pages are there, or commands would start Python again (kd_jax/huge_pages.py).
+        # Huge pages are there, or commands would start Python again (kd_jax/runtime/huge_pages.py).
         settings = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | variables(environment)
         self._said = [tempfile.NamedTemporaryFile() for _ in range(2)]  # noqa: SIM115
         names = [file.name for file in self._said]

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("KD_JAX_CACHE_DIR", str(ROOT / ".cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-from kd_jax import caches, processor  # noqa: E402
+from kd_jax.runtime import caches, processor  # noqa: E402
 
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(caches.directory("xla") / processor.cache_key())
@@ -20,7 +20,7 @@ os.environ.setdefault(
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-import training  # noqa: E402
+import tiny_runs  # noqa: E402
 from kd_jax import models  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
@@ -28,8 +28,8 @@ jax.config.update("jax_num_cpu_devices", 4)
 
 # Where most of the time goes, longest first: so that two workers end together.
 LONGEST = (
-    "steps", "recipes", "study", "cohort", "processes", "faults", "sources", "commands", "models",
-    "streaming", "bit", "torch_import", "teachers", "losses", "fidelity", "config",
+    "step", "recipes", "study", "cohort", "processes", "faults", "sources", "commands", "models",
+    "prefetch", "bit", "torch_import", "teachers", "losses", "fidelity", "config",
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def _tiny(request):
     """Put a network into the zoo for files that make whole runs in this process."""
     with pytest.MonkeyPatch.context() as patch:
         if hasattr(request.module, "digits_config"):
-            patch.setitem(models.MODELS, "tiny", training.Tiny)
+            patch.setitem(models.MODELS, "tiny", tiny_runs.Tiny)
         yield
 
 

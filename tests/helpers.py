@@ -17,7 +17,7 @@ import numpy as np
 
 import commands
 from kd_jax import models
-from kd_jax.models import layers
+from kd_jax.kernels import lowering
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -177,12 +177,12 @@ def assert_only_frozen_networks_on_cpu_take(arch, module, name, monkeypatch):
     network = models.build(arch, 10, (0.5,) * 3, (0.25,) * 3)
     pixels = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
     variables = jax.eval_shape(lambda: network.init(0, (32, 32, 3)))
-    with layers.lowering("cpu"):
+    with lowering.forced("cpu"):
         jax.eval_shape(lambda v, p: network.train_logits(v, p, None), variables, pixels)
         assert not calls
         jax.eval_shape(network.logits, variables, pixels)
         assert calls
     calls.clear()
-    with layers.lowering("plain"):
+    with lowering.forced("plain"):
         jax.eval_shape(network.logits, variables, pixels)
     assert not calls

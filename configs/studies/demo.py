@@ -6,25 +6,25 @@ Temperature and mixup, two seeds each; the teacher is a run of the study itself.
     python -m kd_jax.study --config=configs/studies/demo.py:epochs=30,seeds=5 --workdir=studies/more
 """
 
-from kd_jax import runs
 from kd_jax.config import default_config
+from kd_jax.study import spec
 
 
 def get_study(argument=""):
-    chosen = runs.options(argument, epochs=6.0, seeds=2)
+    chosen = spec.options(argument, epochs=6.0, seeds=2)
     teacher = _digits()
     teacher.distill.label_weight = 1.0
     teacher.mixup.kind = "none"
     teacher.total_epochs = 9.0
-    taught = runs.of_seeds("teacher", teacher, 1)
+    taught = spec.of_seeds("teacher", teacher, 1)
     student = _digits()
     student.learning_rate = 1e-2  # a few epochs under mixup need it
     student.teacher.arch = "resnet8"
     student.total_epochs = chosen["epochs"]
     fields = {"mixup.kind": ("none", "batch"), "distill.temperature": (2.0, 10.0)}
-    for row, config in runs.grid(student, fields).items():
-        taught += runs.of_seeds(row, config, chosen["seeds"], teacher=taught[0].name)
-    return runs.Study("Temperature and mixup on the digits", tuple(taught), taught[1].row)
+    for row, config in spec.grid(student, fields).items():
+        taught += spec.of_seeds(row, config, chosen["seeds"], teacher=taught[0].name)
+    return spec.Study("Temperature and mixup on the digits", tuple(taught), taught[1].row)
 
 
 def _digits():

@@ -6,7 +6,8 @@ r"""Five ways to train the same student at the same budget, with ResNet44 as tea
 `scratch` as the study ran it; its agreement is with the teacher that it never saw.
 """
 
-from kd_jax import recipes, runs
+from kd_jax import recipes
+from kd_jax.study import spec
 
 _NO_MIXUP = {"mixup.kind": "none"}
 _ROWS = {
@@ -19,15 +20,15 @@ _ROWS = {
 
 
 def get_study(argument=""):
-    chosen = runs.options(argument, epochs=25.0, seeds=1, fraction=1.0)
+    chosen = spec.options(argument, epochs=25.0, seeds=1, fraction=1.0)
     listed = []
     for row, (recipe, changes) in _ROWS.items():
         config = recipes.apply(recipe)
         config.update_from_flattened_dict(changes)
         config.teacher.arch = "resnet44"
         config.total_epochs = chosen["epochs"]
-        runs.take_fraction(config, chosen["fraction"])
+        spec.take_fraction(config, chosen["fraction"])
         published = 31.53 if row == "scratch" else None
         source = "Roset, Thomas, Lisboa 2023, Table 2" if published else ""
-        listed += runs.of_seeds(row, config, chosen["seeds"], published=published, source=source)
-    return runs.Study("Five recipes at equal budgets", tuple(listed))
+        listed += spec.of_seeds(row, config, chosen["seeds"], published=published, source=source)
+    return spec.Study("Five recipes at equal budgets", tuple(listed))

@@ -9,7 +9,8 @@ crop and flip. Everything else is recipe `seed`. Beside them the recipe `funmatc
 student.
 """
 
-from kd_jax import recipes, runs
+from kd_jax import recipes
+from kd_jax.study import spec
 
 _STUDENT = {"student.arch": "mobilenet_v3_small_cifar"}
 _NORMALISATION = {
@@ -32,15 +33,15 @@ _SOURCE = "Roset, Thomas, Lisboa 2023, Table 2"
 
 
 def get_study(argument=""):
-    chosen = runs.options(argument, teacher="resnet44", epochs=400.0, seeds=1, fraction=1.0)
+    chosen = spec.options(argument, teacher="resnet44", epochs=400.0, seeds=1, fraction=1.0)
     listed = []
     for row, (recipe, repairs) in _ROWS.items():
         config = recipes.apply(recipe)
         config.update_from_flattened_dict(repairs)
         config.teacher.arch = chosen["teacher"]
         config.total_epochs = chosen["epochs"]
-        runs.take_fraction(config, chosen["fraction"])
+        spec.take_fraction(config, chosen["fraction"])
         published = _PUBLISHED.get(chosen["teacher"]) if row == "seed" else None
         source = _SOURCE if published else ""
-        listed += runs.of_seeds(row, config, chosen["seeds"], published=published, source=source)
-    return runs.Study(f"Three faults repaired, teacher {chosen['teacher']}", tuple(listed))
+        listed += spec.of_seeds(row, config, chosen["seeds"], published=published, source=source)
+    return spec.Study(f"Three faults repaired, teacher {chosen['teacher']}", tuple(listed))

@@ -11,7 +11,8 @@ Source: Roset, Thomas, Lisboa 2023, Table 2. Of its row with a learning rate of 
 T = 10, the code and the figure say 2: here it is the table's.
 """
 
-from kd_jax import recipes, runs
+from kd_jax import recipes
+from kd_jax.study import spec
 
 _SOURCE = "Roset, Thomas, Lisboa 2023, Table 2"
 # Teacher, mixup, learning rate, temperature, epochs, published top-1.
@@ -28,7 +29,7 @@ _ROWS = (
 
 
 def get_study(argument=""):
-    chosen = runs.options(argument, epochs=None, seeds=1, fraction=1.0)
+    chosen = spec.options(argument, epochs=None, seeds=1, fraction=1.0)
     scratch = recipes.apply("scratch")
     rows = {"scratch": (scratch, 31.53)}
     for teacher, mixes, rate, temperature, epochs, top1 in _ROWS:
@@ -44,6 +45,6 @@ def get_study(argument=""):
     listed = []
     for row, (config, top1) in rows.items():
         config.total_epochs = chosen["epochs"] or config.total_epochs
-        runs.take_fraction(config, chosen["fraction"])
-        listed += runs.of_seeds(row, config, chosen["seeds"], published=top1, source=_SOURCE)
-    return runs.Study("Table 2 as it was run", tuple(listed))
+        spec.take_fraction(config, chosen["fraction"])
+        listed += spec.of_seeds(row, config, chosen["seeds"], published=top1, source=_SOURCE)
+    return spec.Study("Table 2 as it was run", tuple(listed))

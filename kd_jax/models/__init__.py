@@ -17,13 +17,14 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from kd_jax.errors import UserError
-from kd_jax.models import bit, chunks, contract, layers, mobilenetv3, norm, vgg
+from kd_jax.kernels import chunks, lowering
+from kd_jax.models import bit, contract, mobilenetv3, norm, vgg
 from kd_jax.models.bit import BiT
 from kd_jax.models.mobilenetv2 import MobileNetV2
 from kd_jax.models.mobilenetv3 import MobileNetV3
 from kd_jax.models.resnet import ResNet
 from kd_jax.models.vgg import VGG
+from kd_jax.runtime.errors import UserError
 
 _V3_SMALL: dict[str, Any] = {
     "rows": mobilenetv3.SMALL, "last_channels": mobilenetv3.SMALL_LAST_CHANNELS
@@ -102,7 +103,7 @@ class Network:
         """Return float32 logits `[batch, classes]` in eval mode, under running statistics."""
 
         def forward(pixels: jax.Array) -> jax.Array:
-            with layers.frozen():
+            with lowering.frozen():
                 logits = self.module.apply(variables, self.normalise(pixels), train=False)
             return jnp.asarray(logits, jnp.float32)
 
@@ -212,7 +213,7 @@ def count_madds(network: Network, image_shape: tuple[int, int, int]) -> int:
     """
     variables = abstract_variables(network, image_shape)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    with layers.lowering("plain"):
+    with lowering.forced("plain"):
         traced = jax.make_jaxpr(network.logits)(variables, images)
     return _madds(traced.jaxpr)
 

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from kd_jax import models, published, tables
-from kd_jax.errors import UserError, run_command
+from kd_jax import models
+from kd_jax.runtime import text_tables
+from kd_jax.runtime.errors import UserError, run_command
+from kd_jax.weights import published
 
 _DATASET = flags.DEFINE_string(
     "dataset", "cifar100", "Whose heads and accuracies: cifar100 | cifar10."
@@ -47,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
                 published.REFERENCES.get(arch, "none"),
             )
         )
-    print(tables.markdown(rows))
+    print(text_tables.markdown(rows))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Nothing in it depends on the other images of a batch, so there are no running st
 collective but the gradient's.
 
 Source: Kolesnikov et al. 2020, section 3.3. Submodules carry the names of the authors' PyTorch
-code (google-research/big_transfer), `kd_jax.layouts` knows the names in their `.npz` files. The
+code (google-research/big_transfer), `weights.name_maps` knows the names in their `.npz` files. The
 border of the pooling is zero, as in all code of the authors but big_vision's bit_paper, where it is
 minus infinity: there the first row and column differ, where a whole window is negative. First
 values are big_vision's, drawn from a normal distribution that is not truncated.
@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax.kernels import conv
 from kd_jax.models import layers
 
 # Units of each stage, by depth.
@@ -48,7 +49,7 @@ class StandardisedConv(nn.Module):
         shape = (k, k, x.shape[-1], self.features)
         kernel = standardise(self.param("kernel", nn.initializers.lecun_normal(), shape))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        return layers.conv2d(x, kernel, self.stride)
+        return conv.conv2d(x, kernel, self.stride)
 
 
 def _group_norm(dtype: Any, name: str) -> nn.GroupNorm:

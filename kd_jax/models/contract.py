@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.errors import UserError
 from kd_jax.models.norm import BatchNorm
+from kd_jax.runtime.errors import UserError
 
 Norms = dict[str, nn.BatchNorm]
 _COLLECTIONS = {"params", "batch_stats"}

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.models import fused, layers
+from kd_jax.kernels import inverted_residual
+from kd_jax.models import layers
 from kd_jax.models.norm import BatchNorm, batch_norm
 
 
@@ -51,8 +52,8 @@ class InvertedResidual(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = functools.partial(layers.Conv, dtype=self.dtype)
         expanded = x.shape[-1] * self.expansion
-        if fused.taken(x, expanded, self.features):
-            return fused.inverted_residual(x, self.variables, self.stride)
+        if inverted_residual.taken(x, expanded, self.features):
+            return inverted_residual.inverted_residual(x, self.variables, self.stride)
         y, part = x, 0
         if self.expansion != 1:
             y = conv(expanded, name="conv.0.0")(y)

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax.kernels import activations
 from kd_jax.models import layers
 from kd_jax.models.norm import ACTIVATIONS, BatchNorm, batch_norm
 
@@ -105,7 +106,7 @@ class TorchvisionBlock(nn.Module):
             hidden = layers.round_to_multiple(row.expanded / 4)
             scale = conv(hidden, use_bias=True, name=f"block.{part}.fc1")(scale)
             scale = conv(row.expanded, use_bias=True, name=f"block.{part}.fc2")(nn.relu(scale))
-            y = y * layers.hard_sigmoid(scale)
+            y = y * activations.hard_sigmoid(scale)
             part += 1
         y = conv(row.features, name=f"block.{part}.0")(y)
         y = self.norm(name=f"block.{part}.1")(y)
@@ -143,7 +144,7 @@ class CifarBlock(nn.Module):
             scale = jnp.mean(y, axis=(1, 2))
             scale = nn.relu(dense(row.expanded // 4, name=f"{depthwise}.2.fc.0")(scale))
             scale = dense(row.expanded, name=f"{depthwise}.2.fc.2")(scale)
-            y = ACTIVATIONS[activation](y * layers.hard_sigmoid(scale)[:, None, None, :])
+            y = ACTIVATIONS[activation](y * activations.hard_sigmoid(scale)[:, None, None, :])
         y = conv(row.features, name=linear)(y)
         y = self.norm(name=linear_norm)(y)
         return x + y if residual else y
@@ -192,5 +193,5 @@ class MobileNetV3(nn.Module):
         else:
             x = dense(self.last_channels, name="classifier.0")(x[:, 0, 0])
             head = "classifier.3"
-        x = layers.dropout(layers.hard_swish(x), self.dropout_rate, dropout_keys)
+        x = layers.dropout(activations.hard_swish(x), self.dropout_rate, dropout_keys)
         return dense(self.num_classes, name=head)(x)

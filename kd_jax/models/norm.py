@@ -8,41 +8,31 @@ of every sum.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from kd_jax import native
-from kd_jax.models import forms
-from kd_jax.models.layers import current_lowering, hard_swish
+from kd_jax.kernels import batch_norm as compiled
+from kd_jax.kernels import forms, lowering
+from kd_jax.kernels.activations import ACTIVATIONS
+from kd_jax.kernels.batch_norm import EPSILON
 
-EPSILON = 1e-5  # unless a network has its own
-# In the order of `native/batch_norm.h`.
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "none": lambda x: x,
-    "relu": nn.relu,
-    "relu6": nn.relu6,
-    "hard_swish": hard_swish,
-}
-
-
-_kept: frozenset[str] = frozenset()
+_kept: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("kept", default=frozenset())
 
 
 @contextlib.contextmanager
 def keeping(paths: frozenset[str]) -> Iterator[None]:
     """Trace the norms at these paths, joined by `/`, in eval mode: their statistics are kept."""
-    global _kept
-    before, _kept = _kept, paths
+    token = _kept.set(paths)
     try:
         yield
     finally:
-        _kept = before
+        _kept.reset(token)
 
 
 class BatchNorm(nn.BatchNorm):
@@ -57,30 +47,25 @@ class BatchNorm(nn.BatchNorm):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """Return the activation of the normalised `x` `[..., channels]`."""
-        running = not self.train or "/".join(self.path) in _kept
+        running = not self.train or "/".join(self.path) in _kept.get()
         if running or self.is_initializing() or not self._compiled(x):
             y = super().__call__(x, use_running_average=running)
             return ACTIVATIONS[self.activation](y)
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
-        y, mean, variance = _train(x, scale, bias, self.axis_name, self.epsilon, self.activation)
+        y, mean, variance = compiled.normalise(
+            x, scale, bias, self.axis_name, self.epsilon, self.activation
+        )
         for name, value in (("mean", mean), ("var", variance)):
             self.put_variable("batch_stats", name, value)
         return y
 
     def _compiled(self, x: jax.Array) -> bool:
-        if current_lowering() != "cpu":
+        if lowering.current() != "cpu":
             return False
-        return forms.compiles(forms.BATCH_NORM, self._can_compile(x))
-
-    def _can_compile(self, x: jax.Array) -> bool:
-        return (
-            x.dtype == jnp.float32
-            and self.dtype in (None, jnp.float32)
-            and x.shape[-1] % native.LANES == 0
-            and native.target(native.NORM_STATISTICS) is not None
-        )
+        can = self.dtype in (None, jnp.float32) and compiled.suits(x)
+        return forms.compiles(forms.BATCH_NORM, can)
 
 
 def batch_norm(
@@ -126,62 +111,3 @@ def running_average(running: Any, new: Any, step: jax.Array | int | None, moment
     return jax.tree.map(
         lambda old, value: old_share * old + (1.0 - old_share) * value, running, new
     )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _train(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, axis: str | None, epsilon: float, name: str
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the activation of the normalised maps, and mean and variance, which have no gradient.
-
-    Args:
-      x: float32 `[..., channels]`.
-      scale, bias: float32 `[channels]`.
-      axis: of devices whose pixels are normalised together, or None.
-      epsilon: added to the variance.
-      name: of the activation.
-    """
-    return _train_forward(x, scale, bias, axis, epsilon, name)[0]
-
-
-def _train_forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, axis: str | None, epsilon: float, name: str
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    shape = (2, x.shape[-1])
-    mean, square = _mean(native.call(native.NORM_STATISTICS, shape, x), x, axis)
-    variance = jnp.maximum(0.0, square - mean**2)
-    over_deviation = lax.rsqrt(variance + epsilon)
-    y = ACTIVATIONS[name]((x - mean) * (over_deviation * scale) + bias)
-    # Where rounding has made the variance 0 or less, it depends on nothing.
-    of_variance = jnp.where(variance > 0, over_deviation**2, 0.0)
-    return (y, mean, variance), (x, mean, over_deviation, of_variance, scale, bias)
-
-
-def _train_backward(
-    axis: str | None,
-    epsilon: float,
-    name: str,
-    saved: tuple[jax.Array, ...],
-    grads: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    del epsilon
-    x, mean, over_deviation, of_variance, scale, bias = saved
-    multiplier = over_deviation * scale
-    sums = native.call(
-        native.NORM_GRADIENT, (2, x.shape[-1]), x, grads[0], mean, multiplier, bias,
-        activation=list(ACTIVATIONS).index(name),
-    )  # fmt: skip
-    of_shift, of_product = _mean(sums, x, axis)
-    centred = x - mean
-    before = jax.vjp(ACTIVATIONS[name], centred * multiplier + bias)[1](grads[0])[0]
-    of_x = multiplier * (before - of_shift - centred * (of_variance * of_product))
-    return of_x, sums[1] * over_deviation, sums[0]
-
-
-def _mean(sums: jax.Array, x: jax.Array, axis: str | None) -> jax.Array:
-    """Return means over the pixels of all devices from the sums over this one's."""
-    means = sums * (x.shape[-1] / x.size)
-    return means if axis is None else lax.pmean(means, axis)
-
-
-_train.defvjp(_train_forward, _train_backward)

@@ -1,0 +1,23 @@
+"""The experiment's config: every field with its default, and what may be said about it."""
+
+from kd_jax.config.schema import (
+    MAY_BE_NONE,
+    MAY_CHANGE,
+    default_config,
+    differences,
+    flatten,
+    from_json,
+    get_field,
+    to_json,
+)
+
+__all__ = [
+    "MAY_BE_NONE",
+    "MAY_CHANGE",
+    "default_config",
+    "differences",
+    "flatten",
+    "from_json",
+    "get_field",
+    "to_json",
+]

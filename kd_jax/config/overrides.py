@@ -1,0 +1,164 @@
+"""The flag `--config=FILE[:ARGUMENT]` and the overrides `--config.FIELD=VALUE` that follow it.
+
+ml_collections does the work. What it would refuse in words that are about its own code is refused
+here before, and so is what it would take in silence.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from kd_jax import config as config_lib
+from kd_jax.config import config_file
+from kd_jax.runtime.errors import UserError
+
+_EXAMPLE = "configs/resnet44.py"
+_OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=?)(.*)", re.DOTALL)
+_CONFIG = re.compile(r"--?config(=|$)")
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
+_PARSERS: dict[type, flags.ArgumentParser[Any]] = {
+    int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.BooleanParser()
+}  # fmt: skip
+_LARGEST = 2**63  # beyond it nothing that computes takes an integer
+_LONGEST = 80
+
+
+class _Parser(flags.ArgumentParser):
+    """Reads the config file, for absl."""
+
+    def parse(self, argument: str) -> Any:
+        """Return the locked config of `FILE` or `FILE:ARGUMENT`."""
+        return load(argument)
+
+
+def define(
+    values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None
+) -> flags.FlagHolder:
+    """Define the flag `--config` of a command; `check` has to see its arguments first.
+
+    Args:
+      values: where it is defined.
+      argv: program name and arguments; `sys.argv` by default.
+    """
+    holder = config_flags.DEFINE_config_file(
+        "config", None, f"Experiment, e.g. {_EXAMPLE}.", values, sys_argv=argv
+    )
+    values["config"].parser = _Parser()
+    return holder
+
+
+def load(text: str) -> ConfigDict:
+    """Return the locked config of `FILE` or `FILE:ARGUMENT`.
+
+    Raises:
+      UserError: there is none, or the file fails.
+    """
+    if not text:
+        raise UserError(f"--config is empty: expected a file such as {_EXAMPLE}")
+    config = config_file.call(text, "get_config", _EXAMPLE)
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config() of {text.partition(':')[0]} returns a {type(config).__name__}: expected "
+            "kd_jax.config.default_config(), changed"
+        )
+    return config.lock()
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Raise one `UserError` that lists every override that cannot be.
+
+    Args:
+      arguments: of the command, without its name.
+    """
+    problems, has_config = [], False
+    for at, argument in enumerate(arguments):
+        has_config = has_config or _CONFIG.match(argument) is not None
+        if not (match := _OVERRIDE.fullmatch(argument)):
+            continue
+        negated, path, equals, value = match.groups()
+        if not has_config:
+            problems.append(
+                f"{_short(argument)} has no --config before it: expected one such as {_EXAMPLE}"
+            )
+        elif not equals and (negated or types().get(path) is bool):
+            problems += _problems_of(path, "true", bool)
+        elif not equals:
+            following = arguments[at + 1 : at + 2]
+            value = following[0] if following else "--"
+            if value.startswith("--"):
+                problems.append(f"config.{path} has no value: expected --config.{path}=VALUE")
+            else:
+                problems += _problems_of(path, value)
+        else:
+            problems += _problems_of(path, value)
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def types() -> dict[str, type]:
+    """Return the type of every field by its path; of those that may be None, the other one."""
+    fields = config_lib.flatten(config_lib.default_config())
+    return {path: type(value) for path, value in fields.items()} | config_lib.MAY_BE_NONE
+
+
+def _problems_of(path: str, text: str, only: type | None = None) -> list[str]:
+    """Say what is wrong with one override; `only` is the type of field that its form allows."""
+    known = types()
+    kind = known.get(path)
+    if kind is None:
+        return [_unknown(path, list(known))]
+    if only is not None and kind is not only:
+        return [f"config.{path} is not true or false: expected --config.{path}=VALUE"]
+    if kind is tuple:
+        return [] if _is_tuple(text) else [
+            f"config.{path} is {_short(text)!r}, expected values in brackets such as "
+            f"--config.{path}='(1, 2)', or the flag once for each"
+        ]  # fmt: skip
+    if kind in _PARSERS:
+        try:
+            number: Any = _PARSERS[kind].parse(text)
+        except (TypeError, ValueError):
+            return [f"config.{path} is {_short(text)!r}, expected {_EXPECTED[kind]}"]
+        if kind is int and abs(number) >= _LARGEST:
+            return [f"config.{path} is {_short(text)!r}, expected a whole number below 2**63"]
+    return []
+
+
+def _unknown(path: str, known: list[str]) -> str:
+    inside = [f"config.{name}" for name in known if name.startswith(f"{path}.")]
+    if inside and path:
+        return f"config.{path} is a group of fields, expected one of {', '.join(inside)}"
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    last = path.rpartition(".")[2]
+    near = near or [name for name in known if last and name.rpartition(".")[2] == last][:1]
+    meant = (
+        f", did you mean config.{near[0]}?" if near else ": kd_jax/config/schema.py has them all"
+    )
+    return f"config.{_short(path)} is no field{meant}"
+
+
+def _is_tuple(text: str) -> bool:
+    """Tell whether ml_collections will make a tuple of a text: of a literal, or of a bare word."""
+    try:
+        value = ast.literal_eval(text)
+    except ValueError:
+        return True
+    except SyntaxError:
+        return not re.search(r"[,\s]", text)
+    except (TypeError, MemoryError, RecursionError):
+        return False
+    return all(
+        isinstance(part, float | str) or (isinstance(part, int) and abs(part) < _LARGEST)
+        for part in (value if isinstance(value, tuple | list) else (value,))
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

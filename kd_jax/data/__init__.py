@@ -1,0 +1,1 @@
+"""Data sets: where images come from, how they are split, and which example is in which step."""

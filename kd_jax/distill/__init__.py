@@ -1,0 +1,1 @@
+"""The method: augmentation, views, teachers' targets, losses, and the training step."""

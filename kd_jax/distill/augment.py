@@ -1,0 +1,175 @@
+"""Crop, flip, mixup and CutMix, as pure functions of pixels and keys.
+
+Randomness is keyed by the example's position in the global batch, never by the device that holds
+it, so any number of devices sees the same views.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.data.sampler import Array
+
+# Streams of randomness of one step. New ones are added at the end: the numbers are part of what
+# makes a run reproducible.
+STREAM_CROP_FLIP, STREAM_LAMBDA, STREAM_DROPOUT, STREAM_TEACHER_CROP_FLIP = range(4)
+
+
+def stream_key(seed: jax.Array, step: jax.Array, stream: int) -> jax.Array:
+    """Return the key of one stream of randomness at one step: a pure function of the three."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), stream)
+
+
+def position_keys(key: jax.Array, positions: Array) -> jax.Array:
+    """Return one key per example, from its position in the global batch.
+
+    Args:
+      key: a stream's key.
+      positions: int32 `[n]`, positions in the global batch.
+
+    Returns:
+      keys `[n]`.
+    """
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+
+
+def crop_and_flip(
+    images: jax.Array,
+    indices: Array,
+    keys: jax.Array,
+    *,
+    crop_pad_px: int,
+    flip: bool,
+) -> jax.Array:
+    """Gather examples, each cropped from its zero-padded image and perhaps mirrored.
+
+    Gathering, cropping and flipping are one gather of rows and columns: no padded copy is made.
+
+    Args:
+      images: uint8 `[N, H, W, C]`, the whole set.
+      indices: int32 `[n]` into `images`.
+      keys: keys `[n]`.
+      crop_pad_px: the crop's origin is uniform over `[-crop_pad_px, crop_pad_px]` in both
+        directions; pixels outside the image are black. 0 turns it off.
+      flip: mirror left to right with probability one half.
+
+    Returns:
+      uint8 `[n, H, W, C]`.
+    """
+    if crop_pad_px == 0 and not flip:
+        return images[indices]
+    height, width = images.shape[1:3]
+
+    def origin_and_mirror(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key_crop, key_flip = jax.random.split(key)
+        origin = jax.random.randint(key_crop, (2,), -crop_pad_px, crop_pad_px + 1)
+        return origin, jax.random.bernoulli(key_flip) & flip
+
+    origin, mirror = jax.vmap(origin_and_mirror)(keys)
+    rows = origin[:, :1] + jnp.arange(height)
+    columns = origin[:, 1:] + jnp.arange(width)
+    columns = jnp.where(mirror[:, None], columns[:, ::-1], columns)
+    row_inside = (rows >= 0) & (rows < height)
+    column_inside = (columns >= 0) & (columns < width)
+    pixels = images[
+        indices[:, None, None],
+        jnp.clip(rows, 0, height - 1)[:, :, None],
+        jnp.clip(columns, 0, width - 1)[:, None, :],
+    ]
+    inside = row_inside[:, :, None] & column_inside[:, None, :]
+    return jnp.where(inside[..., None], pixels, 0)
+
+
+_LEAST_ASPECT = 3 / 4  # of a random crop's width over its height, beside the image's; and inverse
+
+
+def resized_crop(
+    images: jax.Array, indices: Array, keys: jax.Array, *, crop_area: float, flip: bool
+) -> jax.Array:
+    """Gather examples, each a random part scaled back to the image's size, and perhaps mirrored.
+
+    Args:
+      images: uint8 `[N, H, W, C]`, the whole set.
+      indices: int32 `[n]` into `images`.
+      keys: keys `[n]`.
+      crop_area: the part's share of the area is uniform over `[crop_area, 1]`; its shape beside the
+        image's is log-uniform over [3/4, 4/3], cut off where it would be larger than the image.
+      flip: mirror left to right with probability one half.
+
+    Returns:
+      float32 `[n, H, W, C]` of the same range as the images, interpolated linearly.
+
+    Source: Szegedy et al. 2014, section 6. At the part's border the pixels beyond it have a share,
+    where others cut first and scale then.
+    """
+    size = images.shape[1:3]
+
+    def crop(image: jax.Array, key: jax.Array) -> jax.Array:
+        key_crop, key_flip = jax.random.split(key)
+        area, aspect, *place = jax.random.uniform(key_crop, (4,))
+        area = crop_area + (1.0 - crop_area) * area
+        aspect = _LEAST_ASPECT ** (1.0 - 2.0 * aspect)
+        sides = jnp.minimum(jnp.sqrt(area * jnp.stack([1.0 / aspect, aspect])), 1.0)
+        origin = (1.0 - sides) * jnp.stack(place) * jnp.array(size)
+        scaled = jax.image.scale_and_translate(
+            image.astype(jnp.float32),
+            image.shape,
+            (0, 1),
+            1.0 / sides,
+            -origin / sides,
+            "linear",
+            antialias=False,
+        )
+        return jnp.where(jax.random.bernoulli(key_flip) & flip, scaled[:, ::-1], scaled)
+
+    return jax.vmap(crop)(images[indices], keys)
+
+
+def to_pixels(images: jax.Array) -> jax.Array:
+    """Return images of bytes as float32 pixels in [0, 1]."""
+    return images.astype(jnp.float32) / 255.0
+
+
+def mix(first: jax.Array, second: jax.Array, lam: jax.Array) -> jax.Array:
+    """Return `lam * first + (1 - lam) * second`; `lam` is a scalar or one value an example.
+
+    Source: Zhang et al. 2018 (mixup), applied to the inputs alone: labels are not mixed here.
+    """
+    lam = lam.reshape(lam.shape + (1,) * (first.ndim - lam.ndim)) if lam.ndim else lam
+    return lam * first + (1.0 - lam) * second
+
+
+def draw_share(key: jax.Array, alpha: float) -> jax.Array:
+    """Draw the share of an example in its mixture from Beta(alpha, alpha); 1 is uniform."""
+    if alpha == 1.0:
+        return jax.random.uniform(key)
+    return jax.random.beta(key, alpha, alpha)
+
+
+def box_mask(keys: jax.Array, shares: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Return where the example itself is seen, bool `[n, H, W]`: outside of a box, for CutMix.
+
+    The box has the image's shape and about `1 - share` of its area, its centre is anywhere, and
+    what lies beyond the border is cut off: the true share is the mean of the mask.
+
+    Args:
+      keys: keys `[n]`, which nothing else was drawn from.
+      shares: float32 `[n]`.
+      size: `(H, W)`.
+
+    Source: Yun et al. 2019, section 3.1.
+    """
+
+    def inside(key: jax.Array, share: jax.Array) -> jax.Array:
+        centre = jax.random.uniform(key, (2,))
+        spans = []
+        for axis, length in enumerate(size):
+            half = jnp.sqrt(1.0 - share) * length / 2
+            low = jnp.round(centre[axis] * length - half)
+            high = jnp.round(centre[axis] * length + half)
+            line = jnp.arange(length)
+            spans.append((line >= low) & (line < high))
+        return spans[0][:, None] & spans[1][None, :]
+
+    return ~jax.vmap(inside)(keys, shares)

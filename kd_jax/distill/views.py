@@ -1,0 +1,117 @@
+"""What the networks see in one step: the student's pixels and the teacher's.
+
+Everything is a function of (seed, step, position in the global batch), so no number of devices
+changes it. A partner's pixels are made anew from its own index and position, wherever it lives.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from kd_jax.data.sampler import Array, Batch, Streamed
+from kd_jax.distill import augment
+
+
+class Views(NamedTuple):
+    """One device's part of a step's views.
+
+    Attributes:
+      student: pixels float32 `[n, H, W, C]` in [0, 1].
+      teacher: the same array (`distill.view` same), its own (independent), or None (fixed: its
+        logits are known).
+      share: float32 `[n]`, how much of the view is the example itself; 1 without mixup.
+    """
+
+    student: jax.Array
+    teacher: jax.Array | None
+    share: jax.Array
+
+
+def make(
+    images: jax.Array | None,
+    batch: Batch | Streamed,
+    seed: jax.Array,
+    step: jax.Array,
+    config: ConfigDict,
+) -> Views:
+    """Make the views of one step.
+
+    Under `independent` the teacher's crops and mirrorings are drawn apart from the student's; the
+    mixup partner and its share are common, or the two would look at different mixtures.
+
+    Args:
+      images: uint8 `[N, H, W, C]`, the training set; not read when the batch is streamed.
+      batch: this device's part of the batch, `[n]` each.
+      seed, step: int32 scalars.
+      config: `augment`, `mixup`, `distill.view` and `batch_size` are read.
+    """
+    if isinstance(batch, Streamed):
+        given, batch = batch, batch.batch
+        count = len(given.own)
+        both = [given.own] if given.partner is None else [given.own, given.partner]
+        images = jnp.concatenate(both)
+        rows, partner_rows = jnp.arange(count), jnp.arange(count, 2 * count)
+    else:
+        rows, partner_rows = jnp.asarray(batch.example), jnp.asarray(batch.partner)
+    assert images is not None
+    share, mask = None, None
+    if config.mixup.kind != "none":
+        share, keys = _shares(batch, seed, step, config)
+        if config.mixup.method == "cutmix":
+            mask = augment.box_mask(keys, share, images.shape[1:3])
+            share = jnp.mean(mask, axis=(1, 2))
+
+    def view(stream: int) -> jax.Array:
+        key = augment.stream_key(seed, step, stream)
+        own = _look_up(images, rows, batch.position, key, config)
+        if share is None:
+            return own
+        partner = _look_up(images, partner_rows, batch.partner_position, key, config)
+        if mask is not None:
+            return jnp.where(mask[..., None], own, partner)
+        return augment.mix(own, partner, share)
+
+    student = view(augment.STREAM_CROP_FLIP)
+    teacher: jax.Array | None = student
+    if config.distill.view == "independent":
+        teacher = view(augment.STREAM_TEACHER_CROP_FLIP)
+    elif config.distill.view == "fixed":
+        teacher = None
+    return Views(student, teacher, jnp.ones(len(student)) if share is None else share)
+
+
+def _look_up(
+    images: jax.Array, indices: Array, positions: Array, key: jax.Array, config: ConfigDict
+) -> jax.Array:
+    """Return the augmented pixels of some examples, float32 `[n, H, W, C]`."""
+    options, keys = config.augment, augment.position_keys(key, positions)
+    if options.crop_area < 1:
+        pixels = augment.resized_crop(
+            images, indices, keys, crop_area=options.crop_area, flip=options.flip
+        )
+    else:
+        pixels = augment.crop_and_flip(
+            images, indices, keys, crop_pad_px=options.crop_pad_px, flip=options.flip
+        )
+    return augment.to_pixels(pixels)
+
+
+def _shares(
+    batch: Batch, seed: jax.Array, step: jax.Array, config: ConfigDict
+) -> tuple[jax.Array, jax.Array]:
+    """Return each example's own share, float32 `[n]`, and a key for the rest of it, `[n]`."""
+    key = augment.stream_key(seed, step, augment.STREAM_LAMBDA)
+    options = config.mixup
+    if options.kind == "batch":
+        keys = jnp.broadcast_to(key, batch.position.shape)
+    elif options.kind == "group":
+        groups = batch.position // (config.batch_size // options.groups)
+        keys = augment.position_keys(key, groups)
+    else:
+        keys = augment.position_keys(key, batch.position)
+    pairs = jax.vmap(jax.random.split)(keys)
+    return jax.vmap(lambda k: augment.draw_share(k, options.alpha))(pairs[:, 0]), pairs[:, 1]

@@ -1,0 +1,171 @@
+"""3x3 convolutions with fewer multiplications: Winograd's F(4, 3), along one axis or both.
+
+Four outputs of a three-tap filter need twelve products; from six sums of the inputs and six of the
+taps they need six. Along both axes sixteen outputs need 36 products instead of 144: the form in
+C++ (`native/winograd.h`), which keeps the sums of some tiles in the cache. In the other form it is
+done along the width, by XLA, while the height's three taps stay a convolution of their own:
+so the sums are few and whole rows long. Exact in real numbers, rounding of 1e-5 of the largest
+value; for frozen networks on CPU, where multiplications are the limit.
+
+Source: Winograd 1980; Lavin and Gray 2016, section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from kd_jax.kernels import native
+from kd_jax.runtime import processor
+
+OUTPUTS = 4  # of a tile
+_TAPS = 3
+# A tile's six inputs to six sums, three taps to six sums, six products to four outputs: what
+# interpolation at 0, 1, -1, 2, -2 and infinity gives.
+_INPUT = np.array([
+    [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
+], np.float64)  # fmt: skip
+_KERNEL = np.array([
+    [1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1],
+], np.float64)  # fmt: skip
+_OUTPUT = np.array([
+    [1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1],
+], np.float64)  # fmt: skip
+_FEW_CHANNELS = 16  # up to so many, rows beside each other and one product are faster
+
+
+def suits_tiles(x: jax.Array, kernel: jax.Array) -> bool:
+    """Tell whether `in_tiles` can do it."""
+    _, height, width, _ = x.shape
+    return (
+        kernel.shape[:2] == (3, 3)
+        and height % OUTPUTS == width % OUTPUTS == 0
+        and all(size % native.LANES == 0 for size in kernel.shape[2:])
+        and x.dtype == kernel.dtype == jnp.float32
+        and native.target(native.WINOGRAD) is not None
+    )
+
+
+def suits_width(x: jax.Array, kernel: jax.Array) -> bool:
+    """Tell whether `along_width` can do it, on maps wide enough to have tiles side by side."""
+    width = x.shape[2]
+    return (
+        kernel.shape[:2] == (3, 3)
+        and width % OUTPUTS == 0
+        and width >= 2 * OUTPUTS
+        and x.dtype == jnp.float32
+    )
+
+
+@jax.custom_vjp
+def in_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve along both axes at once, compiled; stride 1 and a border of one zero.
+
+    Args:
+      x: float32 `[batch, height, width, channels_in]`, height and width multiples of `OUTPUTS`.
+      kernel: float32 `[3, 3, channels_in, channels_out]`, channels multiples of `native.LANES`.
+
+    Returns:
+      float32 `[batch, height, width, channels_out]`.
+    """
+    channels_out = kernel.shape[3]
+    sums = np.kron(_KERNEL, _KERNEL).astype(np.float32) @ _panels(kernel)
+    return native.call(native.WINOGRAD, (*x.shape[:3], channels_out), x, sums)
+
+
+def _panels(kernel: jax.Array) -> jax.Array:
+    """Return the taps `[9, channels_in * channels_out]` in the order that `Pack` in C++ makes.
+
+    Panels are made of the kernel and not of its sums: so nothing follows the matrix product, and
+    XLA moves all of it out of a loop over chunks of images.
+    """
+    channels_in, channels_out = kernel.shape[2:]
+    taps = kernel.reshape(_TAPS**2, channels_in, channels_out)
+    lanes = processor.current().lanes
+    panels, column = [], 0
+    for width in (2 * lanes, lanes, min(lanes, native.LANES)):
+        count = (channels_out - column) // width
+        part = taps[:, :, column : column + count * width]
+        part = part.reshape(_TAPS**2, channels_in, count, width)
+        panels.append(part.transpose(0, 2, 1, 3).reshape(_TAPS**2, channels_in * count * width))
+        column += count * width
+    return jnp.concatenate(panels, axis=1)
+
+
+def _in_tiles_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return in_tiles(x, kernel), (x, kernel)
+
+
+def _in_tiles_backward(
+    saved: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """As of the ordinary convolution: whoever asks a frozen network for it wants no surprise."""
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    return jax.vjp(plain, *saved)[1](grad)
+
+
+in_tiles.defvjp(_in_tiles_forward, _in_tiles_backward)
+
+
+def along_width(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve with stride 1 and a border of one zero, in tiles along the width.
+
+    Args:
+      x: `[batch, height, width, channels_in]`, width a multiple of `OUTPUTS`.
+      kernel: of the same dtype, `[3, 3, channels_in, channels_out]`.
+
+    Returns:
+      `[batch, height, width, channels_out]`.
+    """
+    count, height, width, channels = x.shape
+    tiles = width // OUTPUTS
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, OUTPUTS - 1), (0, 0)))
+    blocks = padded.reshape(count, height + 2, tiles + 1, OUTPUTS, channels)
+    inputs = [blocks[:, :, :-1, i] for i in range(OUTPUTS)]
+    inputs += [blocks[:, :, 1:, i] for i in range(_TAPS - 1)]
+    kernels = jnp.einsum("sw,hwio->shio", _KERNEL.astype(kernel.dtype), kernel)
+    pairs = zip(_sums(_INPUT, inputs), kernels, strict=True)
+    outputs = _sums(_OUTPUT, [_columns(sums, taps, height) for sums, taps in pairs])
+    return jnp.stack(outputs, axis=3).reshape(count, height, width, kernel.shape[-1])
+
+
+def _columns(x: jax.Array, taps: jax.Array, height: int) -> jax.Array:
+    """Convolve along the height: `[n, height + 2, w, in]` with `[3, in, out]`, no padding."""
+    if taps.shape[1] > _FEW_CHANNELS:
+        return lax.conv_general_dilated(
+            x, taps[:, None], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    rows = jnp.concatenate([x[:, i : i + height] for i in range(_TAPS)], axis=-1)
+    return rows @ taps.reshape(-1, taps.shape[-1])
+
+
+def _sums(matrix: np.ndarray, terms: Sequence[jax.Array]) -> list[jax.Array]:
+    """Return `matrix @ terms`, without the products by 0, 1 and -1."""
+    sums = []
+    for row in matrix:
+        total: jax.Array | None = None
+        for factor, term in zip(row.tolist(), terms, strict=True):
+            if factor == 0:
+                continue
+            if total is None:
+                total = term if factor == 1 else factor * term
+            elif abs(factor) == 1:
+                total = total + term if factor == 1 else total - term
+            else:
+                total = total + factor * term
+        assert total is not None
+        sums.append(total)
+    return sums

@@ -1,0 +1,1 @@
+"""Measures of logits, in NumPy: accuracy, calibration, and how a student follows its teacher."""

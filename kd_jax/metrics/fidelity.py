@@ -1,0 +1,139 @@
+"""How good a student is, and how like its teacher: NumPy functions of logits.
+
+Every one looks at all examples of a split at once, so nothing is an average of averages. A NaN is
+neither larger nor smaller than anything: counted, it would be always right. So logits that are not
+finite raise `DivergedError` in all of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kd_jax.runtime.errors import DivergedError
+
+
+def check_finite(logits: np.ndarray, whose: str = "the") -> None:
+    """Raise `DivergedError` unless all logits are finite.
+
+    Args:
+      logits: float `[..., N, classes]`.
+      whose: of what network on which images, to begin the sentence.
+    """
+    finite = np.isfinite(logits).all(axis=-1)
+    if not finite.all():
+        raise DivergedError(
+            f"{whose} logits are not finite for {finite.size - np.count_nonzero(finite):,} of "
+            f"{finite.size:,} images"
+        )
+
+
+def choices(logits: np.ndarray) -> np.ndarray:
+    """Return the class of the largest logit, int `[N]`; of equals the lowest."""
+    check_finite(logits)
+    return logits.argmax(axis=-1)
+
+
+def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return float64 log-probabilities `[N, classes]` of `logits / temperature`."""
+    check_finite(logits)
+    scaled = logits.astype(np.float64) / temperature
+    scaled = scaled - scaled.max(axis=-1, keepdims=True)
+    return scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
+
+
+def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return how many classes stand before the label, int `[N]`; of equals the lower index wins."""
+    check_finite(logits)
+    own = np.take_along_axis(logits, labels[:, None], axis=-1)
+    before = np.arange(logits.shape[-1]) < labels[:, None]
+    return np.sum((logits > own) | ((logits == own) & before), axis=-1)
+
+
+def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Return the percentage of examples whose label is among the k largest logits."""
+    return 100.0 * float(np.mean(label_ranks(logits, labels) < k))
+
+
+def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of -log p(label), in nats."""
+    return -float(np.mean(np.take_along_axis(log_softmax(logits), labels[:, None], axis=-1)))
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Return the expected calibration error in percent, over equal-width bins of confidence.
+
+    Source: Guo et al. 2017, section 2.
+    """
+    probs = np.exp(log_softmax(logits))
+    confidence = probs.max(axis=-1)
+    correct = probs.argmax(axis=-1) == labels
+    chosen = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(chosen, confidence - correct, minlength=bins)
+    return 100.0 * float(np.abs(gaps).sum()) / len(labels)
+
+
+def agreement(student_logits: np.ndarray, teacher_logits: np.ndarray) -> float:
+    """Return the percentage of examples on which both choose the same class."""
+    return 100.0 * float(np.mean(choices(student_logits) == choices(teacher_logits)))
+
+
+def agreement_top5(student_logits: np.ndarray, teacher_logits: np.ndarray) -> float:
+    """Return the percentage of examples whose teacher's choice is among the student's first 5."""
+    return top_k(student_logits, choices(teacher_logits), 5)
+
+
+def entropy(logits: np.ndarray) -> float:
+    """Return the mean entropy of the predictions at temperature 1, in nats."""
+    log_probs = log_softmax(logits)
+    return -float(np.mean(np.sum(np.exp(log_probs) * log_probs, axis=-1)))
+
+
+def confusion(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return how many examples of each group were taken for each group, int `[groups, groups]`.
+
+    Args:
+      logits: float `[N, classes]`.
+      labels: int `[N]`.
+      groups: int `[classes]`, the group of each class; `arange(classes)` for the classes alone.
+
+    Returns:
+      rows are what the examples are, columns what they were taken for.
+    """
+    size = int(groups.max()) + 1
+    counts = np.zeros((size, size), int)
+    np.add.at(counts, (groups[labels], groups[choices(logits)]), 1)
+    return counts
+
+
+def kl_to_teacher(student_logits: np.ndarray, teacher_logits: np.ndarray) -> float:
+    """Return the mean KL(teacher || student) at temperature 1, in nats."""
+    teacher_log_probs, student_log_probs = log_softmax(teacher_logits), log_softmax(student_logits)
+    gaps = np.exp(teacher_log_probs) * (teacher_log_probs - student_log_probs)
+    return float(np.mean(gaps.sum(axis=-1)))
+
+
+def summary(
+    logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray | None = None
+) -> dict[str, float]:
+    """Return every measure of one split, rounded where floats stop meaning anything.
+
+    Args:
+      logits: float `[N, classes]`.
+      labels: int `[N]`.
+      teacher_logits: float `[N, classes]`, of the same examples in the same order.
+
+    Returns:
+      `top1`, `top5`, `ece` (percent), `nll` (nats), and with a teacher `agreement`,
+      `agreement_top5` (percent) and `kl_to_teacher` (nats).
+    """
+    measures = {
+        "top1": top_k(logits, labels, 1),
+        "top5": top_k(logits, labels, 5),
+        "nll": negative_log_likelihood(logits, labels),
+        "ece": calibration_error(logits, labels),
+    }
+    if teacher_logits is not None:
+        measures["agreement"] = agreement(logits, teacher_logits)
+        measures["agreement_top5"] = agreement_top5(logits, teacher_logits)
+        measures["kl_to_teacher"] = kl_to_teacher(logits, teacher_logits)
+    return {name: round(value, 6) for name, value in measures.items()}

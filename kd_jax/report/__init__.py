@@ -1,0 +1,1 @@
+"""What runs left behind, compared, drawn, and written as one page. Imports no JAX."""

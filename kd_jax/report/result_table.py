@@ -1,0 +1,88 @@
+"""The results of a report as a table for people, and as CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from kd_jax.report.records import Row, Run, Study
+
+HEADLINE = "top-1 %"
+# Title, field of `result.json`, format, and whether seeds can differ in it.
+_COLUMNS = (
+    (HEADLINE, "test_top1", "{:.2f}", True),
+    ("ECE %", "test_ece", "{:.2f}", True),
+    ("agreement %", "agreement", "{:.2f}", True),
+    ("KL to teacher", "kl_to_teacher", "{:.3f}", True),
+    ("params", "params", "{:,}", False),
+    ("multiply-adds", "madds", "{:,}", False),
+    ("images/s", "images_per_second", "{:,.0f}", False),
+)
+_NOTHING = "-"
+
+
+def rows(study: Study) -> list[list[str]]:
+    """Return a header, then a line a row; what a row does not have is a dash.
+
+    Of several seeds the mean, and in brackets the lowest and the highest. What is published, and
+    how many seeds there are, have a column where there is anything to say.
+    """
+    seeds = any(len(row.runs) > 1 for row in study.rows)
+    published = any(row.published for row in study.rows)
+    titles = [title for title, *_ in _COLUMNS]
+    header = ["", "network", *(["seeds"] if seeds else []), titles[0]]
+    table = [[*header, *(["published %"] if published else []), *titles[1:]]]
+    for row in study.rows:
+        cells = [_cell(row, field, form, differs) for _, field, form, differs in _COLUMNS]
+        line = [row.label, row.first.result["student"]]
+        line += [str(len(row.runs))] if seeds else []
+        line += cells[:1]
+        if published:
+            line += [f"{row.published.top1:.2f}" if row.published else _NOTHING]
+        table.append(line + cells[1:])
+    return table
+
+
+def _cell(row: Row, field: str, form: str, differs: bool) -> str:
+    values = row.values(field)
+    if not values:
+        return _NOTHING
+    if not differs:
+        return form.format(values[0])
+    text = form.format(sum(values) / len(values))
+    low, high = form.format(min(values)), form.format(max(values))
+    return text if low == high else f"{text} ({low} to {high})"
+
+
+def to_csv(study: Study) -> str:
+    """Return a line a run, finished or not: every field of `result.json` as it is written there.
+
+    Nested fields have dotted names.
+    """
+    runs = [(row.label, run, row.published) for row in study.rows for run in row.runs]
+    results = [_flat(run.result) for _, run, _ in runs]
+    fields = list(dict.fromkeys(field for result in results for field in result))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["row", "run", "workdir", "finished", "published_top1", *fields])
+    for (label, run, published), result in zip(runs, results, strict=True):
+        found = published.top1 if published else None
+        writer.writerow([*_names(label, run), True, found, *(result.get(f) for f in fields)])
+    for label, run in study.unfinished:
+        writer.writerow([*_names(label, run), False, None, *(None for _ in fields)])
+    return buffer.getvalue()
+
+
+def _names(label: str, run: Run) -> list[str]:
+    return [label, run.name, str(run.directory)]
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": leaf for inner, leaf in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat

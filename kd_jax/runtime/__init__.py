@@ -1,0 +1,1 @@
+"""What every part stands on: processor, devices, processes, signals, errors, files, caches."""

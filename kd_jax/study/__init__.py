@@ -1,0 +1,1 @@
+"""Tables of runs: what a study is, and the processes that work it off."""

@@ -1,0 +1,1 @@
+"""Teachers: loaded, with the outputs that the data set asks for."""

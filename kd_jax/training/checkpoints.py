@@ -1,0 +1,309 @@
+"""Checkpoints of a run, through Orbax: asynchronous, whole or absent, newest and best kept.
+
+The state is copied to host memory before it is handed over. The next step donates the device's
+buffers, and on CPU a device array and its host view are the same memory: without the copy a write
+in the background could hold later numbers. The copy also makes one code path of one process and
+many, since a replicated state is the same in each.
+
+A digest of the state lies in the checkpoint beside it, and is compared after every restore. So it
+does not matter which of Orbax's files was cut short, changed or lost: either the very same state
+comes back, or the checkpoint counts as damaged. The version of the trajectory lies there too.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from kd_jax.runtime.console import logger
+from kd_jax.runtime.errors import UserError
+from kd_jax.training import trajectory
+
+BEST_METRIC = "val_top1"
+DAMAGED = "damaged"
+_VERSION_KEY = "trajectory"
+
+
+class DamagedError(Exception):
+    """A checkpoint does not give back the state that was saved in it."""
+
+
+def _score(metrics: dict[str, float] | None) -> float:
+    """Rank a checkpoint; one between two validations stands behind all that were measured.
+
+    As does one whose measures are not finite: its accuracy would be of logits that are not numbers.
+    """
+    measured = metrics or {}
+    if not all(math.isfinite(value) for value in measured.values()):
+        return -math.inf
+    return measured.get(BEST_METRIC, -math.inf)
+
+
+class OtherVersionError(DamagedError):
+    """A checkpoint is of another version of the trajectory, or its version is damaged."""
+
+    def __init__(self, version: int):
+        super().__init__(f"it is of version {version} of the trajectory")
+        self.version = version
+
+
+def _digest(state: Any, version: int) -> np.ndarray:
+    """Return the sha256 of the version, and of every leaf's path, type and bytes, uint8 `[32]`."""
+    digest = hashlib.sha256(f"trajectory {version}".encode() if version > 1 else b"")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def _in_short(error: Exception) -> str:
+    """Return an error's beginning and end: TensorStore's are long, and end with the cause."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:80]} ... {text[-100:]}"
+
+
+def _steps_in(directory: Path) -> list[int]:
+    """Return the steps of the finished checkpoints in a directory."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def _metrics_are_whole(checkpoint: Path) -> bool:
+    """Tell whether the metrics of a checkpoint, if it has any, can be read."""
+    path = checkpoint / "metrics" / "metrics"
+    try:
+        return not path.exists() or isinstance(json.loads(path.read_bytes()), dict)
+    except (OSError, ValueError):
+        return False
+
+
+class Checkpoints:
+    """The checkpoints of one run, in its `checkpoints/` directory."""
+
+    def __init__(self, directory: Path, keep: int, *, read_only: bool = False):
+        """Open, and clean up what a killed run left unfinished.
+
+        Args:
+          directory: absolute; made when missing.
+          keep: how many of the newest stay; the best on validation stays besides.
+          read_only: look, but neither write nor clean up.
+
+        Raises:
+          UserError: the directory cannot be used, or none of its checkpoints is whole.
+        """
+        self._directory, self._keep, self._read_only = directory, keep, read_only
+        self._check_metrics()
+        self._manager = self._open()
+        self._inode = None if read_only else directory.stat().st_ino
+
+    def _check_metrics(self) -> None:
+        """Set checkpoints aside whose metrics cannot be read: Orbax cannot even list those."""
+        steps = _steps_in(self._directory)
+        damaged = [step for step in steps if not _metrics_are_whole(self._directory / str(step))]
+        if not damaged:
+            return
+        if self._read_only or len(damaged) == len(steps):
+            raise self._none_is_whole([(step, "its metrics cannot be read") for step in damaged])
+        for step in damaged:
+            logger.warning(
+                "the metrics of the checkpoint of step %d are damaged: it is set aside in %s",
+                step,
+                self._set_aside(step),
+            )
+
+    def _open(self) -> ocp.CheckpointManager:
+        newest = preservation_policy.LatestN(self._keep)
+        best = preservation_policy.BestN(get_metric_fn=_score, n=1)
+        # Only the first process is here, see `shared_checkpoints`: Orbax must wait for no other.
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        try:
+            if not self._read_only:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            return ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
+                    best_fn=_score,
+                    create=False,
+                    multiprocessing_options=alone,
+                    cleanup_tmp_directories=not self._read_only,
+                    read_only=self._read_only,
+                    enable_async_checkpointing=True,
+                ),
+                item_handlers=ocp.StandardCheckpointHandler(),
+            )
+        except OSError as error:
+            raise UserError(
+                f"the checkpoints in {self._directory} cannot be used ({error.strerror or error}): "
+                "make the place writable, or choose another --workdir"
+            ) from error
+
+    def latest_step(self) -> int | None:
+        """Return the newest checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """Return the step of the best checkpoint on validation, or None."""
+        best: tuple[float, int] | None = None
+        for step in self._manager.all_steps():
+            try:
+                score = _score(self._manager.metrics(step))
+            except Exception:  # its file of metrics is damaged: it is not the best, then
+                continue
+            if score > -math.inf and (best is None or (score, step) > best):
+                best = (score, step)
+        return best and best[1]
+
+    def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
+        """Begin to write a checkpoint; training goes on meanwhile.
+
+        Args:
+          step: number of updates made.
+          state: a tree of arrays, replicated over devices.
+          metrics: of the validation at this step, where there was one.
+
+        Raises:
+          UserError: this one or the one before cannot be written.
+        """
+        host_state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
+        tree = {"state": host_state, "digest": _digest(host_state, trajectory.VERSION)}
+        try:
+            self._try_to_write()
+            args = ocp.args.StandardSave(tree, custom_metadata={_VERSION_KEY: trajectory.VERSION})
+            self._manager.save(step, args=args, metrics=metrics or {}, force=True)
+        except Exception as error:
+            raise self._not_written(error) from error
+
+    def _try_to_write(self) -> None:
+        """Raise `OSError` if the directory is gone or protected.
+
+        Orbax would wait for minutes, or make the directory again and go on without the rest.
+        """
+        if self._directory.stat().st_ino != self._inode:
+            raise OSError(errno.ESTALE, "another directory is in its place")
+        with tempfile.TemporaryFile(dir=self._directory) as probe:
+            probe.write(b"kd_jax")
+
+    def version(self, step: int) -> int:
+        """Return the version of the trajectory that a checkpoint is of.
+
+        Raises:
+          DamagedError: it cannot be told.
+        """
+        try:
+            about = self._manager.item_metadata(step)
+            return int((about.custom_metadata or {}).get(_VERSION_KEY, 1))
+        except Exception as error:  # as in `saved_student`
+            raise DamagedError(_in_short(error)) from error
+
+    def restore(self, template: Any, step: int, version: int = trajectory.VERSION) -> Any:
+        """Return the state at `step`, in host memory, exactly as it was saved.
+
+        Args:
+          template: a tree of arrays of the same structure, shapes and dtypes.
+          step: one that `latest_step` or `best_step` returned.
+          version: of the trajectory that it must be of.
+
+        Raises:
+          OtherVersionError: it is of another version.
+          DamagedError: it does not hold the state that was saved.
+        """
+        if (found := self.version(step)) != version:
+            raise OtherVersionError(found)
+        abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+        tree = {"state": abstract, "digest": np.zeros(32, np.uint8)}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.StandardRestore(tree))
+        except Exception as error:  # whatever a damaged file makes of Orbax and its libraries
+            raise DamagedError(_in_short(error)) from error
+        if not np.array_equal(_digest(restored["state"], version), restored["digest"]):
+            raise DamagedError("its arrays are not those that were saved")
+        return restored["state"]
+
+    def restore_newest(self, template: Any) -> Any | None:
+        """Return the state of the newest good checkpoint, or None if there are none at all.
+
+        Damaged ones are set aside, into the directory `damaged` beside, once a good one is found.
+
+        Raises:
+          UserError: there are checkpoints, and none is good; or they are of another version of the
+            trajectory.
+        """
+        damaged: list[tuple[int, str]] = []
+        other: OtherVersionError | None = None
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self.restore(template, step)
+            except DamagedError as error:
+                damaged.append((step, str(error)))
+                other = error if isinstance(error, OtherVersionError) else other
+                continue
+            for number, reason in damaged:
+                logger.warning(
+                    "the checkpoint of step %d is damaged (%s): it is set aside in %s, and the run "
+                    "goes on from step %d",
+                    number, reason, self._set_aside(number), step,
+                )  # fmt: skip
+            if damaged:
+                self._manager = self._open()  # it remembers the steps that it saw at first
+            logger.info("restored the checkpoint of step %d", step)
+            return state
+        if other is not None:
+            trajectory.check(f"the run with the checkpoints in {self._directory}", other.version)
+        if damaged:
+            raise self._none_is_whole(damaged)
+        return None
+
+    def _set_aside(self, step: int) -> Path:
+        """Move a checkpoint out of Orbax's sight; return where it is now."""
+        target = self._directory.parent / DAMAGED / str(step)
+        number = 1
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{step}-{number}")
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(self._directory / str(step), target)
+        return target
+
+    def wait(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._not_written(error) from error
+
+    def close(self) -> None:
+        """Wait for what is being written, and let go of the directory."""
+        self.wait()
+        self._manager.close()
+
+    def _none_is_whole(self, damaged: list[tuple[int, str]]) -> UserError:
+        steps = "; ".join(f"step {step}: {reason}" for step, reason in damaged)
+        return UserError(
+            f"no checkpoint in {self._directory} is whole ({steps}): bring one back from a backup, "
+            "or remove the directory to start again"
+        )
+
+    def _not_written(self, error: Exception) -> UserError:
+        return UserError(
+            f"a checkpoint in {self._directory} cannot be written ({_in_short(error)}): the one "
+            "before it is kept; make room or mend the place, and the same command resumes"
+        )

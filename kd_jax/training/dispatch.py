@@ -1,0 +1,122 @@
+"""From the step of one device to a call over all devices of all processes, and what it is fed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kd_jax.data import prefetch, sampler
+from kd_jax.distill import losses
+from kd_jax.distill import step as step_lib
+from kd_jax.runtime import devices, processes
+from kd_jax.runtime.signals import StopRequest
+from kd_jax.training import evaluator, fixed_view
+from kd_jax.training.setup import Experiment
+
+Call = Callable[[step_lib.States, Any], tuple[step_lib.States, step_lib.Metrics, jax.Array | None]]
+
+
+def calls(start: int, end: int, size: int, must_end: Iterable[int]) -> Iterator[range]:
+    """Cut the steps from `start` to `end` into calls of `size` steps or of one.
+
+    No call goes on beyond a step after which something is to be done.
+
+    Args:
+      start: number of updates made.
+      end: after so many nothing is left.
+      size: of a call; where it does not fit, single steps fill the gap, so two programs do for all.
+      must_end: numbers of updates, in order, after which the loop has something to do.
+    """
+    marks = iter(must_end)
+    mark, step = start, start
+    while step < end:
+        while mark <= step:
+            mark = next(marks, end)
+        count = size if step + size <= min(mark, end) else 1
+        yield range(step, step + count)
+        step += count
+
+
+def prepare(
+    runs: Sequence[Experiment], judge: evaluator.Judge, workdir: Path, stop: StopRequest
+) -> Call:
+    """Return `(states, batch) -> states, metrics, votes` of runs that train together.
+
+    What every step reads is laid over the devices once. Several processes must leave in the same
+    step, whichever of them was asked to: so each says in every call whether it was, and `votes`
+    tells all of them. It is None where there is one process.
+
+    Args:
+      runs: of the same data, views and teachers.
+      judge: of the first.
+      workdir: of the first, for the kept logits of a fixed view.
+      stop: how this process is asked to stop.
+    """
+    first = runs[0]
+    ensemble = first.teachers.ensemble if first.teachers else None
+    step = several(step_lib.make_cohort_step(runs, ensemble))
+    options = [run.config.distill for run in runs]
+    labels, logits = None, None
+    variables: tuple[Any, ...] = ()
+    if any(its.label_weight > 0 or its.loss in losses.READ_LABELS for its in options):
+        labels = devices.replicate(first.dataset.train.labels, first.devices)
+    if any(its.label_weight < 1 for its in options):
+        if options[0].view == "fixed":
+            kept = fixed_view.teacher_logits(first, judge, workdir)
+            logits = devices.replicate(kept, first.devices)
+        else:
+            variables = judge.teacher_variables
+    images: Any = judge.images("train") if first.resident else None
+    constants = step_lib.Constants(images, labels, variables, logits)
+    if processes.count() == 1:
+        alone = devices.pmap(step, first.devices, (False, False, True), donate_argnums=0)
+        return lambda states, batch: (*alone(states, constants, batch), None)
+
+    def voting(
+        states: step_lib.States, constants: step_lib.Constants, batch: Any, vote: jax.Array
+    ) -> tuple[step_lib.States, step_lib.Metrics, jax.Array]:
+        return *step(states, constants, batch), jax.lax.pmax(vote, devices.AXIS)
+
+    together = devices.pmap(voting, first.devices, (False, False, True, True), donate_argnums=0)
+
+    def call(states: step_lib.States, batch: Any) -> tuple[Any, Any, jax.Array]:
+        vote = np.full(len(first.devices), stop.requested is not None, np.int32)
+        return together(states, constants, batch, vote)
+
+    return call
+
+
+def several(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """Return `step` for a `prefetch.Stacked` of batches too: one after another, in one program.
+
+    Its metrics are those of the last: they are means over the steps since the last that was logged.
+    """
+
+    def call(states: Any, constants: Any, batch: Any) -> tuple[Any, Any]:
+        if not isinstance(batch, prefetch.Stacked):
+            return step(states, constants, batch)
+        states, metrics = jax.lax.scan(
+            lambda states, one: step(states, constants, one), states, batch.batches
+        )
+        return states, jax.tree.map(lambda each: each[-1], metrics)
+
+    return call
+
+
+def feeder(run: Experiment, of_calls: Iterable[range]) -> prefetch.Feeder:
+    """Return what gives the batch of each call in turn."""
+    config, examples = run.config, len(run.dataset.train)
+    return prefetch.Feeder(
+        lambda step: sampler.batch_at(
+            step, config.batch_size, examples, config.seed, config.mixup.partner
+        ),
+        None if run.resident else run.dataset.train.images,
+        run.devices,
+        partners=config.mixup.kind != "none",
+        parts=config.accumulate,
+        calls=of_calls,
+    )

@@ -1,0 +1,211 @@
+"""Measure a run's student, and its teacher, on the splits of its data set."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from kd_jax import models
+from kd_jax.distill import augment
+from kd_jax.metrics import fidelity
+from kd_jax.runtime import devices as devices_lib
+from kd_jax.runtime.errors import DivergedError, UserError
+from kd_jax.training.setup import Experiment
+
+_MOST_IN_FLIGHT = 2  # batches dispatched and not yet finished, as in the loop
+
+
+def make_predict_step(
+    logits_of: Callable[[Any, jax.Array], jax.Array],
+) -> Callable[..., jax.Array]:
+    """Return the per-device step `(variables, own, others, share) -> logits` in eval mode.
+
+    `logits_of(variables, pixels)` gives `[..., n, classes]`. `own` is this device's part of the
+    images to look at, uint8 `[n, H, W, C]`. `share` is None, or how much of each is itself while
+    the rest is the image of `others`. The logits returned are those of all devices, float32
+    `[..., global n, classes]`.
+    """
+
+    def predict(
+        variables: Any, own: jax.Array, others: jax.Array | None, share: jax.Array | None
+    ) -> jax.Array:
+        pixels = augment.to_pixels(own)
+        if share is not None:
+            assert others is not None
+            pixels = augment.mix(pixels, augment.to_pixels(others), share)
+        logits = logits_of(variables, pixels)
+        return jax.lax.all_gather(logits, devices_lib.AXIS, axis=logits.ndim - 2, tiled=True)
+
+    return predict
+
+
+class Predictor:
+    """Logits of whole splits, over all devices; compiled once."""
+
+    def __init__(
+        self,
+        logits_of: Callable[[Any, jax.Array], jax.Array],
+        devices: list[jax.Device],
+        batch_size: int,
+    ):
+        """Wrap `logits_of(variables, pixels)`, which gives `[..., n, classes]`."""
+        self._devices, self._batch_size = devices, batch_size
+        predict = make_predict_step(logits_of)
+
+        def resident(variables: Any, images: jax.Array, index: jax.Array, share: Any) -> jax.Array:
+            others = None if share is None else images[(index + 1) % len(images)]
+            return predict(variables, images[index], others, share)
+
+        self._resident = devices_lib.pmap(resident, devices, (False, False, True, False))
+        self._streamed = devices_lib.pmap(predict, devices, (False, True, True, False))
+
+    def logits(
+        self, variables: Any, images: jax.Array | np.ndarray, share: float | None = None
+    ) -> np.ndarray:
+        """Return float32 `[..., N, classes]` for all N images, each looked at exactly once.
+
+        Args:
+          variables: replicated over the devices.
+          images: uint8 `[N, H, W, C]`, replicated; or in host memory, and brought over in parts.
+          share: None, or how much of each image is itself and not the image after it.
+        """
+        mixture = None if share is None else np.float32(share)
+        count, batch = len(images), self._batch_size
+        parts: list[Any] = []
+        for first in range(0, count, batch):
+            # On CPU each batch in flight holds a thread while it waits for the other devices: with
+            # a small batch there are so many that none is left, and XLA ends the process.
+            if len(parts) >= _MOST_IN_FLIGHT:
+                jax.block_until_ready(parts[-_MOST_IN_FLIGHT])
+            # The last batch is filled up with the last example; those logits are cut off below.
+            index = np.minimum(np.arange(first, first + batch, dtype=np.int32), count - 1)
+            cut = devices_lib.shard(index, self._devices)
+            if isinstance(images, np.ndarray):
+                others = None if share is None else images[(cut + 1) % count]
+                parts.append(self._streamed(variables, images[cut], others, mixture))
+            else:
+                parts.append(self._resident(variables, images, cut, mixture))
+        return np.concatenate([np.asarray(part) for part in parts], axis=-2)[..., :count, :]
+
+
+class _Common:
+    """What judges of one data set and the same teachers share."""
+
+    def __init__(self, experiment: Experiment, batch_size: int):
+        self._experiment = experiment
+        if experiment.teachers is not None:
+            logits_of = experiment.teachers.ensemble.logits
+            self._teachers = Predictor(logits_of, experiment.devices, batch_size)
+        self.images = functools.cache(self._images)
+        self.members_logits = functools.cache(lambda split: self.ask(self.images(split)))
+        self.consensus = functools.cache(self._consensus)
+
+    @functools.cached_property
+    def teacher_variables(self) -> tuple[models.Variables, ...]:
+        its_teachers = self._experiment.teachers
+        variables = its_teachers.variables if its_teachers else ()
+        return devices_lib.replicate(variables, self._experiment.devices)
+
+    def ask(self, images: jax.Array | np.ndarray, share: float | None = None) -> np.ndarray:
+        logits = self._teachers.logits(self.teacher_variables, images, share)
+        its_teachers = self._experiment.teachers
+        assert its_teachers is not None
+        for member, own in zip(its_teachers.members, logits, strict=True):
+            try:
+                fidelity.check_finite(own, f"the teacher {member.card.arch}'s")
+            except DivergedError as error:
+                raise UserError(
+                    f"{error}, those of {member.card.source}: a weight of it is damaged, or too "
+                    "large for config.teacher.dtype; take another file, or float32"
+                ) from None
+        return logits
+
+    def _images(self, split: str) -> jax.Array | np.ndarray:
+        images = self._experiment.dataset.split(split).images
+        if self._experiment.resident:
+            return devices_lib.replicate(images, self._experiment.devices)
+        return images
+
+    def _consensus(self, split: str) -> np.ndarray | None:
+        if self._experiment.teachers is None:
+            return None
+        return np.asarray(self._experiment.teachers.ensemble.mean(self.members_logits(split)))
+
+
+class Judge:
+    """Looks at whole splits in eval mode, without augmentation.
+
+    The view is fixed, so the teachers' logits are computed once a split, when they are first
+    needed.
+    """
+
+    def __init__(self, experiment: Experiment, colleague: Judge | None = None):
+        """Begin.
+
+        Args:
+          experiment: whose student is measured.
+          colleague: the judge of another with the same data and the same teachers, with whom this
+            one shares what is placed on the devices and what the teachers said.
+        """
+        self._experiment = experiment
+        batch_size = experiment.config.batch_size // experiment.config.accumulate
+        self._student = Predictor(experiment.student.logits, experiment.devices, batch_size)
+        self._common: _Common = colleague._common if colleague else _Common(experiment, batch_size)
+
+    @property
+    def teacher_variables(self) -> tuple[models.Variables, ...]:
+        """Every teacher's variables, placed on every device once; empty without a teacher."""
+        return self._common.teacher_variables
+
+    def images(self, split: str) -> jax.Array | np.ndarray:
+        """Return a split's images, uint8 `[N, H, W, C]`, placed on every device once.
+
+        In host memory as they are, where the training set is streamed.
+        """
+        return self._common.images(split)
+
+    def members_logits(self, split: str) -> np.ndarray:
+        """Return every teacher's logits, float32 `[teachers, N, classes]`."""
+        return self._common.members_logits(split)
+
+    def teacher_logits(self, split: str) -> np.ndarray | None:
+        """Return what the teachers say together, float32 `[N, classes]`; None without any."""
+        return self._common.consensus(split)
+
+    def some_members_logits(self, split: str, count: int) -> np.ndarray:
+        """Return `members_logits` of a split's first images, computed now."""
+        return self._common.ask(self.images(split)[:count])
+
+    def student_logits(self, variables: Any, split: str, share: float | None = None) -> np.ndarray:
+        """Return the student's logits, float32 `[N, classes]`, see `Predictor.logits`.
+
+        Args:
+          variables: `params` and `batch_stats`, replicated over the devices.
+          split: `train`, `val` or `test`.
+          share: of each image in its mixture with the next; None: no mixture.
+
+        Raises:
+          DivergedError: not all are finite.
+        """
+        logits = self._student.logits(variables, self.images(split), share)
+        fidelity.check_finite(logits, f"on the {split} split the student's")
+        return logits
+
+    def teacher_logits_of_mixtures(self, split: str, share: float) -> np.ndarray:
+        """Return `teacher_logits` of mixtures of each image with the next."""
+        assert self._experiment.teachers is not None
+        members = self._common.ask(self.images(split), share)
+        return np.asarray(self._experiment.teachers.ensemble.mean(members))
+
+    def measure_student(self, variables: Any, split: str) -> dict[str, float]:
+        """Return `fidelity.summary` of the student on a split, beside its teacher if it has one.
+
+        Arguments and errors as `student_logits`.
+        """
+        labels = self._experiment.dataset.split(split).labels
+        logits = self.student_logits(variables, split)
+        return fidelity.summary(logits, labels, self.teacher_logits(split))

@@ -1,0 +1,189 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard, and a line of progress.
+
+`metrics.jsonl` is written at once, one JSON object a line: what `report` reads. TensorBoard's
+event files are written by clu in a thread of their own, where TensorFlow is imported too, so no
+step waits for either. It is imported when there is something to write, not before: Python runs one
+thread at a time, and until the first step is made it is busy tracing it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from kd_jax.runtime import atomic_files, quiet_tensorflow
+from kd_jax.runtime.console import logger
+from kd_jax.runtime.errors import DivergedError, UserError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Raise `DivergedError` if a metric is not a finite number."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise DivergedError(f"{name} is {value} at step {step}")
+
+
+class Logbook:
+    """The writer of one run's metrics.
+
+    Attributes:
+      records: what was logged before this start.
+    """
+
+    def __init__(self, workdir: Path | None, start_step: int):
+        """Open the logs, and drop what was logged beyond the step that the run resumes from.
+
+        Args:
+          workdir: of the run; None in a process that leaves writing to another.
+          start_step: number of updates already made.
+        """
+        self.records: list[dict[str, Any]] = []
+        self._file: TextIO | None = None
+        if workdir is None:
+            return
+        self._path = workdir / METRICS_FILE
+        self.records = [
+            record
+            for record in atomic_files.read_json_lines(self._path)
+            if record["step"] <= start_step
+        ]
+        text = "".join(json.dumps(record) + "\n" for record in self.records)
+        atomic_files.write_whole(self._path, text.encode())
+        self._file = self._path.open("a", encoding="utf-8")
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "tensorboard")
+        self._events = str(workdir / "tensorboard")
+        self._tensorboard: concurrent.futures.Future[Any] | None = None
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Record scalars.
+
+        Args:
+          kind: `train` or `val`.
+          step: number of updates made.
+          values: names without the kind to numbers.
+        """
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written ({error.strerror}): make room or mend the place, "
+                "and the same command resumes from its newest checkpoint"
+            ) from error
+        writer = self._tensorboard = self._tensorboard or self._thread.submit(
+            lambda: quiet_tensorflow.import_metric_writers().SummaryWriter(self._events)
+        )
+        scalars = {f"{kind}/{name}": value for name, value in values.items()}
+        self._thread.submit(lambda: writer.result().write_scalars(step, scalars))
+
+    def close(self) -> None:
+        """Write out everything."""
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):  # what could not be written was said when it was
+            self._file.close()
+        writer = self._tensorboard
+        if writer:
+            self._thread.submit(lambda: writer.result().close())
+        self._thread.shutdown(wait=True)
+        if writer and (error := writer.exception()):
+            logger.warning("TensorBoard's files could not be written: %s", error)
+
+
+class Progress:
+    """Metrics of the training steps, one step late, and the rate of training alone.
+
+    A metric is fetched only when the step after it has been dispatched, so the devices never wait
+    for the host. Compilation, evaluation and saving are not part of the rate.
+    """
+
+    def __init__(
+        self, logbook: Logbook, batch_size: int, total_steps: int, examples: int, name: str = ""
+    ):
+        self._logbook, self._batch_size, self._name = logbook, batch_size, name
+        self._total_steps, self._examples = total_steps, examples
+        self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self._since: float | None = None
+        self._from_step = 0
+        self._seconds, self._steps = 0.0, 0
+
+    def start(self, step: int) -> None:
+        """Begin to measure the rate: `step` updates are made, and nothing is in flight."""
+        self._since, self._from_step = time.perf_counter(), step
+
+    def note(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Keep a step's metrics, scalars that may still be computed, for the next `flush`."""
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Wait for the metrics that were noted last, and write and print them.
+
+        Raises:
+          DivergedError: one of them is not finite; it is not written.
+          UserError: they cannot be written.
+        """
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in metrics.items()}
+        check_finite(step, values)
+        rate = self._lap(step)
+        epoch = step * self._batch_size / self._examples
+        timed = {} if rate is None else {"images_per_second": round(rate, 1)}
+        self._logbook.write("train", step, {"epoch": round(epoch, 6), **values, **timed})
+        logger.info(
+            "%sstep %d/%d  epoch %.2f  loss %.4f  %s images/s  %s left",
+            self._name,
+            step,
+            self._total_steps,
+            epoch,
+            values["loss"],
+            "?" if rate is None else f"{rate:.0f}",
+            self._time_left(step),
+        )
+
+    def stop(self, step: int) -> None:
+        """Write what is noted, and end measuring: all steps up to `step` are finished."""
+        self.flush()
+        self._lap(step)
+        self._since = None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of all that was measured; None if nothing was."""
+        return self._steps * self._batch_size / self._seconds if self._seconds else None
+
+    def _lap(self, step: int) -> float | None:
+        """Add the steps since the last lap; return their images a second."""
+        steps, now = step - self._from_step, time.perf_counter()
+        if self._since is None or steps <= 0:
+            return None
+        seconds, self._since, self._from_step = now - self._since, now, step
+        self._seconds += seconds
+        self._steps += steps
+        return steps * self._batch_size / seconds
+
+    def _time_left(self, step: int) -> str:
+        if not self._steps:
+            return "?"
+        return duration(self._seconds / self._steps * (self._total_steps - step))
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: `42s`, `3m05s`, `1h02m`, `2d03h`."""
+    whole = round(seconds)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // part:02d}{smaller}"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"

@@ -1,0 +1,52 @@
+"""The student of a run as it was saved, to be looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kd_jax.runtime import atomic_files, devices
+from kd_jax.runtime.errors import UserError, reachable
+from kd_jax.training import certificates, provenance, setup, trajectory, workdir
+from kd_jax.training.checkpoints import Checkpoints, DamagedError
+
+
+def student(directory: Path, which: str) -> tuple[setup.Experiment, int, Any]:
+    """Return a run's `Experiment`, a step, and the student's variables then, on all devices.
+
+    Args:
+      directory: of the run; only read.
+      which: `last`, or `best` on validation.
+
+    Raises:
+      UserError: there is no such run, or no such checkpoint, or it is damaged; or its data, its
+        teacher or the weights that it started from are others now.
+    """
+    directory = reachable(directory, "the workdir").resolve()
+    config = workdir.load_config(directory)
+    if not (directory / workdir.CHECKPOINTS).is_dir():
+        raise UserError(f"the run in {directory} has no checkpoint yet: let it train first")
+    with config.unlocked():
+        config.num_devices = 0  # those of this machine: it need not be the one that trained
+        config.batch_norm.sync = False  # what is only looked at has no batch to share
+    run = setup.build(config)
+    provenance.check_data(directory, run.dataset.fingerprint)
+    provenance.check_student(directory, run.start_digest)
+    stored = atomic_files.read_json(directory / workdir.TEACHER_FILE)
+    if run.teachers is not None and stored is not None:
+        certificates.check_same(stored, run.teachers, directory)
+    checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, keep=1, read_only=True)
+    step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
+    if step is None:
+        raise UserError(f"the run in {directory} has no {which} checkpoint yet")
+    try:
+        version = checkpoints.version(step)
+        trajectory.check_network(directory, config.student.arch, version)
+        template = trajectory.as_saved(run.initial_state(), version)
+        state = checkpoints.restore(template, step, version)
+    except DamagedError as error:
+        raise UserError(
+            f"the checkpoint of step {step} in {directory} is damaged ({error}): resume the run, "
+            "which goes back to the one before, or look at --checkpoint=best"
+        ) from None
+    return run, step, devices.replicate(state.variables, run.devices)

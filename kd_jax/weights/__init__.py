@@ -1,0 +1,1 @@
+"""Networks in files: ours, and those of other frameworks, read as data."""

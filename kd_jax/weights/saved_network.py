@@ -1,0 +1,267 @@
+"""A network on disk: `model.json` (what it is) beside `model.safetensors` (its variables).
+
+The same two files are written by `import_teacher` and by every finished run, so either directory
+can be a teacher. safetensors holds raw arrays and nothing that can run. The card has the digest of
+its arrays, and a network whose arrays have another one is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from kd_jax import models
+from kd_jax.runtime import atomic_files
+from kd_jax.runtime.errors import UserError
+
+CARD_FILE = "model.json"
+ARRAYS_FILE = "model.safetensors"
+_SEPARATOR = "/"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """What a stored network is.
+
+    Attributes:
+      arch: name in the zoo.
+      num_classes: width of its head.
+      image_shape: `(H, W, C)` it was made for.
+      mean, std: its own normalisation of pixels in [0, 1].
+      dataset: what it was trained on.
+      claimed_top1: percent on that data set's test split; None if nobody claims any.
+      source: the file or run that it came from.
+      sha256: of that file, or of the stored arrays.
+      arrays_sha256: `digest_of` the arrays; empty in cards from before there was one.
+      class_names: of its outputs, in their order; None where nobody knows them.
+      certificate: what the run that trained it measured on the test split (percent, nats, number of
+        examples, fingerprint of the data); None for imported weights.
+    """
+
+    arch: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dataset: str
+    claimed_top1: float | None
+    source: str
+    sha256: str
+    certificate: dict[str, Any] | None = None
+    arrays_sha256: str = ""
+    class_names: tuple[str, ...] | None = None
+
+    def network(self, dtype: str = "float32") -> models.Network:
+        """Return the network that the variables belong to, see `models.build`."""
+        return models.build(self.arch, self.num_classes, self.mean, self.std, dtype=dtype)
+
+
+def save(directory: str | Path, card: ModelCard, variables: Mapping[str, Any]) -> None:
+    """Write a network into a directory: a kill at any moment leaves the old one or the new one.
+
+    The arrays first lie beside the old ones, under a name that has their digest. The network is the
+    new one from the moment its card is there, since `load` looks in both places. Of several writers
+    at once each waits for the one before.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    directory = Path(directory)
+    flat = flax.traverse_util.flatten_dict(dict(variables), sep=_SEPARATOR)
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
+    card = dataclasses.replace(card, arrays_sha256=digest_of(variables))
+    staged = _staged(directory, card)
+    with atomic_files.alone_in(directory):
+        atomic_files.write_whole(staged, safetensors.numpy.save(arrays))
+        atomic_files.write_json(directory / CARD_FILE, dataclasses.asdict(card))
+        try:
+            os.replace(staged, directory / ARRAYS_FILE)
+        except OSError as error:
+            # Without locks another writer of the same arrays may have been faster.
+            if not isinstance(error, FileNotFoundError) or not _holds(directory, card):
+                raise UserError(
+                    f"{directory / ARRAYS_FILE} cannot be written ({error.strerror}): make the "
+                    "place writable, and do not write to it twice at once"
+                ) from error
+        for left in directory.glob(_STAGED.format("*")):
+            atomic_files.remove_left(left)
+
+
+def _holds(directory: Path, card: ModelCard) -> bool:
+    variables = _read_arrays(directory / ARRAYS_FILE)
+    return variables is not None and digest_of(variables) == card.arrays_sha256
+
+
+def may_be_written(directory: Path) -> bool:
+    """Tell whether a directory holds a network, or nothing but the pieces of a killed `save`."""
+    return (directory / CARD_FILE).exists() or all(
+        atomic_files.is_partial(path) or path.match(_STAGED.format("*"))
+        for path in directory.iterdir()
+    )
+
+
+_STAGED = ".model-{}.safetensors"
+
+
+def _staged(directory: Path, card: ModelCard) -> Path:
+    return directory / _STAGED.format(card.arrays_sha256[:16])
+
+
+def digest_of(variables: Mapping[str, Any]) -> str:
+    """Return the hex sha256 of variables: every leaf's path, type, shape and bytes, by the paths.
+
+    Bytes as in memory, which are the same on all machines but those of the other byte order.
+    """
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flax.traverse_util.flatten_dict(dict(variables), sep="/").items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {array.dtype.name} {np.shape(leaf)}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def load_card(directory: str | Path) -> ModelCard:
+    """Return the card of a stored network.
+
+    Raises:
+      UserError: the directory holds no such card, or a damaged one.
+    """
+    path = Path(directory) / CARD_FILE
+    try:
+        fields = json.loads(path.read_text())
+        known = {field.name for field in dataclasses.fields(ModelCard)}
+        card = ModelCard(**{key: value for key, value in fields.items() if key in known})
+        height, width, channels = card.image_shape
+        names = card.class_names
+        card = dataclasses.replace(
+            card,
+            image_shape=(height, width, channels),
+            mean=tuple(card.mean),
+            std=tuple(card.std),
+            class_names=None if names is None else tuple(names),
+        )
+        _check_values(card)
+        return card
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not the card of a stored network ({error}): expected a directory made by "
+            "import_teacher or by a finished run"
+        ) from None
+
+
+def _check_values(card: ModelCard) -> None:
+    """Raise `ValueError` or `TypeError` at the first value of a card that cannot be."""
+    for name in ("arch", "dataset", "source", "sha256", "arrays_sha256"):
+        if not isinstance(getattr(card, name), str):
+            raise TypeError(f"its {name} is no text")
+    for number in (card.num_classes, *card.image_shape):
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{number!r} is no number of classes, pixels or channels")
+    if len(card.mean) != card.image_shape[2] or len(card.std) != card.image_shape[2]:
+        raise ValueError("it has not one mean and one std for each channel")
+    if not all(map(math.isfinite, (*card.mean, *card.std))) or min(card.std) <= 0:
+        raise ValueError(f"its mean is {card.mean} and its std {card.std}")
+    if card.claimed_top1 is not None and not math.isfinite(card.claimed_top1):
+        raise ValueError(f"its claimed_top1 is {card.claimed_top1}")
+    if card.certificate is not None and not isinstance(card.certificate, dict):
+        raise TypeError("its certificate is no object")
+    if card.class_names is not None:
+        if not all(isinstance(name, str) for name in card.class_names):
+            raise TypeError("a name of its classes is no text")
+        if not len(set(card.class_names)) == len(card.class_names) == card.num_classes:
+            raise ValueError(f"it has not {card.num_classes} different names of classes")
+
+
+def load(directory: str | Path) -> tuple[ModelCard, dict[str, Any]]:
+    """Return a stored network's card, which has the digest of its arrays, and its variables.
+
+    Raises:
+      UserError: files missing or damaged, arrays that are not the card's or do not fit its
+        architecture, or numbers that are not finite.
+    """
+    directory = Path(directory)
+    for _ in range(3):  # another process may just write a new network
+        card = load_card(directory)
+        for path in (directory / ARRAYS_FILE, _staged(directory, card)):
+            variables = _read_arrays(path)
+            if variables is not None:
+                digest = digest_of(variables)
+                if digest == card.arrays_sha256 or not card.arrays_sha256:
+                    check_fit(card.network(), variables, card.image_shape, str(directory))
+                    return dataclasses.replace(card, arrays_sha256=digest), variables
+    raise UserError(
+        f"{directory / ARRAYS_FILE} is not there, or does not hold the arrays that {CARD_FILE} "
+        f"beside it tells of (sha256 {card.arrays_sha256[:8]}): one of the two was replaced or "
+        "damaged; import the network again, or run its command again"
+    )
+
+
+def _read_arrays(path: Path) -> dict[str, Any] | None:
+    """Return the variables in a file; None where there is none."""
+    try:
+        arrays = safetensors.numpy.load_file(path)
+    except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        if not path.exists():
+            return None
+        raise UserError(f"{path} cannot be read ({error}): import the network again") from None
+    return models.both_collections(flax.traverse_util.unflatten_dict(arrays, sep=_SEPARATOR))
+
+
+def what_is_not_a_weight(path: tuple[str, ...], array: np.ndarray) -> str | None:
+    """Say in words what makes an array of a network useless; None if nothing does.
+
+    Args:
+      path: of the leaf in the variables.
+      array: floating-point.
+    """
+    array = np.asarray(array)
+    wrong = array.size - np.count_nonzero(np.isfinite(array))
+    if wrong:
+        return f"has {wrong} of {array.size} values that are not finite"
+    if path[-1] == "var" and array.min(initial=0) < 0:
+        return f"is a variance and has {array.min()}"
+    return None
+
+
+def check_fit(
+    network: models.Network,
+    variables: Mapping[str, Any],
+    image_shape: tuple[int, int, int],
+    source: str,
+) -> None:
+    """Raise `UserError` unless the variables have the network's leaves, in float32 and finite."""
+    expected = models.flat_shapes(network, image_shape)
+    given = flax.traverse_util.flatten_dict(dict(variables))
+    problems = [f"missing {'/'.join(path)}" for path in expected.keys() - given.keys()]
+    problems += [f"unexpected {'/'.join(path)}" for path in given.keys() - expected.keys()]
+    problems += [
+        f"{'/'.join(path)} has shape {given[path].shape}, expected {expected[path]}"
+        for path in expected.keys() & given.keys()
+        if given[path].shape != expected[path]
+    ]
+    problems += [
+        f"{'/'.join(path)} is {array.dtype}, expected float32"
+        for path, array in given.items()
+        if array.dtype != np.float32
+    ]
+    if problems:
+        raise UserError(
+            f"{source} does not hold a {network.arch}: {'; '.join(sorted(problems)[:8])}"
+        )
+    words = {"/".join(path): what_is_not_a_weight(path, given[path]) for path in given}
+    if broken := [f"{name} {said}" for name, said in sorted(words.items()) if said]:
+        raise UserError(
+            f"the weights in {source} cannot be right: {'; '.join(broken[:8])}; import or train "
+            "the network again"
+        )

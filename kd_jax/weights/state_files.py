@@ -1,0 +1,152 @@
+"""Read named weights from whatever file they are in, running nothing that is in it."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from kd_jax.runtime.errors import UserError
+from kd_jax.weights import state_dicts, torch_file
+
+_MOST_DEFLATED = 1032  # bytes that one byte can stand for, by the format of zlib
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".npz")
+_ACCEPTED = (
+    "expected a file as torch.save, safetensors or numpy.savez writes it "
+    f"({', '.join(SUFFIXES)}), with PyTorch's names of a network in the zoo"
+)
+# What a file is by its first bytes, or else by the end of its name.
+_BEGINNINGS = {
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes it (.h5)",
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": "written by PyTorch before 1.6",
+    b"GGUF": "a GGUF file",
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "compressed by gzip: unpack it",
+    b"version https://git-lfs": "a pointer of git-lfs: the file itself is not there (git lfs pull)",
+    b"<": "a page of HTML: the download gave an answer in place of the file",
+}
+_ENDINGS = {
+    ".keras": "a Keras model",
+    ".h5": "a Keras file",
+    ".hdf5": "a Keras file",
+    ".msgpack": "a Flax file of msgpack",
+    ".onnx": "an ONNX graph",
+    ".tflite": "a TensorFlow Lite model",
+    ".pb": "a TensorFlow graph",
+    ".ckpt": "a TensorFlow checkpoint, or one that is damaged",
+    ".index": "a part of a TensorFlow checkpoint",
+    ".orbax": "an Orbax checkpoint",
+    ".pkl": "a Python pickle",
+    ".pickle": "a Python pickle",
+    ".npy": "a single array",
+}
+
+
+def read(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
+    """Return the arrays of a file by the names that they have there.
+
+    Args:
+      path: `.safetensors`, `.npz`, or anything else as `torch.save` writes it.
+      key: of the wanted weights, where a file holds several sets, see `state_dicts.choose`.
+
+    Raises:
+      UserError: the file is not there, is damaged, or holds more than arrays.
+    """
+    path = Path(path)
+    check(path)
+    if path.suffix == ".safetensors":
+        arrays = _read_safetensors(path)
+    elif path.suffix == ".npz":
+        arrays = _read_npz(path)
+    else:
+        return torch_file.read_state_dict(path, key)
+    return state_dicts.under(arrays, key, path) if key else arrays
+
+
+def check(path: Path) -> None:
+    """Raise `UserError` unless a file is there, and is not known to be of another program."""
+    if not path.is_file():
+        raise UserError(f"no file of weights at {path}: expected a {', '.join(SUFFIXES)} file")
+    if foreign := _foreign(path):
+        raise UserError(f"{path} is {foreign}, which kd_jax does not read: {_ACCEPTED}")
+
+
+def _foreign(path: Path) -> str | None:
+    """Return what a file is that none of the readers is for; None where one may be."""
+    try:
+        with open(path, "rb") as file:
+            first = file.read(64)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): make it readable") from None
+    # It begins with the length of its header, which is below 2^32 and may have any first bytes.
+    may_be_safetensors = path.suffix == ".safetensors" and first[4:8] == bytes(4)
+    for beginning, kind in _BEGINNINGS.items():
+        if first.startswith(beginning) and not may_be_safetensors:
+            return kind
+    is_archive = first.startswith(b"PK")  # Lightning's .ckpt is what torch.save writes
+    if path.suffix == ".keras" or not is_archive:
+        return _ENDINGS.get(path.suffix.lower())
+    return None
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        arrays = safetensors.numpy.load_file(path)
+    except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}): fetch it again"
+        ) from None
+    if any("/" in name for name in arrays):
+        raise UserError(
+            f"{path} is part of a network stored by kd_jax: give its directory, {path.parent}, as "
+            "config.teacher.weights; it needs no import"
+        )
+    return arrays
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for entry in archive.zip.infolist():
+                _check_entry(archive.zip, entry)
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, SyntaxError,
+            NotImplementedError, MemoryError, OverflowError, RuntimeError, zlib.error,
+            zipfile.BadZipFile) as error:  # fmt: skip
+        raise UserError(
+            f"{path} is not a whole .npz file of plain arrays ({error}): pickled objects are "
+            "refused; save it anew with numpy.savez(path, **arrays)"
+        ) from None
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub" and array.dtype != "V2":
+            raise UserError(
+                f"{path} has {name} of {array.dtype}: expected arrays of numbers, as "
+                "numpy.savez(path, **arrays) writes them"
+            )
+    # V2 is what NumPy makes of bfloat16.
+    return {
+        name: array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
+        for name, array in arrays.items()
+    }
+
+
+def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Raise `ValueError` unless an entry is an array that it can hold: NumPy makes room for it."""
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise ValueError(f"{entry.filename[:100]} is of a later version of NumPy's format")
+        shape, _, dtype = read(file)
+    declared = math.prod(shape) * dtype.itemsize
+    if declared > min(entry.file_size, _MOST_DEFLATED * entry.compress_size + 1000):
+        raise ValueError(f"{entry.filename[:100]} declares {declared:,} bytes and holds fewer")

@@ -1,0 +1,119 @@
+"""State dict <-> Flax variables, under PyTorch's names or another layout of `name_maps`.
+
+Every missing, unexpected or misshapen key is told at once, by the file's own name for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+
+from kd_jax import models
+from kd_jax.runtime.errors import UserError
+from kd_jax.weights import name_maps, saved_network, state_dicts
+
+_NOT_WEIGHTS = "num_batches_tracked"
+_MOST_KEYS = 10  # that a message names
+_LONGEST = 80  # letters of a name in a file
+
+
+def from_state_dict(
+    network: models.Network, state_dict: Mapping[str, np.ndarray], image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Return Flax variables with the weights of a state dict, as float32.
+
+    Args:
+      network: what the weights are for; its head must have the file's number of classes.
+      state_dict: names of any layout to arrays. PyTorch's `num_batches_tracked` is not a weight and
+        is left out.
+      image_shape: `(H, W, C)` of the images it will see.
+
+    Raises:
+      UserError: all keys that are missing, unexpected or of another shape, at once.
+    """
+    expected = models.flat_shapes(network, image_shape)
+    layout, given = name_maps.recognise(state_dict)
+    # Parameters before running statistics: they say more to who has the wrong file.
+    in_order = sorted(expected, key=lambda path: path[0] != "params")
+    keys = {layout.key(path): path for path in in_order}
+    given = {key: value for key, value in given.items() if not key.endswith(_NOT_WEIGHTS)}
+    problems = [f"missing {key}" for key in keys if key not in given]
+    problems += [f"unexpected {key[:_LONGEST]}" for key in given if key not in keys]
+    flat: dict[tuple[str, ...], np.ndarray] = {}
+    broken: list[str] = []
+    for key, path in keys.items():
+        if key not in given:
+            continue
+        want = layout.shape(path, expected[path])
+        if given[key].shape != want:
+            problems.append(f"{key} has shape {given[key].shape}, expected {want}")
+            continue
+        array = _as_float32(layout.to_flax(path, given[key]))
+        if array is None:
+            problems.append(f"{key} holds {given[key].dtype}, expected floating-point numbers")
+            continue
+        flat[path] = array
+        if words := saved_network.what_is_not_a_weight(path, array):
+            broken.append(f"{key} {words}")
+    if problems:
+        more = f"; and {len(problems) - _MOST_KEYS} more" if len(problems) > _MOST_KEYS else ""
+        raise UserError(
+            f"the weights do not fit {network.arch} with {network.num_classes} classes: "
+            f"{_suggest(layout, given)}; {'; '.join(problems[:_MOST_KEYS])}{more}"
+        )
+    if broken:
+        raise UserError(
+            f"the weights cannot be right: {'; '.join(broken[:_MOST_KEYS])}; take another "
+            "checkpoint of that training"
+        )
+    return models.both_collections(flax.traverse_util.unflatten_dict(flat))
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray | None:
+    """Return an array as float32, or None if it is of other numbers, as a quantised network's."""
+    if array.dtype.kind in "biuc":
+        return None
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def to_state_dict(
+    variables: Mapping[str, Any], layout: name_maps.Layout = name_maps.PYTORCH
+) -> dict[str, np.ndarray]:
+    """Return Flax variables under a layout's names: the inverse of `from_state_dict`."""
+    flat = flax.traverse_util.flatten_dict(dict(variables))
+    return {layout.key(path): layout.to_file(path, np.asarray(leaf)) for path, leaf in flat.items()}
+
+
+def _suggest(layout: name_maps.Layout, given: Mapping[str, np.ndarray]) -> str:
+    """Say which architecture of the zoo the keys and shapes fit, whatever the head's width.
+
+    With a prefix that all keys have in common and without it.
+    """
+    prefix = state_dicts.common_prefix(given) if layout is name_maps.PYTORCH else ""
+    inner = {key.removeprefix(prefix): array for key, array in given.items()}
+    classes = layout.num_classes(inner)
+    fits = ""
+    if classes is not None:
+        shapes = {key: value.shape for key, value in inner.items()}
+        for arch in models.MODELS:
+            network = models.build(arch, classes, (0.5,), (0.5,))
+            expected = models.flat_shapes(network, (32, 32, 3))
+            wanted = {
+                layout.key(path): layout.shape(path, shape) for path, shape in expected.items()
+            }
+            if wanted == shapes:
+                fits = f"they fit {arch} with {classes} classes"
+                break
+    if not prefix:
+        return fits or "no architecture of the zoo fits them"
+    shown = prefix[:_LONGEST]
+    if not fits:
+        return f"all their names begin with {shown}, and no architecture of the zoo fits them"
+    return (
+        f"all their names begin with {shown}, without which {fits} (kd_jax.import_teacher "
+        f"--key={shown.rstrip('.')} takes it away)"
+    )

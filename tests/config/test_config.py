@@ -1,0 +1,251 @@
+"""Configs: one place for defaults, every override checked before anything starts."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from config_files import CONFIGS, cases, load
+from helpers import ROOT, run
+from image_folders import make_folder
+from kd_jax import config as config_lib
+from kd_jax.config import checks
+from kd_jax.runtime.errors import UserError
+from kd_jax.training import plan
+from kd_jax.weights import saved_network
+
+
+def test_every_config_is_listed():
+    assert {path.stem for path in (ROOT / "configs").glob("*.py")} == set(CONFIGS)
+
+
+@pytest.mark.parametrize(("name", "arguments"), cases())
+def test_every_config_is_whole(name, arguments):
+    config = load(name).get_config(*arguments)
+    config.teacher.weights = config.teacher.weights or "somewhere"
+    checks.check(config)
+    assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(("name", "arguments"), cases())
+def test_every_config_has_a_plan(name, arguments, tmp_path, monkeypatch):
+    config = load(name).get_config(*arguments)
+    if name == "folder":
+        make_folder(tmp_path, count=40)
+        config.dataset.data_dir = str(tmp_path)
+    config.teacher.arch = config.teacher.arch or "resnet20"
+    said = plan.plan(config, 2, 1000.0)
+    values = dict(re.findall(r"\| (\S.*?) +\| +(\S.*?) +\|", said))
+    assert f"{config.student.arch}, " in values["student"]
+    number, size = values["collectives a step, and their MB"].split(", ")
+    # The gradient's; and batch norm's, which BiT has not.
+    assert int(number) == 1 if name == "bit" else int(number) > 1
+    params = float(re.search(r"([\d.]+) M parameters", values["student"])[1])
+    assert float(size) >= 4 * params * 0.99
+    assert "time at 1000 images/s" in values
+
+
+def test_a_plan_counts_every_teacher_and_their_kept_logits(tmp_path):
+    config = load("resnet44").get_config()
+    config.student.arch, config.teacher.arch = "resnet8", "resnet8"
+    config.distill.view, config.mixup.kind = "fixed", "none"
+    card = saved_network.ModelCard("resnet20", 100, (32, 32, 3), (0.5,) * 3, (0.25,) * 3,
+                                   "cifar100", None, "a test", "0")  # fmt: skip
+    (tmp_path / saved_network.CARD_FILE).write_text(json.dumps(dataclasses.asdict(card)))
+    config.teacher.ensemble = (str(tmp_path),)
+    said = plan.plan(config, 2, None)
+    assert re.findall(r"\| teacher +\| +(\w+), ([\d.]+) M", said) == [
+        ("resnet8", "0.08"), ("resnet20", "0.28")
+    ]  # fmt: skip
+    values = dict(re.findall(r"\| (\S.*?) +\| +(\S.*?) +\|", said))
+    assert float(values["MB a device: the teachers"]) == pytest.approx(4 * 0.36, abs=0.1)
+    # float32 of two teachers, 45,000 examples and 100 classes.
+    assert values["MB a device: the teachers' kept logits"] == "36.0"
+    config.teacher.ensemble = ("not here",)
+    said = plan.plan(config, 2, None)
+    assert re.search(r"\| teacher +\| +as its weights say", said)
+    assert "MB a device: the teachers, as far as known" in said
+    assert "collectives" not in said  # of a step that cannot be traced
+
+
+def test_a_plan_knows_which_norms_are_frozen():
+    config = load("resnet44").get_config()
+    config.student.arch, config.teacher.arch = "resnet8", "resnet8"
+    collectives = {}
+    for pattern in ("", "bn"):
+        config.student.freeze = pattern
+        told = re.search(
+            r"collectives a step, and their MB +\| +(\d+),", plan.plan(config, 2, None)
+        )
+        collectives[pattern] = int(told[1])
+    assert collectives["bn"] == collectives[""] - 2 * 7  # one of each norm, and one of its gradient
+
+
+def test_a_plan_of_a_streamed_run():
+    config = load("resnet44").get_config()
+    config.teacher.arch = "resnet20"
+    config.dataset.resident = "never"
+    config.student.ema_decay = 0.9
+    said = plan.plan(config, 2, None)
+    # 512 images with their partners, of three steps, on two devices.
+    assert re.search(r"MB a device: streamed batches +\| +4\.7 ", said)
+
+
+@pytest.mark.slow
+def test_a_plan_looks_at_no_device(tmp_path):
+    """Of any config: JAX does not even ask which platforms there are."""
+    make_folder(tmp_path, count=40)
+    code = f"""
+from jax._src import xla_bridge
+from kd_jax.training import plan
+from config_files import CONFIGS, load
+for name, (arguments, *_) in CONFIGS.items():
+    config = load(name).get_config(*arguments)
+    config.teacher.arch = config.teacher.arch or "resnet20"
+    if name == "folder":
+        config.dataset.data_dir = {str(tmp_path)!r}
+    plan.plan(config, 8, None)
+    assert not xla_bridge.backends_are_initialized(), name
+"""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment)
+    assert done.returncode == 0
+
+
+def test_the_command_says_the_plan_of_a_large_run():
+    done = run("kd_jax.main", "--config=configs/bit.py", "--plan", "--plan_devices=32",
+               "--plan_rate=7000")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    values = dict(re.findall(r"\| (\S.*?) +\| +(\S.*?) +\|", done.stdout))
+    assert "236.34 M parameters" in values["teacher"]
+    assert values["examples, classes, image"] == "1,255,544, 1000, 224x224x3"
+    assert values["steps, epochs"] == "367,836, 1200.0"
+    # Parameters and two metrics, in float32.
+    assert values["collectives a step, and their MB"] == f"1, {4 * 25_549_354 / 1e6:.2f}"
+
+
+@pytest.mark.slow
+def test_what_a_plan_counts_is_what_the_compiled_step_sends():
+    config = load("demo").get_config()
+    config.student.arch = "resnet8"
+    said = plan.plan(config, 4, None, compiled=True)
+    values = dict(re.findall(r"\| (\S.*?) +\| +(\S.*?) +\|", said))
+    traced = values["collectives a step, and their MB"].split(", ")
+    compiled = values["the same, compiled for CPUs"].split(", ")
+    assert int(compiled[0]) <= int(traced[0])
+    assert compiled[1] == traced[1]
+    assert float(values["MB a device: all temporaries, compiled for CPUs"]) > 1
+
+
+def test_every_default_has_a_check():
+    """A new field without a range or a choice would be a field that is never looked at."""
+    free = {"dataset.data_dir", "dataset.download", "teacher.arch", "teacher.weights",
+            "student.arch", "optimizer.nesterov", "augment.flip", "student.weights",
+            "distill.squared_temperature", "distill.standardize_logits"}  # fmt: skip
+    free |= {"batch_norm.sync", "dataset.name", "dataset.train_split", "dataset.test_split"}
+    free |= {"schedule.step_at", "teacher.ensemble", "teacher.shares", "student.freeze"}
+    fields = set(config_lib.flatten(config_lib.default_config()))
+    assert fields == free | set(checks._CHOICES) | set(checks._RANGES)
+    assert set(config_lib.MAY_CHANGE) <= fields
+
+
+WRONG = {
+    "batch_size": 0,
+    "total_epochs": -1.0,
+    "learning_rate": float("nan"),
+    "weight_decay": 1.5,
+    "optimizer.name": "adamm",
+    "dataset.image_size": -1,
+    "dataset.name": "",
+    "dataset.train_split": "",
+    "dataset.test_split": "train",
+    "dataset.val_examples": 0,
+    "student.arch": "mobilenet",
+    "student.dropout": 1.0,
+    "distill.temperature": 0.0,
+    "distill.label_weight": 1.1,
+    "distill.label_smoothing": 0.1,  # without labels
+    "student.ema_decay": 1.0,
+    "mixup.kind": "Batch",
+    "checkpoint_every_steps": 0,
+    "teacher.on_mismatch": "ignore",
+    "schedule.step_at": (0.7, 0.3),
+    "schedule.name": "cosinus",
+    "teacher.shares": (1.0, 2.0),  # for one teacher
+    "teacher.ensemble": (3,),
+    "student.freeze": "features.[",
+    "distill.view": "fixed",  # with mixup
+    "distill.loss": "dkd",  # with mixup
+    "mixup.groups": 3,  # without kind=group
+    "mixup.alpha": 0.0,
+    "augment.crop_area": 0.0,
+}
+
+TOGETHER = {
+    "accumulate is 3, expected a divisor": {"accumulate": 3},
+    "mixup.groups is 3, expected a divisor": {"mixup.kind": "group", "mixup.groups": 3},
+    "to stop early on the test split": {
+        "patience": 3, "dataset.validation": "half_of_test"
+    },
+    "expected the first in config.teacher.weights": {
+        "teacher.weights": "", "distill.label_weight": 1.0, "teacher.ensemble": ("a",)
+    },
+    "an image is cropped in one way": {"augment.crop_area": 0.5},
+    "cannot answer for a mixture": {"distill.view": "fixed"},
+    "a mixture has two": {"distill.loss": "dkd"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("says", TOGETHER)
+def test_values_that_cannot_be_together(says):
+    config = config_lib.default_config()
+    config.teacher.weights = "somewhere"
+    config.update_from_flattened_dict(TOGETHER[says])
+    with pytest.raises(UserError, match=says):
+        checks.check(config)
+
+
+@pytest.mark.parametrize("path", WRONG)
+def test_a_wrong_value_is_named(path):
+    config = config_lib.default_config()
+    config.teacher.weights = "somewhere"
+    checks.check(config)
+    config.update_from_flattened_dict({path: WRONG[path]})
+    with pytest.raises(UserError, match=rf"config\.{path} is .*expected"):
+        checks.check(config)
+
+
+def test_all_wrong_values_are_named_at_once():
+    config = config_lib.default_config()
+    config.update_from_flattened_dict({"batch_size": -1, "mixup.kind": "no"})
+    with pytest.raises(UserError, match=r"mixup\.kind.*batch_size.*teacher\.weights"):
+        checks.check(config)
+
+
+def test_a_config_that_lacks_a_field_or_has_another():
+    config = config_lib.default_config()
+    del config.mixup
+    config.mixing = ConfigDict({"kind": "batch"})
+    with pytest.raises(UserError, match=r"config\.mixup\.kind is missing.*mixing\.kind is not"):
+        checks.check(config)
+
+
+def test_differences_leave_out_what_may_change():
+    old, new = config_lib.default_config(), config_lib.default_config()
+    new.checkpoint_every_steps = 7
+    new.num_devices = 4
+    assert config_lib.differences(old, new) == []
+    new.eval_every_epochs = 2.0
+    assert config_lib.differences(old, new) == []
+    old.patience = new.patience = 3  # counts validations, so their distance is part of the training
+    assert config_lib.differences(old, new) == ["eval_every_epochs: 1.0 -> 2.0"]
+    old, new = config_lib.default_config(), config_lib.default_config()
+    new.learning_rate = 0.5
+    new.mixup.kind = "none"
+    changed = config_lib.differences(old, new)
+    assert changed == ["learning_rate: 0.001 -> 0.5", "mixup.kind: 'batch' -> 'none'"]
