@@ -15,8 +15,8 @@ from kd_jax.data.dataset import NORMALISATION
 from kd_jax.distill import ensemble
 from kd_jax.distill import step as step_lib
 from kd_jax.runtime import devices as devices_lib
-from kd_jax.training import evaluator
 from kd_jax.training import optimizer as optimizer_lib
+from kd_jax.training.evaluator import Predictor
 
 _NORMALISATION = NORMALISATION["cifar100"]
 _IMAGE_SHAPE = (32, 32, 3)
@@ -92,7 +92,7 @@ def forward(images: np.ndarray, arch: str, batch_size: int) -> Callable[[int], N
     """Return a step that asks a frozen network about one batch, as evaluation does."""
     devices = devices_for(batch_size)
     network = models.build(arch, 100, *_NORMALISATION)
-    predictor = evaluator.Predictor(network.logits, devices, batch_size)
+    predictor = Predictor(network.logits, devices, batch_size)
     variables = devices_lib.replicate(network.init(0, _IMAGE_SHAPE), devices)
     placed = devices_lib.replicate(images[:batch_size], devices)
 

@@ -27,10 +27,11 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: expected the directory of a run")
-    from kd_jax.training import evaluator, saved_student
+    from kd_jax.training import saved_student
+    from kd_jax.training.evaluator import Evaluator
 
     run, step, variables = saved_student.student(Path(_WORKDIR.value), _CHECKPOINT.value)
-    measured = evaluator.Judge(run).measure_student(variables, _SPLIT.value)
+    measured = Evaluator(run).measure_student(variables, _SPLIT.value)
     examples = len(run.dataset.split(_SPLIT.value))
     print(json.dumps({"split": _SPLIT.value, "step": step, "examples": examples, **measured}))
 

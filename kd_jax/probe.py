@@ -36,23 +36,26 @@ def main(argv: Sequence[str]) -> None:
     if out and out.is_dir():
         raise UserError(f"--out={out} is a directory: expected a file to write")
     from kd_jax.data import class_names
-    from kd_jax.training import evaluator, saved_student
+    from kd_jax.training import saved_student
+    from kd_jax.training.evaluator import Evaluator
 
     run, step, variables = saved_student.student(Path(_WORKDIR.value), _CHECKPOINT.value)
-    judge = evaluator.Judge(run)
+    evaluator = Evaluator(run)
     line, examples = (
-        along_the_line(judge, variables, run.dataset.test) if run.teachers else ([], [])
+        along_the_line(evaluator, variables, run.dataset.test) if run.teachers else ([], [])
     )
     result = {
         "step": step,
         "student": run.student.arch,
         "teacher": run.teachers.arch if run.teachers else None,
         "class_names": class_names.of(run.config.dataset),
-        "splits": {split: judge.measure_student(variables, split) for split in ("test", "train")},
+        "splits": {
+            split: evaluator.measure_student(variables, split) for split in ("test", "train")
+        },
         "line": line or None,
         "examples": examples,
-        "softmax": _softmax(run, judge),
-        "confusion": _confusion(run, judge, variables),
+        "softmax": _softmax(run, evaluator),
+        "confusion": _confusion(run, evaluator, variables),
     }
     print(_tables(result))
     if out:
@@ -60,14 +63,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def along_the_line(
-    judge: Any, variables: Any, split: Any
+    evaluator: Any, variables: Any, split: Any
 ) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
     """Return the measures of both networks on mixtures of test images, and a few of the mixtures.
 
     At the shares 0 and 1 the mixtures are the images themselves.
 
     Args:
-      judge: a `evaluator.Judge` of a run with a teacher.
+      evaluator: an `Evaluator` of a run with a teacher.
       variables: the student's, replicated over the devices.
       split: the test `Split`.
 
@@ -80,8 +83,8 @@ def along_the_line(
 
     records, examples = [], []
     for share in SHARES:
-        teacher = judge.teacher_logits_of_mixtures("test", share)
-        student = judge.student_logits(variables, "test", share)
+        teacher = evaluator.teacher_logits_of_mixtures("test", share)
+        student = evaluator.student_logits(variables, "test", share)
         measured = {
             "share": share,
             "teacher_entropy": fidelity.entropy(teacher),
@@ -95,25 +98,25 @@ def along_the_line(
     return records, examples
 
 
-def _softmax(run: Any, judge: Any) -> dict[str, Any] | None:
+def _softmax(run: Any, evaluator: Any) -> dict[str, Any] | None:
     """Return the teacher's logits of one test image; None without a teacher."""
     from kd_jax.report import probe_images
 
     return (
-        probe_images.softmax(run.dataset.test, judge.teacher_logits("test"))
+        probe_images.softmax(run.dataset.test, evaluator.teacher_logits("test"))
         if run.teachers
         else None
     )
 
 
-def _confusion(run: Any, judge: Any, variables: Any) -> dict[str, Any]:
+def _confusion(run: Any, evaluator: Any, variables: Any) -> dict[str, Any]:
     """Return the confusion by class, and by superclass where the data set has them."""
     import numpy as np
 
     from kd_jax.data import dataset
     from kd_jax.metrics import fidelity
 
-    logits = judge.student_logits(variables, "test")
+    logits = evaluator.student_logits(variables, "test")
     labels, classes = run.dataset.test.labels, np.arange(run.dataset.num_classes)
     result: dict[str, Any] = {"by_class": fidelity.confusion(logits, labels, classes).tolist()}
     if run.dataset.name in dataset.SUPERCLASSES:

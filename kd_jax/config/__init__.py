@@ -2,7 +2,7 @@
 
 from kd_jax.config.schema import (
     MAY_BE_NONE,
-    MAY_CHANGE,
+    RESUME_MUTABLE,
     default_config,
     differences,
     flatten,
@@ -13,7 +13,7 @@ from kd_jax.config.schema import (
 
 __all__ = [
     "MAY_BE_NONE",
-    "MAY_CHANGE",
+    "RESUME_MUTABLE",
     "default_config",
     "differences",
     "flatten",

@@ -17,7 +17,7 @@ from ml_collections.config_dict import placeholder
 # Fields that do not touch the training's trajectory, so a run may be resumed under other values;
 # but `eval_every_epochs` where `patience` counts validations, and the number of devices where batch
 # norm is not synchronised (`provenance.check_devices`).
-MAY_CHANGE = (
+RESUME_MUTABLE = (
     "checkpoint_every_steps",
     "eval_every_epochs",
     "log_every_steps",
@@ -208,7 +208,7 @@ def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Return `field: old -> new` for every field that a resumed run may not change."""
     before, after = flatten(old), flatten(new)
-    may_change = set(MAY_CHANGE) - ({"eval_every_epochs"} if old.patience else set())
+    may_change = set(RESUME_MUTABLE) - ({"eval_every_epochs"} if old.patience else set())
     return [
         f"{path}: {before.get(path)!r} -> {after.get(path)!r}"
         for path in before | after

@@ -95,7 +95,7 @@ def _mean_over_devices(tree: Any) -> Any:
 
 
 class Pupil(Protocol):
-    """A student with what trains it; an `setup.Experiment` is one."""
+    """A student with what trains it; a `RunSetup` is one."""
 
     @property
     def config(self) -> ConfigDict:
@@ -242,7 +242,7 @@ def make_cohort_step(
 
     They share data, views and the teacher's answers, which are computed once; each has its own
     loss, optimiser and network, so each learns as it would alone. What they must share is in
-    `cohort.MAY_DIFFER`'s complement.
+    `cohort.COHORT_MUTABLE`'s complement.
 
     The step takes `(states, constants, batch)`: what it trains, one for each student; `Constants`;
     and this device's part of the batch, `Batch` or `Streamed`. It returns the new states and

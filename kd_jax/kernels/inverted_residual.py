@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.kernels import conv, forms, lowering, native
-from kd_jax.models.norm import EPSILON
+from kd_jax.kernels.batch_norm import EPSILON
 
 
 class _Weights(NamedTuple):

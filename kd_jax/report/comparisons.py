@@ -24,7 +24,7 @@ _BUDGET = ("total_epochs", "total_steps", "warmup_epochs", "patience")
 # Besides what does not touch the training: seeds are what a row has several of, and the teacher is
 # known by the hash of its weights.
 _NOT_COMPARED = (
-    *config_lib.MAY_CHANGE,
+    *config_lib.RESUME_MUTABLE,
     *_BUDGET,
     "seed",
     "teacher.arch",

@@ -24,6 +24,7 @@ from kd_jax.runtime import atomic_files, huge_pages, signals
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable, run_command
 from kd_jax.study import leases, spec, worker
+from kd_jax.study.leases import Leases
 from kd_jax.training import workdir
 
 _CONFIG = flags.DEFINE_string("config", "", "Study, e.g. configs/studies/table2.py:epochs=3.")
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     check(root, study)
     stop = signals.StopRequest().listen()
     most = _MOST.value if _COHORTS.value else 1
-    with leases.Claims(root, 60 * _STALE_MINUTES.value, _leave_to_another) as own:
+    with Leases(root, 60 * _STALE_MINUTES.value, _leave_to_another) as own:
         _wait_for_tables(own)
         begin(root, study)
         own.release(_TABLES, "done")
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(EXIT_FAILED)
 
 
-def _wait_for_tables(own: leases.Claims) -> None:
+def _wait_for_tables(own: Leases) -> None:
     while own.take(_TABLES) is None:
         time.sleep(worker.POLL_SECONDS)
 

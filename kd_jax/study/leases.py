@@ -61,7 +61,7 @@ class _Own:
     reminded_at: float = 0.0
 
 
-class Claims:
+class Leases:
     """The claims that this process holds; a thread keeps them fresh.
 
     A context manager that lets go of all of them in the end.
@@ -85,7 +85,7 @@ class Claims:
         self._lock = threading.Lock()
         self._closing = threading.Event()
 
-    def __enter__(self) -> Claims:
+    def __enter__(self) -> Leases:
         threading.Thread(target=self._keep_fresh, daemon=True).start()
         return self
 

@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 from kd_jax.runtime import atomic_files, signals
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
-from kd_jax.study import leases, spec
+from kd_jax.study import spec
+from kd_jax.study.leases import Leases
 from kd_jax.training import workdir
 
 FAILED = "failed"
@@ -46,7 +47,7 @@ class Session:
     teachers: Path | None
     groups: Sequence[Sequence[spec.Run]]
     earlier: Mapping[str, Any]
-    claims: leases.Claims
+    claims: Leases
     stop: signals.StopRequest
 
     def directory(self, run: spec.Run) -> Path:
@@ -79,7 +80,7 @@ def start(
     root: Path,
     teachers: Path | None,
     most: int,
-    own: leases.Claims,
+    own: Leases,
     stop: signals.StopRequest,
 ) -> Session:
     """Return what this process works with; `most` is how many runs may train together."""

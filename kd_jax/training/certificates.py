@@ -20,20 +20,20 @@ from kd_jax.runtime import atomic_files, processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import heads, load
-from kd_jax.training import evaluator, setup, workdir
+from kd_jax.training import workdir
+from kd_jax.training.evaluator import Evaluator
+from kd_jax.training.setup import RunSetup
 from kd_jax.weights import saved_network
 
 _CERTIFIED = ("top1", "top5", "nll", "ece")
 
 
-def certify(
-    run: setup.Experiment, judge: evaluator.Judge, directory: Path
-) -> dict[str, Any] | None:
+def certify(run: RunSetup, evaluator: Evaluator, directory: Path) -> dict[str, Any] | None:
     """Measure the teacher before anything is learnt from it, unless this run already did.
 
     Args:
       run: whose teacher it is.
-      judge: of that run.
+      evaluator: of that run.
       directory: of that run; nothing is written.
 
     Returns:
@@ -59,7 +59,7 @@ def certify(
             )  # fmt: skip
     logger.info("measuring the teacher %s on the test split", its.arch)
     certified = certificate(
-        its, judge.members_logits("test"), run.dataset.test.labels, run.dataset.fingerprint
+        its, evaluator.members_logits("test"), run.dataset.test.labels, run.dataset.fingerprint
     )
     for one in (*certified.get("members", ()), certified):
         logger.info(

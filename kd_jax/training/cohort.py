@@ -17,7 +17,7 @@ from kd_jax import config as config_lib
 from kd_jax.runtime.errors import UserError
 
 # What members of a cohort may each have their own way: everything behind the view.
-MAY_DIFFER = (
+COHORT_MUTABLE = (
     "learning_rate",
     "warmup_epochs",
     "weight_decay",
@@ -51,7 +51,7 @@ def check(configs: Sequence[ConfigDict]) -> None:
             raise UserError(
                 f"these runs cannot train together: config.{name} is {first.get(name)!r} in one "
                 f"and {other.get(name)!r} in another; expected runs that differ in "
-                f"{', '.join(MAY_DIFFER)} alone"
+                f"{', '.join(COHORT_MUTABLE)} alone"
             )
 
 
@@ -60,5 +60,5 @@ def _shared(config: ConfigDict) -> dict[str, object]:
     return {
         path: value
         for path, value in config_lib.flatten(config).items()
-        if path in _MUST_AGREE or not any(fnmatch.fnmatch(path, name) for name in MAY_DIFFER)
+        if path in _MUST_AGREE or not any(fnmatch.fnmatch(path, name) for name in COHORT_MUTABLE)
     }

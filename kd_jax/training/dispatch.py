@@ -14,8 +14,9 @@ from kd_jax.distill import losses
 from kd_jax.distill import step as step_lib
 from kd_jax.runtime import devices, processes
 from kd_jax.runtime.signals import StopRequest
-from kd_jax.training import evaluator, fixed_view
-from kd_jax.training.setup import Experiment
+from kd_jax.training import fixed_view
+from kd_jax.training.evaluator import Evaluator
+from kd_jax.training.setup import RunSetup
 
 Call = Callable[[step_lib.States, Any], tuple[step_lib.States, step_lib.Metrics, jax.Array | None]]
 
@@ -42,7 +43,7 @@ def calls(start: int, end: int, size: int, must_end: Iterable[int]) -> Iterator[
 
 
 def prepare(
-    runs: Sequence[Experiment], judge: evaluator.Judge, workdir: Path, stop: StopRequest
+    runs: Sequence[RunSetup], evaluator: Evaluator, workdir: Path, stop: StopRequest
 ) -> Call:
     """Return `(states, batch) -> states, metrics, votes` of runs that train together.
 
@@ -52,7 +53,7 @@ def prepare(
 
     Args:
       runs: of the same data, views and teachers.
-      judge: of the first.
+      evaluator: of the first.
       workdir: of the first, for the kept logits of a fixed view.
       stop: how this process is asked to stop.
     """
@@ -66,11 +67,11 @@ def prepare(
         labels = devices.replicate(first.dataset.train.labels, first.devices)
     if any(its.label_weight < 1 for its in options):
         if options[0].view == "fixed":
-            kept = fixed_view.teacher_logits(first, judge, workdir)
+            kept = fixed_view.teacher_logits(first, evaluator, workdir)
             logits = devices.replicate(kept, first.devices)
         else:
-            variables = judge.teacher_variables
-    images: Any = judge.images("train") if first.resident else None
+            variables = evaluator.teacher_variables
+    images: Any = evaluator.images("train") if first.resident else None
     constants = step_lib.Constants(images, labels, variables, logits)
     if processes.count() == 1:
         alone = devices.pmap(step, first.devices, (False, False, True), donate_argnums=0)
@@ -107,7 +108,7 @@ def several(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, An
     return call
 
 
-def feeder(run: Experiment, of_calls: Iterable[range]) -> prefetch.Feeder:
+def feeder(run: RunSetup, of_calls: Iterable[range]) -> prefetch.Feeder:
     """Return what gives the batch of each call in turn."""
     config, examples = run.config, len(run.dataset.train)
     return prefetch.Feeder(

@@ -14,7 +14,7 @@ from kd_jax.distill import augment
 from kd_jax.metrics import fidelity
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime.errors import DivergedError, UserError
-from kd_jax.training.setup import Experiment
+from kd_jax.training.setup import RunSetup
 
 _MOST_IN_FLIGHT = 2  # batches dispatched and not yet finished, as in the loop
 
@@ -93,9 +93,9 @@ class Predictor:
 
 
 class _Common:
-    """What judges of one data set and the same teachers share."""
+    """What evaluators of one data set and the same teachers share."""
 
-    def __init__(self, experiment: Experiment, batch_size: int):
+    def __init__(self, experiment: RunSetup, batch_size: int):
         self._experiment = experiment
         if experiment.teachers is not None:
             logits_of = experiment.teachers.ensemble.logits
@@ -136,25 +136,25 @@ class _Common:
         return np.asarray(self._experiment.teachers.ensemble.mean(self.members_logits(split)))
 
 
-class Judge:
+class Evaluator:
     """Looks at whole splits in eval mode, without augmentation.
 
     The view is fixed, so the teachers' logits are computed once a split, when they are first
     needed.
     """
 
-    def __init__(self, experiment: Experiment, colleague: Judge | None = None):
+    def __init__(self, experiment: RunSetup, shared: Evaluator | None = None):
         """Begin.
 
         Args:
           experiment: whose student is measured.
-          colleague: the judge of another with the same data and the same teachers, with whom this
+          shared: the evaluator of another with the same data and the same teachers, with whom this
             one shares what is placed on the devices and what the teachers said.
         """
         self._experiment = experiment
         batch_size = experiment.config.batch_size // experiment.config.accumulate
         self._student = Predictor(experiment.student.logits, experiment.devices, batch_size)
-        self._common: _Common = colleague._common if colleague else _Common(experiment, batch_size)
+        self._common: _Common = shared._common if shared else _Common(experiment, batch_size)
 
     @property
     def teacher_variables(self) -> tuple[models.Variables, ...]:

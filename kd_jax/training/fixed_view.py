@@ -13,15 +13,15 @@ import numpy as np
 
 from kd_jax.runtime import atomic_files, processes
 from kd_jax.runtime.console import logger
-from kd_jax.training import evaluator
-from kd_jax.training.setup import Experiment
+from kd_jax.training.evaluator import Evaluator
+from kd_jax.training.setup import RunSetup
 
 LOGITS_FILE = "teacher_logits.npz"
 _CHECKED = 256  # images whose kept logits are compared with fresh ones
 _TOLERANCE = 1e-5  # of the largest logit
 
 
-def teacher_logits(run: Experiment, judge: evaluator.Judge, workdir: Path) -> np.ndarray:
+def teacher_logits(run: RunSetup, evaluator: Evaluator, workdir: Path) -> np.ndarray:
     """Return float32 `[teachers, N, classes]`, read from the run's directory or written to it.
 
     What is read must be of these teachers and this data, and some of it is computed again: where
@@ -36,13 +36,13 @@ def teacher_logits(run: Experiment, judge: evaluator.Judge, workdir: Path) -> np
             shape = len(run.teachers.variables), len(run.dataset.train), run.dataset.num_classes
             kept = np.zeros(shape, np.float32)
         kept = processes.tree_from_first(kept)
-        fresh = judge.some_members_logits("train", _CHECKED)
+        fresh = evaluator.some_members_logits("train", _CHECKED)
         off = np.abs(kept[:, :_CHECKED] - fresh).max(initial=0.0) / np.abs(fresh).max(initial=1e-9)
         if off <= _TOLERANCE and np.isfinite(kept).all():
             return kept
         logger.warning("the logits in %s are off by %.1e: they are computed anew", path, off)
     logger.info("computing the teacher's logits of all %d clean images", len(run.dataset.train))
-    logits = judge.members_logits("train")
+    logits = evaluator.members_logits("train")
     content = io.BytesIO()
     np.savez(content, logits=logits, key=np.array(key))
     processes.on_first(lambda: atomic_files.write_whole(path, content.getvalue()))

@@ -20,8 +20,11 @@ from kd_jax.runtime import devices, processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError, UserError
 from kd_jax.runtime.signals import StoppedError, StopRequest
-from kd_jax.training import dispatch, evaluator, metric_logger, setup
+from kd_jax.training import dispatch, metric_logger
 from kd_jax.training.checkpoints import BEST_METRIC, DamagedError
+from kd_jax.training.evaluator import Evaluator
+from kd_jax.training.metric_logger import MetricLogger, Throughput
+from kd_jax.training.setup import RunSetup
 from kd_jax.training.shared_checkpoints import SharedCheckpoints
 
 _MOST_IN_FLIGHT = 2  # calls dispatched and not yet finished: enough to keep devices busy
@@ -33,13 +36,13 @@ class Member:
 
     Attributes:
       run: its parts.
-      judge: of its student.
+      evaluator: of its student.
       checkpoints: its own.
       workdir: its own.
     """
 
-    run: setup.Experiment
-    judge: evaluator.Judge
+    run: RunSetup
+    evaluator: Evaluator
     checkpoints: SharedCheckpoints
     workdir: Path
 
@@ -83,17 +86,18 @@ def loop(
         marks = (step for step in every if _does_something(run, evaluations, step))
         return dispatch.calls(start, end, config.steps_per_call, marks)
 
-    call = dispatch.prepare([m.run for m in members], members[0].judge, members[0].workdir, stop)
+    call = dispatch.prepare(
+        [m.run for m in members], members[0].evaluator, members[0].workdir, stop
+    )
     logs = [
-        metric_logger.Logbook(member.workdir if processes.is_first() else None, start)
-        for member in members
+        MetricLogger(member.workdir if processes.is_first() else None, start) for member in members
     ]
     validated = processes.on_first(
         lambda: [record["top1"] for record in logs[0].records if record["kind"] == "val"]
     )
     names = [""] if len(members) == 1 else [f"{member.workdir.name}: " for member in members]
     progress = [
-        metric_logger.Progress(log, config.batch_size, total, examples, name)
+        Throughput(log, config.batch_size, total, examples, name)
         for log, name in zip(logs, names, strict=True)
     ]
     logger.info(
@@ -196,7 +200,7 @@ def _check(step: int, metrics: Mapping[str, jax.Array]) -> None:
     metric_logger.check_finite(step, {name: float(value) for name, value in metrics.items()})
 
 
-def _does_something(run: setup.Experiment, evaluations: set[int], step: int) -> bool:
+def _does_something(run: RunSetup, evaluations: set[int], step: int) -> bool:
     """Tell whether the loop logs, measures or saves after so many updates."""
     config = run.config
     return (
@@ -215,7 +219,7 @@ def _is_out_of_patience(validated: list[float], patience: int) -> bool:
 
 def _last_good(member: Member, state: step_lib.TrainState) -> str:
     """Measure the newest checkpoint, for the sentence that ends a run."""
-    run, judge, checkpoints = member.run, member.judge, member.checkpoints
+    run, evaluator, checkpoints = member.run, member.evaluator, member.checkpoints
     checkpoints.wait()
     step = checkpoints.latest_step()
     if step is None:
@@ -225,13 +229,13 @@ def _last_good(member: Member, state: step_lib.TrainState) -> str:
     except DamagedError as error:
         return f"the checkpoint of step {step} is damaged ({error})"
     try:
-        top1 = judge.measure_student(good.variables, "val")["top1"]
+        top1 = evaluator.measure_student(good.variables, "val")["top1"]
     except DivergedError as error:
         return f"at the checkpoint of step {step}, which is kept, {error} too"
     return f"the checkpoint of step {step} is kept, it reaches {top1:.2f} % on validation"
 
 
-def _evaluation_steps(run: setup.Experiment) -> set[int]:
+def _evaluation_steps(run: RunSetup) -> set[int]:
     """Return the steps after which validation is measured: every so many epochs, and the last."""
     examples, every = len(run.dataset.train), run.config.eval_every_epochs
     epochs = run.total_steps * run.config.batch_size / examples
@@ -242,9 +246,9 @@ def _evaluation_steps(run: setup.Experiment) -> set[int]:
 
 
 def _validate(
-    log: metric_logger.Logbook, name: str, member: Member, state: step_lib.TrainState, step: int
+    log: MetricLogger, name: str, member: Member, state: step_lib.TrainState, step: int
 ) -> dict[str, float]:
-    measured = member.judge.measure_student(state.variables, "val")
+    measured = member.evaluator.measure_student(state.variables, "val")
     log.write("val", step, measured)
     agrees = f", agreement {measured['agreement']:.2f} %" if "agreement" in measured else ""
     logger.info("%sstep %d  validation top-1 %.2f %%%s", name, step, measured["top1"], agrees)

@@ -31,7 +31,7 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
             raise DivergedError(f"{name} is {value} at step {step}")
 
 
-class Logbook:
+class MetricLogger:
     """The writer of one run's metrics.
 
     Attributes:
@@ -100,7 +100,7 @@ class Logbook:
             logger.warning("TensorBoard's files could not be written: %s", error)
 
 
-class Progress:
+class Throughput:
     """Metrics of the training steps, one step late, and the rate of training alone.
 
     A metric is fetched only when the step after it has been dispatched, so the devices never wait
@@ -108,7 +108,12 @@ class Progress:
     """
 
     def __init__(
-        self, logbook: Logbook, batch_size: int, total_steps: int, examples: int, name: str = ""
+        self,
+        logbook: MetricLogger,
+        batch_size: int,
+        total_steps: int,
+        examples: int,
+        name: str = "",
     ):
         self._logbook, self._batch_size, self._name = logbook, batch_size, name
         self._total_steps, self._examples = total_steps, examples

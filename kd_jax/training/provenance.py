@@ -88,7 +88,7 @@ def add_start(
       fingerprint: of the data set.
       teacher_sha256: of the teacher's weights; None without a teacher.
       devices: how many train.
-      student_start: `Experiment.start_digest` of the student.
+      student_start: `RunSetup.start_digest` of the student.
     """
     starts = starts_of(workdir)
     here = arithmetic()

@@ -9,10 +9,11 @@ from kd_jax.runtime import atomic_files, devices
 from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.training import certificates, provenance, setup, trajectory, workdir
 from kd_jax.training.checkpoints import Checkpoints, DamagedError
+from kd_jax.training.setup import RunSetup
 
 
-def student(directory: Path, which: str) -> tuple[setup.Experiment, int, Any]:
-    """Return a run's `Experiment`, a step, and the student's variables then, on all devices.
+def student(directory: Path, which: str) -> tuple[RunSetup, int, Any]:
+    """Return a run's `RunSetup`, a step, and the student's variables then, on all devices.
 
     Args:
       directory: of the run; only read.

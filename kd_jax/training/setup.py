@@ -28,7 +28,7 @@ from kd_jax.weights import saved_network
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
+class RunSetup:
     """The parts of one run.
 
     Attributes:
@@ -86,7 +86,7 @@ def prepare(config: ConfigDict) -> None:
     devices_lib.prepare(config.num_devices, config.batch_size // config.accumulate)
 
 
-def build(config: ConfigDict, like: Experiment | None = None) -> Experiment:
+def build(config: ConfigDict, like: RunSetup | None = None) -> RunSetup:
     """Check a config and build what it describes.
 
     Args:
@@ -132,7 +132,7 @@ def build(config: ConfigDict, like: Experiment | None = None) -> Experiment:
     total_steps = config.total_steps or sampler.steps_in(config.total_epochs, batch_size, examples)
     warmup_steps = round(config.warmup_epochs * examples / batch_size)
     optimizer = optimizer_lib.build(config, total_steps, warmup_steps, examples / batch_size)
-    return Experiment(
+    return RunSetup(
         config=config,
         devices=devices,
         dataset=dataset,

@@ -22,8 +22,9 @@ from kd_jax.runtime import atomic_files, processes, signals
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError, UserError, reachable
-from kd_jax.training import certificates, cohort, evaluator, provenance, setup, workdir
+from kd_jax.training import certificates, cohort, provenance, setup, workdir
 from kd_jax.training.checkpoints import DamagedError
+from kd_jax.training.evaluator import Evaluator
 from kd_jax.training.loop import Member, loop
 from kd_jax.training.shared_checkpoints import SharedCheckpoints
 from kd_jax.weights import saved_network
@@ -87,8 +88,8 @@ def train_together(
             if run.is_changed_by_devices:
                 devices = len(run.devices) * processes.count()
                 processes.on_first(functools.partial(provenance.check_devices, place, devices))
-        leader = evaluator.Judge(first)
-        judges = [leader, *(evaluator.Judge(run, leader) for run in runs[1:])]
+        leader = Evaluator(first)
+        evaluators = [leader, *(Evaluator(run, leader) for run in runs[1:])]
         _say_what_is_odd(configs[0])
         certified = [certificates.certify(first, leader, place) for place in places]
         members, states = [], []
@@ -99,7 +100,7 @@ def train_together(
             checkpoints = SharedCheckpoints(
                 place / workdir.CHECKPOINTS, configs[number].keep_checkpoints
             )
-            members.append(Member(runs[number], judges[number], checkpoints, place))
+            members.append(Member(runs[number], evaluators[number], checkpoints, place))
             states.append(_first_state(members[-1], certified[number]))
         trained, speed = _loop(members, states, stop or signals.StopRequest())
         results = []
@@ -179,8 +180,8 @@ def _result(
     together: int,
 ) -> dict[str, Any]:
     """Measure the finished student, and write `result.json` and the student itself."""
-    run, judge, checkpoints, directory = (
-        member.run, member.judge, member.checkpoints, member.workdir
+    run, evaluator, checkpoints, directory = (
+        member.run, member.evaluator, member.checkpoints, member.workdir
     )  # fmt: skip
     config, dataset, trained = run.config, run.dataset, int(state.step)
     if config.patience and (step := checkpoints.best_step()) is not None:
@@ -188,8 +189,8 @@ def _result(
             state = devices_lib.replicate(checkpoints.restore(state, step), run.devices)
         except DamagedError as error:
             logger.warning("the best checkpoint is damaged (%s): the last is kept instead", error)
-    test = judge.measure_student(state.variables, "test")
-    val = judge.measure_student(state.variables, "val")
+    test = evaluator.measure_student(state.variables, "test")
+    val = evaluator.measure_student(state.variables, "val")
     earlier = (
         processes.on_first(lambda: atomic_files.read_json(directory / workdir.RESULT_FILE)) or {}
     )
@@ -246,7 +247,7 @@ def _result(
 
 def _best(member: Member, state: step_lib.TrainState) -> dict[str, Any] | None:
     """Measure the checkpoint that was best on validation, which need not be the last."""
-    run, judge, checkpoints = member.run, member.judge, member.checkpoints
+    run, evaluator, checkpoints = member.run, member.evaluator, member.checkpoints
     step = checkpoints.best_step()
     if step is None:
         return None
@@ -257,7 +258,7 @@ def _best(member: Member, state: step_lib.TrainState) -> dict[str, Any] | None:
             logger.warning("the best checkpoint, of step %d, is damaged (%s)", step, error)
             return None
     try:
-        val, test = (judge.measure_student(state.variables, split) for split in ("val", "test"))
+        val, test = (evaluator.measure_student(state.variables, split) for split in ("val", "test"))
     except DivergedError as error:
         logger.warning("the best checkpoint, of step %d, is left out: %s", step, error)
         return None

@@ -151,7 +151,7 @@ def test_every_default_has_a_check():
     free |= {"schedule.step_at", "teacher.ensemble", "teacher.shares", "student.freeze"}
     fields = set(config_lib.flatten(config_lib.default_config()))
     assert fields == free | set(checks._CHOICES) | set(checks._RANGES)
-    assert set(config_lib.MAY_CHANGE) <= fields
+    assert set(config_lib.RESUME_MUTABLE) <= fields
 
 
 WRONG = {

@@ -15,6 +15,7 @@ from kd_jax.runtime.atomic_files import read_json
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.study import leases
+from kd_jax.study.leases import Leases
 
 
 @pytest.fixture
@@ -42,8 +43,8 @@ def write_claim(root, name, **said):
 
 
 def test_a_claim_is_one_processs_until_it_ends_dies_or_falls_silent(tmp_path):
-    with leases.Claims(tmp_path, 60, pytest.fail) as own, \
-            leases.Claims(tmp_path, 60, pytest.fail) as other:  # fmt: skip
+    with Leases(tmp_path, 60, pytest.fail) as own, \
+            Leases(tmp_path, 60, pytest.fail) as other:  # fmt: skip
         assert own.take("a") == 1
         assert other.take("a") is None
         assert other.holder("a") == f"process {os.getpid()} on {os.uname().nodename}"
@@ -61,7 +62,7 @@ def test_a_claim_is_one_processs_until_it_ends_dies_or_falls_silent(tmp_path):
         (tmp_path / "claims" / "begun" / "1.json").touch()  # made, and not written yet
         assert own.take("begun") is None
     assert read_json(tmp_path / "claims" / "a" / "2.json")["ended"] == "stopped"
-    with leases.Claims(tmp_path, 60, pytest.fail) as own:
+    with Leases(tmp_path, 60, pytest.fail) as own:
         assert (own.take("a"), own.tries("a")) == (3, 2)
 
 
@@ -72,7 +73,7 @@ def test_of_all_who_take_over_a_stale_claim_one_succeeds(tmp_path):
         barrier, took = threading.Barrier(8), []
 
         def take(number=number, barrier=barrier, took=took):
-            own = leases.Claims(tmp_path, 60, pytest.fail)
+            own = Leases(tmp_path, 60, pytest.fail)
             barrier.wait()
             took.append(own.take(f"run{number}"))
 
@@ -92,7 +93,7 @@ def test_a_claim_is_kept_fresh_and_its_holder_hears_when_it_is_taken_over(tmp_pa
         told.append((name, why))
         heard.set()
 
-    with leases.Claims(tmp_path, 60, lost) as own:
+    with Leases(tmp_path, 60, lost) as own:
         own.take("a")
         path = tmp_path / "claims" / "a" / "1.json"
         os.utime(path, (0, 0))
@@ -115,7 +116,7 @@ def broken(*_, **__):
 
 
 def test_stray_files_are_no_claims(tmp_path):
-    with leases.Claims(tmp_path, 60, pytest.fail) as own:
+    with Leases(tmp_path, 60, pytest.fail) as own:
         folder = tmp_path / "claims" / "a"
         folder.mkdir(parents=True)
         for name in STRAYS:
@@ -132,7 +133,7 @@ def test_stray_files_are_no_claims(tmp_path):
 
 @pytest.mark.parametrize("call", ["utime", "listdir"])
 def test_a_heart_goes_on_beating_when_the_place_fails(call, tmp_path, monkeypatch, warned):
-    own = leases.Claims(tmp_path, 60, pytest.fail)
+    own = Leases(tmp_path, 60, pytest.fail)
     own.take("a")
     path = tmp_path / "claims" / "a" / "1.json"
     os.utime(path, (0, 0))
@@ -151,7 +152,7 @@ def test_a_heart_goes_on_beating_when_the_place_fails(call, tmp_path, monkeypatc
 
 def test_a_claim_out_of_reach_for_too_long_counts_as_lost(tmp_path, monkeypatch, warned):
     told = []
-    own = leases.Claims(tmp_path, 60, lambda *said: told.append(said))
+    own = Leases(tmp_path, 60, lambda *said: told.append(said))
     own.take("a")
     monkeypatch.setattr(os, "utime", broken)
     own.beat()
@@ -168,8 +169,8 @@ def test_a_claim_out_of_reach_for_too_long_counts_as_lost(tmp_path, monkeypatch,
 @pytest.mark.parametrize("made_again", [True, False])
 def test_a_claim_that_was_removed_is_made_again_or_lost(made_again, tmp_path):
     told = []
-    own = leases.Claims(tmp_path, 60, lambda name, _: told.append(name))
-    other = leases.Claims(tmp_path, 60, pytest.fail)
+    own = Leases(tmp_path, 60, lambda name, _: told.append(name))
+    other = Leases(tmp_path, 60, pytest.fail)
     own.take("a")
     path = tmp_path / "claims" / "a" / "1.json"
     said = read_json(path)
@@ -183,7 +184,7 @@ def test_a_claim_that_was_removed_is_made_again_or_lost(made_again, tmp_path):
 
 
 def test_what_could_not_be_written_is_written_with_a_later_beat(tmp_path, monkeypatch, warned):
-    own = leases.Claims(tmp_path, 60, pytest.fail)
+    own = Leases(tmp_path, 60, pytest.fail)
     path = tmp_path / "claims" / "a" / "1.json"
     with monkeypatch.context() as failing:
         failing.setattr("builtins.open", broken)
@@ -201,18 +202,18 @@ def test_what_could_not_be_written_is_written_with_a_later_beat(tmp_path, monkey
 
 
 def test_a_disk_that_is_full_when_a_claim_is_made(tmp_path, monkeypatch, warned):
-    own = leases.Claims(tmp_path, 60, pytest.fail)
+    own = Leases(tmp_path, 60, pytest.fail)
     with monkeypatch.context() as failing:
         failing.setattr(json, "dumps", broken)  # the file is made, and stays empty
         assert own.take("a") == 1
-    assert leases.Claims(tmp_path, 60, pytest.fail).take("a") is None
+    assert Leases(tmp_path, 60, pytest.fail).take("a") is None
     own.beat()
     assert read_json(tmp_path / "claims" / "a" / "1.json")["process"] == os.getpid()
 
 
 def test_a_place_that_will_never_do_is_one_sentence(tmp_path, monkeypatch, warned):
     (tmp_path / "claims").touch()
-    own = leases.Claims(tmp_path, 60, pytest.fail)
+    own = Leases(tmp_path, 60, pytest.fail)
     with pytest.raises(UserError, match=r"claims/a cannot be written .*: make the place writable"):
         own.take("a")
     monkeypatch.setattr(os, "listdir", broken)
@@ -225,9 +226,9 @@ def test_a_place_that_will_never_do_is_one_sentence(tmp_path, monkeypatch, warne
 
 def test_errors_hours_apart_are_no_lasting_one(tmp_path, monkeypatch, warned):
     """Between them the place was reached: another process had the run."""
-    other = leases.Claims(tmp_path, 1e9, pytest.fail)
+    other = Leases(tmp_path, 1e9, pytest.fail)
     assert other.take("a") == 1
-    own = leases.Claims(tmp_path, 60, pytest.fail)
+    own = Leases(tmp_path, 60, pytest.fail)
     now = time.monotonic()
     for hours in (0, 1):
         monkeypatch.setattr(time, "monotonic", lambda hours=hours: now + 3600 * hours)
@@ -239,7 +240,7 @@ def test_errors_hours_apart_are_no_lasting_one(tmp_path, monkeypatch, warned):
 
 @pytest.mark.parametrize("said", ["[]", '{"machine": 3}', '{"process": "x"}', '{"process": 1e99}'])
 def test_a_claim_that_says_anything_goes_by_its_age(said, tmp_path):
-    own = leases.Claims(tmp_path, 60, pytest.fail)
+    own = Leases(tmp_path, 60, pytest.fail)
     path = write_claim(tmp_path, "a")
     path.write_text(said)
     assert own.take("a") is None

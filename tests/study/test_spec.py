@@ -15,7 +15,8 @@ from kd_jax.runtime.atomic_files import read_json, read_json_lines
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError, UserError
 from kd_jax.runtime.signals import StoppedError
-from kd_jax.training import evaluator, fixed_view, saved_student
+from kd_jax.training import fixed_view, saved_student
+from kd_jax.training.evaluator import Evaluator
 from kd_jax.training.loop import MemberError
 from kd_jax.training.setup import build
 from kd_jax.training.train import train
@@ -112,7 +113,7 @@ def test_a_fixed_view_keeps_the_teachers_logits_and_checks_them(two_teachers, tm
     path = tmp_path / "w" / fixed_view.LOGITS_FILE
     kept = np.load(path)
     run = build(config)
-    fresh = evaluator.Judge(run).members_logits("train")
+    fresh = Evaluator(run).members_logits("train")
     np.testing.assert_allclose(kept["logits"], fresh, rtol=1e-5, atol=1e-5)
     np.savez(path, logits=kept["logits"] + 0.1, key=kept["key"])
     train(config, tmp_path / "w")
@@ -126,12 +127,12 @@ def test_a_teacher_whose_answers_are_not_finite_is_refused(two_teachers):
     config = distil(two_teachers[0])
     run = build(config)
     run.teachers.members[0].variables["params"]["fc"]["kernel"][0, 3] = np.nan
-    judge = evaluator.Judge(run)
-    for ask in (judge.members_logits, judge.teacher_logits):
+    evaluator = Evaluator(run)
+    for ask in (evaluator.members_logits, evaluator.teacher_logits):
         with pytest.raises(UserError, match=r"the teacher tiny's logits are not finite for 360 "):
             ask("test")
     with pytest.raises(UserError, match=r"not finite for 7 of 7 images"):
-        judge.some_members_logits("train", 7)
+        evaluator.some_members_logits("train", 7)
 
 
 def test_answers_that_are_not_finite_in_validation_are_divergence(tmp_path, monkeypatch):
@@ -163,8 +164,8 @@ def test_a_student_whose_answers_are_not_finite_is_not_measured():
     run = build(digits_config(1))
     variables = jax.device_get(run.initial_state().variables)
     variables["params"]["fc"]["bias"] = np.full(10, np.inf, np.float32)
-    judge = evaluator.Judge(run)
-    for look in (judge.measure_student, judge.student_logits):
+    evaluator = Evaluator(run)
+    for look in (evaluator.measure_student, evaluator.student_logits):
         with pytest.raises(DivergedError, match="on the test split the student's logits are not"):
             look(devices.replicate(variables, run.devices), "test")
 

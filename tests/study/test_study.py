@@ -20,6 +20,7 @@ from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.signals import StopRequest
 from kd_jax.study import __main__, leases, spec, worker
+from kd_jax.study.leases import Leases
 from kd_jax.training import cohort, workdir
 
 # A teacher, two rows of two students, and one whose teacher's weights are nowhere.
@@ -203,7 +204,7 @@ def test_stray_files_and_failing_writes_among_the_claims(half_done, unbroken, ti
 
     for name in failures:
         monkeypatch.setattr(os, name, sometimes(name, getattr(os, name)))
-    with leases.Claims(half_done, 600, pytest.fail) as own:
+    with Leases(half_done, 600, pytest.fail) as own:
         its = worker.start(spec.load(str(tiny)), half_done, None, 8, own, StopRequest())
         worker.work(its)
     assert min(failures.values()) > 3
@@ -281,7 +282,7 @@ def test_what_belongs_together_is_claimed_and_trained_together(unbroken, tmp_pat
         named = spec.grid(config, {"distill.temperature": temperatures})
         listed = [spec.Run(spec.slug(row), row, own) for row, own in named.items()]
         root = tmp_path / str(temperatures[1])
-        with leases.Claims(root, 600, pytest.fail) as own:
+        with Leases(root, 600, pytest.fail) as own:
             its = worker.start(spec.Study("", tuple(listed)), root, None, 8, own, StopRequest())
             assert len(its.groups) == 1
             worker.work(its)

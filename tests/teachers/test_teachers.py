@@ -8,7 +8,8 @@ from kd_jax.config import default_config
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import load
-from kd_jax.training import certificates, evaluator, setup
+from kd_jax.training import certificates, setup
+from kd_jax.training.evaluator import Evaluator
 from kd_jax.weights import published, saved_network
 
 
@@ -18,7 +19,7 @@ def certify(cifar100_dir, weights, **options):
     config.teacher.weights = str(weights)
     config.update_from_flattened_dict(options)
     run = setup.build(config)
-    logits = evaluator.Judge(run).members_logits("test")
+    logits = Evaluator(run).members_logits("test")
     labels = run.dataset.test.labels
     return config, run.teachers, certificates.certificate(run.teachers, logits, labels, "")
 
