@@ -201,10 +201,10 @@ def measure(teacher: str, student: str, batch: int, dtype: str) -> str:
 def main(argv: Sequence[str]) -> None:
     """Print the limits, or measure."""
     del argv
-    from kd_jax import models
+    from kd_jax.models import zoo
 
     for arch in (_TEACHER.value, _STUDENT.value):
-        models.check_arch(arch)
+        zoo.check_arch(arch)
     if _MEASURE.value:
         print(measure(_TEACHER.value, _STUDENT.value, _BATCH.value, _DTYPE.value))
         return

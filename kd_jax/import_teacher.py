@@ -14,6 +14,7 @@ from absl import flags
 
 from kd_jax import models
 from kd_jax.data import dataset
+from kd_jax.models import zoo
 from kd_jax.runtime.errors import UserError, reachable, run_command
 from kd_jax.teachers import load
 from kd_jax.weights import published, saved_network
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     """Import one file."""
     del argv
     arch, source, out = _required(_ARCH), _required(_SRC), reachable(_required(_OUT), "--out")
-    models.check_arch(arch)
+    zoo.check_arch(arch)
     names = _class_names()
     num_classes = len(names) if names else _CLASSES.value
     if _DATASET.value not in dataset.NUM_CLASSES and None in (num_classes, _MEAN.value):

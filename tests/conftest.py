@@ -1,5 +1,6 @@
 """What all tests share: four CPU devices, one compilation cache, the real data where it is."""
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -21,7 +22,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 import tiny_runs  # noqa: E402
-from kd_jax import models  # noqa: E402
+from helpers import patched_zoo  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 
@@ -41,9 +42,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="module", autouse=True)
 def _tiny(request):
     """Put a network into the zoo for files that make whole runs in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        if hasattr(request.module, "digits_config"):
-            patch.setitem(models.MODELS, "tiny", tiny_runs.Tiny)
+    whole_runs = hasattr(request.module, "digits_config")
+    with patched_zoo(tiny=tiny_runs.Tiny) if whole_runs else contextlib.nullcontext():
         yield
 
 

@@ -11,6 +11,7 @@ import types
 import zipfile
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -18,9 +19,18 @@ import numpy as np
 import commands
 from kd_jax import models
 from kd_jax.kernels import lowering
+from kd_jax.models import zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+
+
+def patched_zoo(*kept, **added):
+    """A context in which the zoo has the modules `added` beside all others, or beside `kept`."""
+    entries = {name: zoo.MODELS[name] for name in kept}
+    for name, module in added.items():
+        entries[name] = zoo.Architecture(module, {}, zoo.Cost(0, 0, 0))
+    return mock.patch.dict(zoo.MODELS, entries, clear=bool(kept))
 
 
 def golden_card(name):

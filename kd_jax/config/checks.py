@@ -8,9 +8,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
-from kd_jax import models
 from kd_jax.data import sampler, sources, tfds_source
 from kd_jax.distill import losses
+from kd_jax.models import zoo
 from kd_jax.runtime import paths
 from kd_jax.runtime.errors import UserError
 from kd_jax.training import optimizer
@@ -141,8 +141,8 @@ def _check_networks(config: ConfigDict) -> list[str]:
     problems = []
     for path in ("student.arch", "teacher.arch"):
         arch = config_lib.get_field(config, path)
-        if arch not in models.MODELS and not (path == "teacher.arch" and arch == ""):
-            known = ", ".join(models.MODELS)
+        if arch not in zoo.NAMES and not (path == "teacher.arch" and arch == ""):
+            known = ", ".join(zoo.NAMES)
             problems.append(f"config.{path} is {arch!r}, expected one of {known}")
     if config.distill.label_weight < 1 and not config.teacher.weights:
         problems.append(

@@ -2,9 +2,10 @@
 
     python -m kd_jax.models [--dataset=cifar10]
 
-Parameters and multiply-adds are counted from the code, for one image of 32 x 32 pixels. `published`
-is what the weights' authors state, `certified` what this project measured with those weights;
-`reference` says whose code gives the same outputs, which tests show.
+Parameters and multiply-adds are those of one image of 32 x 32 pixels, and tests compare them with
+the traced program. `published` is the accuracy that the authors of the weights state, `certified`
+the one that this project measured with those weights. `reference` is the code that gives the same
+outputs, which tests show as well. JAX is not imported.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from kd_jax import models
+from kd_jax.models import zoo
 from kd_jax.runtime import text_tables
 from kd_jax.runtime.errors import UserError, run_command
 from kd_jax.weights import published
@@ -22,7 +23,6 @@ _DATASET = flags.DEFINE_string(
     "dataset", "cifar100", "Whose heads and accuracies: cifar100 | cifar10."
 )
 _CLASSES = {"cifar100": 100, "cifar10": 10}
-_IMAGE_SHAPE = (32, 32, 3)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,15 +35,16 @@ def main(argv: Sequence[str]) -> None:
         ("network", "parameters M", "multiply-adds M", "published top-1 / top-5", "certified",
          "reference"),
     ]  # fmt: skip
-    for arch in models.MODELS:
-        network = models.build(arch, _CLASSES[dataset], (0.0,) * 3, (1.0,) * 3)
+    num_classes = _CLASSES[dataset]
+    for arch, architecture in zoo.MODELS.items():
+        cost = architecture.cost
         entry = published.TABLE.get((dataset, arch))
         certified = published.CERTIFIED.get((dataset, arch))
         rows.append(
             (
                 arch,
-                f"{models.count_params(network, _IMAGE_SHAPE) / 1e6:.2f}",
-                f"{models.count_madds(network, _IMAGE_SHAPE) / 1e6:.2f}",
+                f"{cost.total_params(num_classes) / 1e6:.2f}",
+                f"{cost.total_madds(num_classes) / 1e6:.2f}",
                 f"{entry.top1:.2f} / {entry.top5:.2f}" if entry else "-",
                 f"{certified[0]:.2f} / {certified[1]:.2f}" if certified else "-",
                 published.REFERENCES.get(arch, "none"),

@@ -116,3 +116,8 @@ class BiT(nn.Module):
         return layers.Conv(self.num_classes, use_bias=True, dtype=self.dtype, name=_HEAD)(x)[
             :, 0, 0
         ]
+
+
+def of_depth(depth: int, **fields: Any) -> BiT:
+    """Return the network of a depth in `UNITS`."""
+    return BiT(UNITS[depth], **fields)

@@ -195,3 +195,7 @@ class MobileNetV3(nn.Module):
             head = "classifier.3"
         x = layers.dropout(activations.hard_swish(x), self.dropout_rate, dropout_keys)
         return dense(self.num_classes, name=head)(x)
+
+
+small = functools.partial(MobileNetV3, rows=SMALL, last_channels=SMALL_LAST_CHANNELS)
+large = functools.partial(MobileNetV3, rows=LARGE, last_channels=LARGE_LAST_CHANNELS)

@@ -15,6 +15,7 @@ from kd_jax.config import checks
 from kd_jax.data import class_names
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.distill.ensemble import Ensemble
+from kd_jax.models import zoo
 from kd_jax.runtime import atomic_files
 from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.teachers import heads
@@ -163,7 +164,7 @@ def read(
         if not arch:
             raise UserError(
                 f"{field}.arch is empty, expected the architecture of {path}: the file does not "
-                f"name it; one of {', '.join(models.MODELS)}"
+                f"name it; one of {', '.join(zoo.NAMES)}"
             )
         card, variables = import_file(arch, path, dataset_name)
     else:

@@ -12,6 +12,7 @@ import flax.traverse_util
 import numpy as np
 
 from kd_jax import models
+from kd_jax.models import zoo
 from kd_jax.runtime.errors import UserError
 from kd_jax.weights import name_maps, saved_network, state_dicts
 
@@ -99,7 +100,7 @@ def _suggest(layout: name_maps.Layout, given: Mapping[str, np.ndarray]) -> str:
     fits = ""
     if classes is not None:
         shapes = {key: value.shape for key, value in inner.items()}
-        for arch in models.MODELS:
+        for arch in zoo.NAMES:
             network = models.build(arch, classes, (0.5,), (0.5,))
             expected = models.flat_shapes(network, (32, 32, 3))
             wanted = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from config_files import load as load_config
+from helpers import patched_zoo
 from image_folders import make_folder
 from kd_jax import models
 from kd_jax.kernels import lowering as lowering_lib
@@ -32,10 +33,10 @@ LAYOUTS = {
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny():
     """A small member of the family, in the zoo."""
-    monkeypatch.setitem(models.MODELS, "bit_tiny", TINY)
-    return models.build("bit_tiny", 5, (0.0,) * 3, (1.0,) * 3)
+    with patched_zoo(bit_tiny=TINY):
+        yield models.build("bit_tiny", 5, (0.0,) * 3, (1.0,) * 3)
 
 
 def random_arrays(network):
@@ -206,14 +207,16 @@ def test_what_else_a_checkpoint_holds_is_left_out(tiny):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_another_head_is_told_from_another_network(name, tiny, monkeypatch):
-    monkeypatch.setattr(models, "MODELS", {"resnet8": models.MODELS["resnet8"], "bit_tiny": TINY})
-    other = models.build("bit_tiny", 7, (0.5,) * 3, (0.5,) * 3)
-    variables = torch_import.from_state_dict(other, random_arrays(other), SHAPE)
-    arrays = torch_import.to_state_dict(variables, LAYOUTS[name])
-    bias = rf"{LAYOUTS[name].head} has shape \(7,\), expected \(5,\)"
-    with pytest.raises(UserError, match=f"they fit bit_tiny with 7 classes; {bias}; .*has shape"):
-        torch_import.from_state_dict(tiny, arrays, SHAPE)
+def test_another_head_is_told_from_another_network(name, tiny):
+    with patched_zoo("resnet8", bit_tiny=TINY):
+        other = models.build("bit_tiny", 7, (0.5,) * 3, (0.5,) * 3)
+        variables = torch_import.from_state_dict(other, random_arrays(other), SHAPE)
+        arrays = torch_import.to_state_dict(variables, LAYOUTS[name])
+        bias = rf"{LAYOUTS[name].head} has shape \(7,\), expected \(5,\)"
+        with pytest.raises(
+            UserError, match=f"they fit bit_tiny with 7 classes; {bias}; .*has shape"
+        ):
+            torch_import.from_state_dict(tiny, arrays, SHAPE)
 
 
 def test_first_values_are_those_of_the_reference(tiny):
@@ -241,9 +244,9 @@ def test_a_stored_network_is_read_back_and_has_no_statistics(tmp_path, tiny):
 
 
 @pytest.mark.slow
-def test_the_config_trains_at_small_size_and_resumes(tmp_path, monkeypatch):
+@patched_zoo(bit_tiny=functools.partial(BiT, (1, 1, 1, 1), 0.5))
+def test_the_config_trains_at_small_size_and_resumes(tmp_path):
     """`configs/bit.py` with small networks, on 120 images of 64 pixels that are streamed."""
-    monkeypatch.setitem(models.MODELS, "bit_tiny", functools.partial(BiT, (1, 1, 1, 1), 0.5))
     network = models.build("bit_tiny", 3, (0.5,) * 3, (0.5,) * 3)
     np.savez(tmp_path / "tiny.npz", **random_arrays(network))
     card, variables = load.import_file(

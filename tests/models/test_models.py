@@ -10,7 +10,7 @@ from helpers import ROOT, golden_card, golden_images, golden_logits, golden_stat
 from kd_jax import models
 from kd_jax.kernels import conv
 from kd_jax.kernels import lowering as lowering_lib
-from kd_jax.models import layers, norm
+from kd_jax.models import layers, norm, zoo
 from kd_jax.runtime.errors import UserError
 from kd_jax.weights import published, torch_import
 
@@ -74,7 +74,7 @@ def raw_network(arch):
 
 
 def test_every_network_has_a_row():
-    assert set(models.MODELS) == set(published.REFERENCES) == {*GOLDEN, *BIT}
+    assert set(zoo.NAMES) == set(published.REFERENCES) == {*GOLDEN, *BIT}
     files = {path.stem for path in (ROOT / "tests" / "golden").glob("*.npz")} - {"kd_steps"}
     assert set(GOLDEN.values()) == files
     assert {arch for arch, by in published.REFERENCES.items() if "NumPy" in by} == set(BIT)
@@ -165,7 +165,7 @@ def test_gradients_in_train_mode(arch):
             assert np.abs(grad).max() > 1e-5, path
 
 
-@pytest.mark.parametrize("arch", models.MODELS)
+@pytest.mark.parametrize("arch", zoo.NAMES)
 def test_other_image_sizes_and_classes(arch):
     network = models.build(arch, 7, (0.5,) * 3, (0.25,) * 3)
     shape = (64, 96, 3)
@@ -183,7 +183,7 @@ def test_the_zoo_as_a_table():
     done = run("kd_jax.models")
     assert done.returncode == 0, done.stderr
     rows = {line.split()[1]: line for line in done.stdout.splitlines()[2:]}
-    assert set(rows) == set(models.MODELS)
+    assert set(rows) == set(zoo.NAMES)
     assert "71.63 / 91.58 | 71.63 / 91.58" in rows["resnet44"]
     assert " 9.80 |" in rows["vgg11_bn"]
     assert "153.34" in rows["vgg11_bn"]

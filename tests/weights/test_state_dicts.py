@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from helpers import golden_state_dict, write_pth
+from helpers import golden_state_dict, patched_zoo, write_pth
 from kd_jax import models
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
@@ -163,8 +163,9 @@ def test_a_part_of_the_names_may_be_chosen(tmp_path, suffix):
 
 
 @pytest.fixture
-def small_zoo(monkeypatch):
-    monkeypatch.setattr(models, "MODELS", {"resnet20": models.MODELS["resnet20"]})
+def small_zoo():
+    with patched_zoo("resnet20"):
+        yield
 
 
 def test_a_message_names_the_common_prefix_what_fits_and_ten_keys(small_zoo):

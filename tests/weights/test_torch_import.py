@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from helpers import golden_state_dict, write_pth
 from kd_jax import models
+from kd_jax.models import zoo
 from kd_jax.runtime import atomic_files
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import load
@@ -27,7 +28,7 @@ from kd_jax.weights import (
 )
 
 # BiT's round trips, in three layouts, are in test_bit.py.
-ARCHS = tuple(arch for arch in models.MODELS if not arch.startswith("bit_"))
+ARCHS = tuple(arch for arch in zoo.NAMES if not arch.startswith("bit_"))
 
 
 def build(arch, classes=100):

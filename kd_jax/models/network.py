@@ -1,0 +1,241 @@
+"""A network as the rest of the project uses it: a Flax module and the normalisation of its pixels.
+
+Images stay pixels in [0, 1] until a network receives them. So teacher and student always see the
+same view, each under its own normalisation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from kd_jax.kernels import chunks, lowering
+from kd_jax.models import contract, norm, zoo
+from kd_jax.runtime.errors import UserError
+
+Variables = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A module and the normalisation that belongs to it.
+
+    Attributes:
+      arch: its name in the zoo.
+      module: `module.apply(variables, normalised_images, train=...)` gives logits.
+      mean, std: of the pixels in [0, 1], one value a channel.
+      kept_norms: paths, joined by `/`, of batch norms that stay in eval mode in training: their
+        running statistics are used and do not move.
+    """
+
+    arch: str
+    module: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    kept_norms: frozenset[str] = frozenset()
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the head."""
+        return self.module.num_classes
+
+    def normalise(self, pixels: jax.Array) -> jax.Array:
+        """Return `(pixels - mean) / std`; `pixels` is `[batch, H, W, C]` in [0, 1]."""
+        return (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+    def init(self, seed: int, image_shape: tuple[int, int, int]) -> Variables:
+        """Return fresh float32 variables in host memory, for images of shape `[H, W, C]`.
+
+        Drawn by NumPy, each leaf from (seed, its path): the same on every platform and under every
+        version of JAX, and without compiling a program of a hundred random generators. A module
+        without a `kernel_std` draws them itself.
+        """
+        if contract.draws_its_own(self.module):
+            abstract_variables(self, image_shape)  # refused for its reason, if it is
+            return both_collections(contract.init(self.module, seed, image_shape))
+        flat = {
+            path: contract.first_value(self.arch, self.module, path, shape, seed)
+            for path, shape in flat_shapes(self, image_shape).items()
+        }
+        return both_collections(flax.traverse_util.unflatten_dict(flat))
+
+    def logits(self, variables: Variables, pixels: jax.Array) -> jax.Array:
+        """Return float32 logits `[batch, classes]` in eval mode, under running statistics."""
+
+        def forward(pixels: jax.Array) -> jax.Array:
+            with lowering.frozen():
+                logits = self.module.apply(variables, self.normalise(pixels), train=False)
+            return jnp.asarray(logits, jnp.float32)
+
+        return chunks.in_chunks(forward, pixels)
+
+    def train_logits(
+        self, variables: Variables, pixels: jax.Array, dropout_keys: jax.Array | None
+    ) -> tuple[jax.Array, contract.Statistics]:
+        """Return float32 logits in train mode, and the statistics for `average_statistics`.
+
+        Args:
+          variables: `params` and `batch_stats`, of which train mode reads those of `kept_norms` and
+            of norms that are not of kd_jax.
+          pixels: float32 `[batch, H, W, C]` in [0, 1].
+          dropout_keys: keys `[batch]`, or None for no dropout.
+        """
+
+        def forward() -> Any:
+            return self.module.apply(
+                variables,
+                self.normalise(pixels),
+                train=True,
+                dropout_keys=dropout_keys,
+                mutable=["batch_stats"],
+            )
+
+        with norm.keeping(self.kept_norms):
+            (logits, updates), norms = contract.watched(forward)
+        statistics = contract.split(both_collections(updates)["batch_stats"], norms)
+        axis = getattr(self.module, "axis_name", None)
+        if axis is not None and jax.tree.leaves(statistics.running):
+            running = jax.lax.pmean(statistics.running, axis)  # whatever the module does with it
+            statistics = contract.Statistics(statistics.of_batch, running)
+        return logits.astype(jnp.float32), statistics
+
+    def average_statistics(
+        self, running: Variables, new: contract.Statistics, step: jax.Array | None
+    ) -> Variables:
+        """Return the running statistics after one more batch, see `norm.running_average`."""
+        of_batch = flax.traverse_util.flatten_dict(new.of_batch)
+        if of_batch:
+            flat = flax.traverse_util.flatten_dict(dict(running))
+            before = {path: flat[path] for path in of_batch}
+            momentum = self.module.batch_norm_momentum
+            of_batch = norm.running_average(before, of_batch, step, momentum)
+            kept = [path for path in before if "/".join(path[:-1]) in self.kept_norms]
+            of_batch |= {path: before[path] for path in kept}
+        as_they_are = flax.traverse_util.flatten_dict(new.running)
+        return flax.traverse_util.unflatten_dict({**as_they_are, **of_batch})
+
+
+def build(
+    arch: str,
+    num_classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    axis_name: str | None = None,
+    dropout_rate: float = 0.0,
+    dtype: str = "float32",
+) -> Network:
+    """Return the network `arch` with a head of `num_classes`.
+
+    Args:
+      arch: a name in the zoo.
+      num_classes: width of the head.
+      mean, std: normalisation of pixels in [0, 1], one value a channel.
+      axis_name: the pmap axis over which batch norm is synchronised in training.
+      dropout_rate: before the head, in training.
+      dtype: of the computations; parameters, batch statistics and logits stay float32.
+
+    Raises:
+      UserError: `arch` is not in the zoo.
+    """
+    module = zoo.constructor(arch)(
+        num_classes=num_classes,
+        axis_name=axis_name,
+        dropout_rate=dropout_rate,
+        dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
+    )
+    return Network(arch, module, tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def both_collections(variables: Variables) -> dict[str, Any]:
+    """Return variables with `batch_stats`, which Flax leaves out where no norm keeps any."""
+    return {"batch_stats": {}, **variables}
+
+
+def count_params(network: Network, image_shape: tuple[int, int, int]) -> int:
+    """Return the number of trained parameters; nothing is computed on a device."""
+    variables = abstract_variables(network, image_shape)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def count_madds(network: Network, image_shape: tuple[int, int, int]) -> int:
+    """Return the multiply-adds of one image's forward pass: convolutions and linear layers.
+
+    Counted from the traced program, so it cannot disagree with the code. Padding counts as if it
+    were pixels, the custom of published tables.
+    """
+    variables = abstract_variables(network, image_shape)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with lowering.forced("plain"):
+        traced = jax.make_jaxpr(network.logits)(variables, images)
+    return _madds(traced.jaxpr)
+
+
+def abstract_variables(network: Network, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Return shapes and dtypes of what `Network.init` returns; nothing is drawn or computed.
+
+    Raises:
+      UserError: the network's strides leave nothing of such an image, or its module does what
+        would be wrong without a word.
+    """
+    tree, norms = _trace(network, image_shape)
+    contract.check(network.arch, network.module, tree, norms)
+    return both_collections(tree)
+
+
+def check_norms(network: Network, image_shape: tuple[int, int, int], devices: int) -> None:
+    """Raise `UserError` if a norm cannot be what the run asks for, see `contract.check_norms`."""
+    if devices > 1 or network.kept_norms:
+        _, norms = _trace(network, image_shape)
+        contract.check_norms(network.arch, network.module, norms, devices, network.kept_norms)
+
+
+def _trace(network: Network, image_shape: tuple[int, int, int]) -> tuple[Variables, contract.Norms]:
+    """Return shapes and dtypes of a module's variables, and its norms."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    try:
+        tree, norms = contract.watched(
+            lambda: jax.eval_shape(lambda x: network.module.init(jax.random.key(0), x), images)
+        )
+    except ZeroDivisionError:  # of an initialiser, over a fan-in of nothing
+        tree, norms = None, {}
+    if tree is None or not all(all(leaf.shape) for leaf in jax.tree.leaves(tree)):
+        raise UserError(
+            f"{network.arch} leaves nothing of an image of {image_shape[0]} x {image_shape[1]} "
+            "pixels: expected larger images, or a network with fewer strides"
+        )
+    return tree, norms
+
+
+def flat_shapes(
+    network: Network, image_shape: tuple[int, int, int]
+) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Return the shape of every leaf by its path; nothing is computed on a device."""
+    tree = abstract_variables(network, image_shape)
+    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree).items()}
+
+
+def _madds(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval  # HWIO: everything but O is summed over
+            total += equation.outvars[0].aval.size * kernel.size // kernel.shape[-1]
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval
+            depth = 1
+            for axis in contracted:
+                depth *= left.shape[axis]
+            total += equation.outvars[0].aval.size * depth
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += _madds(inner)
+    return total
