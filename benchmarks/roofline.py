@@ -11,14 +11,13 @@ and says which share of its limit it reaches; it is what to run on a GPU or a TP
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 
-from kd_jax.kernels import lowering
+from kd_jax.kernels import jaxprs, lowering
 from kd_jax.runtime import huge_pages, text_tables
 from kd_jax.runtime.errors import run_command
 
@@ -89,26 +88,12 @@ class Work(NamedTuple):
 def count(jaxpr: Any) -> tuple[int, int, int]:
     """Return multiply-adds, elements moved, and operations of a traced program."""
     madds = elements = operations = 0
-    for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        if name in ("conv_general_dilated", "dot_general"):
-            left, right = (value.aval for value in equation.invars[:2])
-            out = equation.outvars[0].aval
-            if name == "dot_general":
-                (contracted, _), _ = equation.params["dimension_numbers"]
-                depth = math.prod(left.shape[axis] for axis in contracted)
-            else:
-                features = equation.params["dimension_numbers"].rhs_spec[0]
-                depth = right.size // right.shape[features]
-            madds += out.size * depth
-            elements += left.size + right.size + out.size
-            operations += 1
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                parts = count(inner)
-                madds, elements = madds + parts[0], elements + parts[1]
-                operations += parts[2]
+    for equation, repeats in jaxprs.equations(jaxpr):
+        if equation_madds := jaxprs.multiply_adds(equation):
+            values = (*equation.invars[:2], equation.outvars[0])
+            madds += repeats * equation_madds
+            elements += repeats * sum(value.aval.size for value in values)
+            operations += repeats
     return madds, elements, operations
 
 

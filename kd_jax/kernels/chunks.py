@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kd_jax.kernels import lowering
+from kd_jax.kernels import jaxprs, lowering
 
 # Measured best together on the study's teachers and students, forward on one core.
 _MOST_BYTES = 8 << 20  # of the largest map of all images in a chunk
@@ -62,7 +62,7 @@ def _map_bytes(jaxpr: Any) -> tuple[int, int]:
     And of all that its convolutions and matrix products compute of them.
     """
     largest = products = _PROBE
-    for equation in jaxpr.eqns:
+    for equation, _ in jaxprs.equations(jaxpr):
         for value in equation.outvars:
             if not value.aval.shape or value.aval.shape[0] % _PROBE:
                 continue  # made of weights alone
@@ -70,9 +70,4 @@ def _map_bytes(jaxpr: Any) -> tuple[int, int]:
             largest = max(largest, size)
             if equation.primitive.name in ("conv_general_dilated", "dot_general", "ffi_call"):
                 products += size
-        for parameter in equation.params.values():
-            inner = getattr(parameter, "jaxpr", parameter)
-            if hasattr(inner, "eqns"):
-                own = _map_bytes(inner)
-                largest, products = max(largest, own[0]), products + own[1]
     return largest, products

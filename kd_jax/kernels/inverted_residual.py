@@ -8,7 +8,6 @@ into the weights, so results differ by rounding.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.kernels import conv, forms, lowering, native
+from kd_jax.kernels import conv, forms, lowering, native, plain
 from kd_jax.kernels.batch_norm import EPSILON
 
 
@@ -84,13 +83,6 @@ def inverted_residual(x: jax.Array, variables: Mapping[str, Any], stride: int) -
     return _compiled(x, weights, stride)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _compiled(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:
-    count, height, width, _ = x.shape
-    shape = (count, -(-height // stride), -(-width // stride), weights.project.shape[1])
-    return native.call(native.INVERTED_RESIDUAL, shape, x, *weights, stride=stride)
-
-
 def _in_parts(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:
     """Return the same, layer by layer."""
 
@@ -107,17 +99,8 @@ def _in_parts(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:
     return x + y if y.shape == x.shape else y
 
 
-def _forward(
-    x: jax.Array, weights: _Weights, stride: int
-) -> tuple[jax.Array, tuple[jax.Array, _Weights]]:
-    return _compiled(x, weights, stride), (x, weights)
-
-
-def _backward(
-    stride: int, saved: tuple[jax.Array, _Weights], grad: jax.Array
-) -> tuple[jax.Array, _Weights]:
-    """As of the layers one by one: whoever asks a frozen network for it wants no surprise."""
-    return jax.vjp(functools.partial(_in_parts, stride=stride), *saved)[1](grad)
-
-
-_compiled.defvjp(_forward, _backward)
+@plain.with_plain_gradient(_in_parts, nondiff_argnums=(2,))
+def _compiled(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:
+    count, height, width, _ = x.shape
+    shape = (count, -(-height // stride), -(-width // stride), weights.project.shape[1])
+    return native.call(native.INVERTED_RESIDUAL, shape, x, *weights, stride=stride)

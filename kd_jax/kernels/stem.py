@@ -1,25 +1,23 @@
 """The first convolution of a frozen network as one compiled pass, on CPU.
 
-XLA copies the patches of an image of three channels to memory, some floats at a time, and that
-takes longer than the matrix product that they are for. `native` lays them out in the first-level
-cache. Same sums up to their order.
+XLA copies the patches of an image of three channels to memory, a few floats at a time, and that
+takes longer than the matrix product that follows. The compiled pass (`native/stem.h`) lays the
+patches out in the first-level cache. Results differ only by the order of the sums.
 """
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from kd_jax.kernels import native
+from kd_jax.kernels import native, plain
+from kd_jax.kernels.windows import same_padding
 
-_MOST_CHANNELS = 4  # of images; more fill vectors by themselves
+_MOST_CHANNELS = 4  # of images; more channels fill vectors without this pass
 
 
 def suits(x: jax.Array, kernel: jax.Array) -> bool:
-    """Tell whether `conv2d` can do it."""
+    """Tell whether `conv2d` can compute this convolution."""
     return (
         kernel.shape[2] <= _MOST_CHANNELS
         and kernel.shape[0] == kernel.shape[1]
@@ -30,7 +28,11 @@ def suits(x: jax.Array, kernel: jax.Array) -> bool:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return plain.conv2d(x, kernel, stride, same_padding(kernel))
+
+
+@plain.with_plain_gradient(_plain, nondiff_argnums=(2,))
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolve with padding `(k - 1) // 2`.
 
@@ -45,27 +47,3 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     count, height, width, _ = x.shape
     shape = (count, -(-height // stride), -(-width // stride), kernel.shape[3])
     return native.call(native.STEM, shape, x, kernel, stride=stride)
-
-
-def _forward(
-    x: jax.Array, kernel: jax.Array, stride: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return conv2d(x, kernel, stride), (x, kernel)
-
-
-def _backward(
-    stride: int, saved: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """As of the ordinary convolution: whoever asks a frozen network for it wants no surprise."""
-
-    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        border = (kernel.shape[0] - 1) // 2
-        return lax.conv_general_dilated(
-            x, kernel, (stride, stride), ((border, border),) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
-
-    return jax.vjp(plain, *saved)[1](grad)
-
-
-conv2d.defvjp(_forward, _backward)

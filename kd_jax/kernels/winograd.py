@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from kd_jax.kernels import native
+from kd_jax.kernels import native, plain
+from kd_jax.kernels.windows import NO_PADDING, same_padding
 from kd_jax.runtime import processor
 
 OUTPUTS = 4  # of a tile
@@ -63,7 +63,11 @@ def suits_width(x: jax.Array, kernel: jax.Array) -> bool:
     )
 
 
-@jax.custom_vjp
+def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return plain.conv2d(x, kernel, 1, same_padding(kernel))
+
+
+@plain.with_plain_gradient(_plain)
 def in_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve along both axes at once, compiled; stride 1 and a border of one zero.
 
@@ -98,28 +102,6 @@ def _panels(kernel: jax.Array) -> jax.Array:
     return jnp.concatenate(panels, axis=1)
 
 
-def _in_tiles_forward(
-    x: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return in_tiles(x, kernel), (x, kernel)
-
-
-def _in_tiles_backward(
-    saved: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """As of the ordinary convolution: whoever asks a frozen network for it wants no surprise."""
-
-    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-    return jax.vjp(plain, *saved)[1](grad)
-
-
-in_tiles.defvjp(_in_tiles_forward, _in_tiles_backward)
-
-
 def along_width(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve with stride 1 and a border of one zero, in tiles along the width.
 
@@ -145,9 +127,7 @@ def along_width(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _columns(x: jax.Array, taps: jax.Array, height: int) -> jax.Array:
     """Convolve along the height: `[n, height + 2, w, in]` with `[3, in, out]`, no padding."""
     if taps.shape[1] > _FEW_CHANNELS:
-        return lax.conv_general_dilated(
-            x, taps[:, None], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return plain.conv2d(x, taps[:, None], 1, NO_PADDING)
     rows = jnp.concatenate([x[:, i : i + height] for i in range(_TAPS)], axis=-1)
     return rows @ taps.reshape(-1, taps.shape[-1])
 

@@ -15,7 +15,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from kd_jax.kernels import chunks, lowering
+from kd_jax.kernels import chunks, jaxprs, lowering
 from kd_jax.models import contract, norm, zoo
 from kd_jax.runtime.errors import UserError
 
@@ -174,7 +174,10 @@ def count_madds(network: Network, image_shape: tuple[int, int, int]) -> int:
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with lowering.forced("plain"):
         traced = jax.make_jaxpr(network.logits)(variables, images)
-    return _madds(traced.jaxpr)
+    return sum(
+        repeats * jaxprs.multiply_adds(equation)
+        for equation, repeats in jaxprs.equations(traced.jaxpr)
+    )
 
 
 def abstract_variables(network: Network, image_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -219,23 +222,3 @@ def flat_shapes(
     """Return the shape of every leaf by its path; nothing is computed on a device."""
     tree = abstract_variables(network, image_shape)
     return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree).items()}
-
-
-def _madds(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval  # HWIO: everything but O is summed over
-            total += equation.outvars[0].aval.size * kernel.size // kernel.shape[-1]
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval
-            depth = 1
-            for axis in contracted:
-                depth *= left.shape[axis]
-            total += equation.outvars[0].aval.size * depth
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                total += _madds(inner)
-    return total

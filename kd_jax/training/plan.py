@@ -27,7 +27,7 @@ from kd_jax.data import dataset as dataset_lib
 from kd_jax.data import prefetch, sampler, tfds_source
 from kd_jax.distill import ensemble, losses
 from kd_jax.distill import step as step_lib
-from kd_jax.kernels import lowering
+from kd_jax.kernels import jaxprs, lowering
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import text_tables
 from kd_jax.runtime.errors import UserError, reachable
@@ -295,14 +295,9 @@ def _count(jaxpr: Any) -> tuple[int, int]:
     XLA may join some that do not wait for each other.
     """
     number = size = 0
-    for equation in jaxpr.eqns:
+    for equation, repeats in jaxprs.equations(jaxpr):
         if equation.primitive.name in _COLLECTIVES:
-            number += 1
-            size += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                own = _count(inner)
-                number, size = number + times * own[0], size + times * own[1]
+            number += repeats
+            bytes_of_results = sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
+            size += repeats * bytes_of_results
     return number, size

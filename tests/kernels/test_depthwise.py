@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.kernels import conv, depthwise, native
+from kd_jax.kernels import depthwise, native
+from kd_jax.kernels import plain as plain_lib
 
 # Images, height, width, channels, rows and columns of the kernel, stride, padding: the zoo's kinds;
 # odd sizes and strides; kernels that are cut to what a small map meets; maps smaller than a kernel;
@@ -40,11 +41,11 @@ def problem(images, height, width, channels, rows, columns, *_):
 
 
 def plain(x, kernel, stride, padding):
-    return conv._conv_plain(x, kernel, stride, padding, x.shape[-1])
+    return plain_lib.conv2d(x, kernel, stride, padding, x.shape[-1])
 
 
 def convolve(compiled, x, kernel, stride, padding):
-    return conv._depthwise(x, kernel, stride, padding, compiled)
+    return depthwise.conv2d(x, kernel, stride, padding, compiled)
 
 
 def slopes(convolve, x, kernel, stride, padding):

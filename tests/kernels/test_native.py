@@ -15,8 +15,7 @@ needs_compiler = pytest.mark.skipif(native.digest() is None, reason="needs a C++
 # Multiply by hand what the compiled stem multiplies: the sum of 27 products.
 PROBE = """
 import numpy as np
-from kd_jax.kernels import native
-from kd_jax.models import stem
+from kd_jax.kernels import native, stem
 x, kernel = np.ones((1, 4, 4, 3), np.float32), np.ones((3, 3, 3, 8), np.float32)
 assert native.target(native.STEM), "nothing is compiled"
 assert float(stem.conv2d(x, kernel, 1)[0, 1, 1, 0]) == 27.0
