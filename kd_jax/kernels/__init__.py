@@ -1,1 +1,1 @@
-"""How convolutions and norms are computed on a CPU: the forms, the choice, and the C++."""
+"""How convolutions and norms are computed on CPU: their forms, the choice of one, the C++ code."""

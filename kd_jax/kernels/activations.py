@@ -1,4 +1,4 @@
-"""Activations that JAX has not, and those that a batch norm may be followed by."""
+"""Hard sigmoid and hard swish, and the table of activations that may follow a batch norm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def hard_swish(x: jax.Array) -> jax.Array:
     return x * hard_sigmoid(x)
 
 
-# In the order of `native/batch_norm.h`.
+# In the order of `Activation` in `native/batch_norm.h`.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "none": lambda x: x,
     "relu": nn.relu,

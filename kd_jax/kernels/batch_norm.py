@@ -1,7 +1,7 @@
 """Batch norm in training and the activation after it, as compiled passes with their own gradient.
 
-Mathematics are Flax's. Autodiff would keep the centred maps for the gradient, another pass to
-memory and back, and XLA makes a pass of every sum.
+The mathematics are Flax's. Autodiff would keep the centred maps for the gradient, which is one more
+pass to memory and back, and XLA makes one pass for each sum.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from jax import lax
 from kd_jax.kernels import native
 from kd_jax.kernels.activations import ACTIVATIONS
 
-EPSILON = 1e-5  # unless a network has its own
+EPSILON = 1e-5  # the default; some networks have another
 
 
 def suits(x: jax.Array) -> bool:
-    """Return whether `normalise` can compute the batch norm of these maps."""
+    """Tell whether `normalise` can compute the batch norm of these maps."""
     return (
         x.dtype == jnp.float32
         and x.shape[-1] % native.LANES == 0
@@ -31,14 +31,16 @@ def suits(x: jax.Array) -> bool:
 def normalise(
     x: jax.Array, scale: jax.Array, bias: jax.Array, axis: str | None, epsilon: float, name: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the activation of the normalised maps, and mean and variance, which have no gradient.
+    """Return the activation of the normalised maps, and their mean and variance.
+
+    No gradient flows through mean and variance as outputs.
 
     Args:
       x: float32 `[..., channels]`.
       scale, bias: float32 `[channels]`.
-      axis: of devices whose pixels are normalised together, or None.
+      axis: name of the pmap axis of the devices whose pixels are normalised together, or None.
       epsilon: added to the variance.
-      name: of the activation.
+      name: of the activation, in `ACTIVATIONS`.
     """
     return _forward(x, scale, bias, axis, epsilon, name)[0]
 
@@ -51,7 +53,7 @@ def _forward(
     variance = jnp.maximum(0.0, square - mean**2)
     over_deviation = lax.rsqrt(variance + epsilon)
     y = ACTIVATIONS[name]((x - mean) * (over_deviation * scale) + bias)
-    # Where rounding has made the variance 0 or less, it depends on nothing.
+    # Where the variance was 0 or less because of rounding, it was clipped and has no gradient.
     of_variance = jnp.where(variance > 0, over_deviation**2, 0.0)
     return (y, mean, variance), (x, mean, over_deviation, of_variance, scale, bias)
 
@@ -78,7 +80,7 @@ def _backward(
 
 
 def _mean(sums: jax.Array, x: jax.Array, axis: str | None) -> jax.Array:
-    """Return means over the pixels of all devices from the sums over this one's."""
+    """Return means over the pixels of all devices from the sums over those of this device."""
     means = sums * (x.shape[-1] / x.size)
     return means if axis is None else lax.pmean(means, axis)
 

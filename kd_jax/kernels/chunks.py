@@ -1,11 +1,12 @@
-"""Run a frozen network over a batch a few images at a time, so that its maps stay in the cache.
+"""Apply a frozen network to a batch in chunks of a few images, so that maps stay in the cache.
 
-In eval mode the images of a batch do not depend on one another. On CPU a layer's maps for a whole
-batch go to memory and back; for a few images they stay in the cache. That alone made ResNet44 1.4
-times, VGG11 1.8 times and MobileNetV2 x0_75 3.4 times faster forward (2 cores, batch 512, see
-docs/performance.md). But weights go through the cache once a chunk: so there are as many images
-in one as make their maps twice as large as the weights, where no map is too large for the cache
-then. The student's training step cannot do this: batch norm ties its images.
+In eval mode the output of an image does not depend on the other images of the batch. On CPU the
+maps of a layer for a whole batch go to memory and back; for a few images they stay in the cache.
+This alone made the forward pass of ResNet44 1.4 times, of VGG11 1.8 times and of MobileNetV2 x0_75
+3.4 times faster (2 cores, batch 512, see docs/performance.md). But every chunk reads all weights
+through the cache. So a chunk has enough images that its maps are twice as large as the weights,
+unless a map becomes too large for the cache. The student's training step cannot be chunked,
+because batch norm makes the images depend on each other.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ import jax.numpy as jnp
 
 from kd_jax.kernels import jaxprs, lowering
 
-# Measured best together on the study's teachers and students, forward on one core.
-_MOST_BYTES = 8 << 20  # of the largest map of all images in a chunk
-_FEWEST = 16  # images, unless they are that large
-_REUSE = 2  # times as many bytes of maps as of the weights that go through the cache with them
-_PROBE = 1009  # images that a network is traced with: a size that no kernel has
+# Together these were measured as best on the study's teachers and students, forward on one core.
+_MOST_BYTES = 8 << 20  # of the largest map of a chunk
+_FEWEST = 16  # images in a chunk, unless `_MOST_BYTES` allows fewer
+_REUSE = 2  # least ratio of the bytes of maps to those of weights
+_PROBE = (
+    1009  # images that a network is traced with: a prime, so that no size of a kernel equals it
+)
 
 
 def in_chunks(forward: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
-    """Return `forward(images)`; on CPU, computed a few images at a time.
+    """Return `forward(images)`; on CPU, computed in chunks of a few images.
 
     Args:
-      forward: maps images `[n, H, W, C]` to `[n, ...]`, each by itself.
+      forward: maps images `[n, H, W, C]` to `[n, ...]`, each independently of the others.
       images: `[n, H, W, C]`.
     """
     count = len(images)
@@ -47,25 +50,26 @@ def in_chunks(forward: Callable[[jax.Array], jax.Array], images: jax.Array) -> j
 
 
 def _images_of_chunk(forward: Callable[[jax.Array], jax.Array], images: jax.Array) -> int:
-    """Return a power of two, as batches are: then chunks come out even."""
+    """Return the number of images in a chunk: a power of two, which divides most batches."""
     probe = jax.ShapeDtypeStruct((_PROBE, *images.shape[1:]), images.dtype)
     traced = jax.make_jaxpr(forward)(probe)
     largest, maps = (size // _PROBE for size in _map_bytes(traced.jaxpr))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in traced.consts)
-    wanted, most = max(_FEWEST, _REUSE * weights // maps), max(1, _MOST_BYTES // largest)
-    return min(1 << (wanted - 1).bit_length(), 1 << (most.bit_length() - 1))
+    least, most = max(_FEWEST, _REUSE * weights // maps), max(1, _MOST_BYTES // largest)
+    return min(1 << (least - 1).bit_length(), 1 << (most.bit_length() - 1))
 
 
 def _map_bytes(jaxpr: Any) -> tuple[int, int]:
-    """Return the bytes of the largest value of `_PROBE` images that a program computes.
+    """Return two sizes in bytes, of values that a program computes for `_PROBE` images.
 
-    And of all that its convolutions and matrix products compute of them.
+    The first is that of the largest value; the second is the sum over the results of convolutions,
+    matrix products and compiled passes.
     """
     largest = products = _PROBE
     for equation, _ in jaxprs.equations(jaxpr):
         for value in equation.outvars:
             if not value.aval.shape or value.aval.shape[0] % _PROBE:
-                continue  # made of weights alone
+                continue  # computed from weights only
             size = value.aval.size * value.aval.dtype.itemsize
             largest = max(largest, size)
             if equation.primitive.name in ("conv_general_dilated", "dot_general", "ffi_call"):

@@ -1,9 +1,9 @@
 """Which form each kind of layer takes on CPU, for each class of processor.
 
-A layer can be computed in several ways that differ in rounding and in speed: as XLA's ordinary
-convolution, as matrix products or sums that XLA makes of it, or in a pass compiled from C++. Which
-one is fastest depends on the processor. The table is static: a run that goes on takes the same
-forms, and with them the same bits. `make guard` compares what is chosen with every other form.
+A layer can be computed in several forms that differ in rounding and in speed: as XLA's ordinary
+convolution, as matrix products or sums that XLA compiles, or as a pass compiled from C++. The
+fastest one depends on the processor. The table is static, so that a resumed run takes the same
+forms and gives the same bits. `make guard` compares each chosen form with all others.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ BATCH_NORM = "batch norm"
 
 # Forms.
 PLAIN = "plain"  # XLA's or Flax's own
-COMPILED = "compiled"  # a pass of `native`
-PATCHES = "patches"  # times a matrix
+COMPILED = "compiled"  # a C++ pass of `native`
+PATCHES = "patches"  # times the kernel as a matrix
 MATMUL = "matrix product"
-SHIFTED = "shifted sums"  # k * k of them, in one loop
+SHIFTED = "shifted sums"  # of k * k views, in one loop
 ALONG_WIDTH = "Winograd along the width"
 
-# The first that can be taken, from the fastest on; PLAIN always can.
-_USUAL: Mapping[str, tuple[str, ...]] = {
+# The forms of each kind, fastest first. A layer takes the first that can compute it; PLAIN always
+# can.
+_DEFAULT: Mapping[str, tuple[str, ...]] = {
     FROZEN_STEM: (COMPILED, PATCHES),
     FROZEN_3X3: (COMPILED, ALONG_WIDTH),
     FROZEN_3X3_NARROW: (COMPILED, PLAIN, ALONG_WIDTH),
@@ -46,9 +47,9 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
     SMALL_MAP: (PATCHES,),
     BATCH_NORM: (COMPILED,),
 }
-# What a class of processors does otherwise. `sse` is x86 without AVX2: our passes have vectors of
-# four and no fused multiply-add there, while the matrix products inside XLA have AVX.
-_OTHERWISE: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+# Exceptions by class of processors. `sse` is x86 without AVX2: there our passes have vectors of
+# four floats and no fused multiply-add, but the matrix products inside XLA use AVX.
+_EXCEPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "sse": {
         FROZEN_STEM: (PATCHES,),
         FROZEN_3X3: (ALONG_WIDTH, COMPILED),
@@ -61,36 +62,36 @@ _NONE_FORCED: Mapping[str, str] = types.MappingProxyType({})
 _forced: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar(
     "forced", default=_NONE_FORCED
 )
-_seen: dict[str, dict[str, tuple[str, ...]]] = {}
+_chosen: dict[str, dict[str, tuple[str, ...]]] = {}  # kind -> form -> the possible forms
 
 
 def choose(kind: str, possible: Collection[str]) -> str:
-    """Return the form that a layer takes on this processor.
+    """Return the form that a layer takes on this processor, and record it.
 
     Args:
       kind: of the layer.
-      possible: the forms that can compute it, `PLAIN` among them.
+      possible: the forms that can compute it, including `PLAIN`.
     """
-    wanted = _forced.get().get(kind, "")
-    order = _OTHERWISE.get(processor.current().name, {}).get(kind, _USUAL[kind])
-    form = next((name for name in (wanted, *order) if name in possible), PLAIN)
-    _seen.setdefault(kind, {})[form] = tuple(possible)
+    forced_form = _forced.get().get(kind, "")
+    order = _EXCEPTIONS.get(processor.current().name, {}).get(kind, _DEFAULT[kind])
+    form = next((name for name in (forced_form, *order) if name in possible), PLAIN)
+    _chosen.setdefault(kind, {})[form] = tuple(possible)
     return form
 
 
-def compiles(kind: str, can: bool) -> bool:
-    """Tell whether a layer that has the plain form and a compiled pass takes the pass.
+def takes_compiled(kind: str, possible: bool) -> bool:
+    """Tell whether a layer with a plain form and a compiled pass takes the pass.
 
     Args:
       kind: of the layer.
-      can: whether the pass can compute it.
+      possible: whether the pass can compute it.
     """
-    return choose(kind, (PLAIN, COMPILED) if can else (PLAIN,)) == COMPILED
+    return choose(kind, (PLAIN, COMPILED) if possible else (PLAIN,)) == COMPILED
 
 
 @contextlib.contextmanager
 def forced(forms: Mapping[str, str]) -> Iterator[None]:
-    """Trace with given forms, kind by kind, where a layer can take them (for tests, benchmarks)."""
+    """Context in which layers take these forms, by kind, where possible (tests, benchmarks)."""
     token = _forced.set(forms)
     try:
         yield
@@ -98,23 +99,23 @@ def forced(forms: Mapping[str, str]) -> Iterator[None]:
         _forced.reset(token)
 
 
-def taken() -> dict[str, list[str]]:
-    """Return the forms that this process has chosen so far, kind by kind."""
-    return {kind: sorted(forms) for kind, forms in sorted(_seen.items())}
+def chosen() -> dict[str, list[str]]:
+    """Return the forms that this process has chosen so far, by kind."""
+    return {kind: sorted(forms) for kind, forms in sorted(_chosen.items())}
 
 
 def describe() -> str:
-    """Return the class of the processor and the forms that were chosen so far, for people."""
-    kinds = (f"{kind}: {' or '.join(names)}" for kind, names in taken().items())
+    """Return one line with the class of the processor and the forms chosen so far."""
+    kinds = (f"{kind}: {' or '.join(names)}" for kind, names in chosen().items())
     return f"processor class {processor.describe()}; " + "; ".join(kinds)
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[dict[str, dict[str, tuple[str, ...]]]]:
-    """Yield what is chosen inside: kind to form to the forms that were possible there."""
-    global _seen
-    before, _seen = _seen, {}
+    """Context that yields the choices made in it: kind -> form -> the forms that were possible."""
+    global _chosen
+    before, _chosen = _chosen, {}
     try:
-        yield _seen
+        yield _chosen
     finally:
-        _seen = before
+        _chosen = before

@@ -1,9 +1,10 @@
 """MobileNetV2's block as one compiled pass, for frozen networks on CPU.
 
-Expansion, depthwise filter and projection one after another write and read maps of six times the
-block's channels; for a few images that is still more than a core's own cache. `native` takes some
-expanded channels through all three at a time. Same parameters, same mathematics; batch norm goes
-into the weights, so results differ by rounding.
+Computed one after another, expansion, depthwise convolution and projection write and read maps with
+six times the channels of the block; even for a few images these are larger than the cache of a
+core. The compiled pass takes some of the expanded channels through all three steps at a time.
+Parameters and mathematics are the same. Batch norm is folded into the weights, so results differ by
+rounding.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from kd_jax.kernels.batch_norm import EPSILON
 
 
 class _Weights(NamedTuple):
-    """Kernels `[in, hidden]`, `[9, hidden]`, `[hidden, out]`, and `[2, columns]` for each.
+    """Kernels `[in, hidden]`, `[9, hidden]`, `[hidden, out]`, and a norm `[2, columns]` of each.
 
-    The latter are what batch norm comes to once it is frozen: its scale and its shift. A block that
-    does not expand has a kernel `[0, hidden]` first, and hidden is in.
+    The two rows of a norm are the scale and the shift of the frozen batch norm. A block without an
+    expansion has a first kernel of `[0, hidden]`, with hidden equal to in.
     """
 
     expand: jax.Array
@@ -34,28 +35,33 @@ class _Weights(NamedTuple):
     project_norm: jax.Array
 
 
-def taken(x: jax.Array, hidden: int, features: int) -> bool:
-    """Tell whether a block of so many expanded and projected channels is taken here in one pass."""
+def is_chosen(x: jax.Array, hidden: int, features: int) -> bool:
+    """Tell whether a block is computed by `inverted_residual`, in the current trace.
+
+    Args:
+      x: the input of the block.
+      hidden, features: channels after the expansion and after the projection.
+    """
     if not (lowering.is_frozen() and lowering.current() == "cpu"):
         return False
-    can = (
+    possible = (
         x.dtype == jnp.float32
         and hidden % native.LANES == features % native.LANES == 0
         and native.target(native.INVERTED_RESIDUAL) is not None
     )
-    return forms.compiles(forms.FROZEN_BLOCK, can)
+    return forms.takes_compiled(forms.FROZEN_BLOCK, possible)
 
 
 def inverted_residual(x: jax.Array, variables: Mapping[str, Any], stride: int) -> jax.Array:
-    """Expand, filter 3x3 by depth, project, each with batch norm; ReLU6 after the first two.
+    """Return expansion, 3x3 depthwise convolution and projection, each with a frozen batch norm.
 
-    Or filter and project, where the block does not expand. And add the input where stride and
-    channels leave it its shape.
+    ReLU6 follows the first two. Some blocks have no expansion. The input is added if the output has
+    the same shape.
 
     Args:
       x: float32 `[n, H, W, channels]`.
       variables: of `mobilenetv2.InvertedResidual`, float32.
-      stride: of the filter.
+      stride: of the depthwise convolution.
 
     Returns:
       float32 `[n, ceil(H / stride), ceil(W / stride), features]`.
@@ -71,20 +77,20 @@ def inverted_residual(x: jax.Array, variables: Mapping[str, Any], stride: int) -
 
     if "conv.3" in params:
         expand, expand_norm = kernel("conv.0.0"), norm("conv.0.1")
-        filtering, projecting = ("conv.1.0", "conv.1.1"), ("conv.2", "conv.3")
+        filter_names, project_names = ("conv.1.0", "conv.1.1"), ("conv.2", "conv.3")
     else:
         expand, expand_norm = (jnp.zeros((rows, x.shape[-1]), x.dtype) for rows in (0, 2))
-        filtering, projecting = ("conv.0.0", "conv.0.1"), ("conv.1", "conv.2")
+        filter_names, project_names = ("conv.0.0", "conv.0.1"), ("conv.1", "conv.2")
     weights = _Weights(
         expand, expand_norm,
-        kernel(filtering[0]), norm(filtering[1]),
-        kernel(projecting[0]), norm(projecting[1]),
+        kernel(filter_names[0]), norm(filter_names[1]),
+        kernel(project_names[0]), norm(project_names[1]),
     )  # fmt: skip
     return _compiled(x, weights, stride)
 
 
-def _in_parts(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:
-    """Return the same, layer by layer."""
+def _layer_by_layer(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:
+    """Return the plain form of `_compiled`."""
 
     def scaled(y: jax.Array, norm: jax.Array) -> jax.Array:
         return y * norm[0] + norm[1]
@@ -99,7 +105,7 @@ def _in_parts(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:
     return x + y if y.shape == x.shape else y
 
 
-@plain.with_plain_gradient(_in_parts, nondiff_argnums=(2,))
+@plain.with_plain_gradient(_layer_by_layer, nondiff_argnums=(2,))
 def _compiled(x: jax.Array, weights: _Weights, stride: int) -> jax.Array:
     count, height, width, _ = x.shape
     shape = (count, -(-height // stride), -(-width // stride), weights.project.shape[1])

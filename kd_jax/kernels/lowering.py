@@ -1,4 +1,7 @@
-"""How layers are lowered where they are traced: for the CPU, or plainly; trained, or frozen."""
+"""The context that layers are traced in: lowering for CPU or plain, network trained or frozen.
+
+Layers read it while they are traced, so that modules need no argument for it.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ _frozen: contextvars.ContextVar[bool] = contextvars.ContextVar("frozen", default
 
 @contextlib.contextmanager
 def forced(name: str) -> Iterator[None]:
-    """Trace under a given lowering, `"cpu"` or `"plain"`, whatever the backend is.
+    """Context in which layers have this lowering, `"cpu"` or `"plain"`, on every backend.
 
-    For tests, benchmarks, and for counting operations on a program of plain convolutions.
+    For tests, for benchmarks, and to count the operations of a program of plain convolutions.
     """
     token = _chosen.set(name)
     try:
@@ -27,7 +30,7 @@ def forced(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen() -> Iterator[None]:
-    """Trace layers whose gradient is not needed: some have a faster form then."""
+    """Context for layers whose gradient is not needed: some have a faster form for that."""
     token = _frozen.set(True)
     try:
         yield
@@ -36,10 +39,10 @@ def frozen() -> Iterator[None]:
 
 
 def is_frozen() -> bool:
-    """Return whether layers are traced in a network that is `frozen`."""
+    """Tell whether layers are traced inside `frozen`."""
     return _frozen.get()
 
 
 def current() -> str:
-    """Return the lowering that layers are traced under now, `"cpu"` or `"plain"`."""
+    """Return the lowering that layers are traced with now, `"cpu"` or `"plain"`."""
     return _chosen.get() or ("cpu" if jax.default_backend() == "cpu" else "plain")

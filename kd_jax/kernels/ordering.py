@@ -1,4 +1,4 @@
-"""Say what is to be computed first, where nothing but speed depends on it."""
+"""Order of execution on CPU, where it matters for speed only."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from kd_jax.kernels import lowering
 
 
 def after(first: Any, then: jax.Array) -> jax.Array:
-    """Return `then`, which on CPU is not there before `first` is; NaN where `first` has a NaN.
+    """Add a data dependency so that on CPU `then` is computed after `first`.
 
-    XLA runs what does not depend on one another in any order, on a pool of as many threads as there
-    are devices, and a collective keeps its thread until every device is there. So where one
-    device's student reached its first collective while its own teacher still waited for a thread,
-    the two teachers ran one after the other beside an idle core, in some steps and not in others.
-    `jax.lax.optimization_barrier` does not help: it orders the instructions, not the threads.
+    XLA runs independent computations in any order, on a pool with one thread for each device, and a
+    collective occupies its thread until all devices have reached it. Without the dependency the
+    student of one device could reach its first collective while the teacher of that device waited
+    for a thread. Then the teachers of two devices ran one after the other and a core was idle, in
+    some steps. `jax.lax.optimization_barrier` does not help: it orders instructions, not threads.
 
     Args:
       first: a tree of float arrays.
-      then: float, of any shape.
+      then: a float array of any shape.
+
+    Returns:
+      `then`; NaN everywhere if `first` contains a NaN (on CPU).
     """
     if lowering.current() != "cpu":
         return then

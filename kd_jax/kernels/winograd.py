@@ -1,11 +1,12 @@
 """3x3 convolutions with fewer multiplications: Winograd's F(4, 3), along one axis or both.
 
-Four outputs of a three-tap filter need twelve products; from six sums of the inputs and six of the
-taps they need six. Along both axes sixteen outputs need 36 products instead of 144: the form in
-C++ (`native/winograd.h`), which keeps the sums of some tiles in the cache. In the other form it is
-done along the width, by XLA, while the height's three taps stay a convolution of their own:
-so the sums are few and whole rows long. Exact in real numbers, rounding of 1e-5 of the largest
-value; for frozen networks on CPU, where multiplications are the limit.
+Four outputs of a three-tap filter need twelve products. Computed from six sums of the inputs and
+six sums of the taps, they need six. Along both axes, sixteen outputs need 36 products instead of
+144; this form is written in C++ (`native/winograd.h`) and keeps the sums of some tiles in the
+cache. The other form is compiled by XLA and transforms only the width; the three taps of the height
+remain a convolution, so that there are few sums, each over whole rows. Both are exact in real
+numbers, with a rounding error of 1e-5 of the largest value. They are for frozen networks on CPU,
+where multiplications limit the speed.
 
 Source: Winograd 1980; Lavin and Gray 2016, section 4.
 """
@@ -22,10 +23,10 @@ from kd_jax.kernels import native, plain
 from kd_jax.kernels.windows import NO_PADDING, same_padding
 from kd_jax.runtime import processor
 
-OUTPUTS = 4  # of a tile
+OUTPUTS = 4  # of a tile, along one axis
 _TAPS = 3
-# A tile's six inputs to six sums, three taps to six sums, six products to four outputs: what
-# interpolation at 0, 1, -1, 2, -2 and infinity gives.
+# From the six inputs of a tile to six sums, from three taps to six sums, from six products to four
+# outputs. They follow from interpolation at 0, 1, -1, 2, -2 and infinity.
 _INPUT = np.array([
     [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
     [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
@@ -37,11 +38,11 @@ _KERNEL = np.array([
 _OUTPUT = np.array([
     [1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1],
 ], np.float64)  # fmt: skip
-_FEW_CHANNELS = 16  # up to so many, rows beside each other and one product are faster
+_FEW_CHANNELS = 16  # up to this many, concatenated rows and one matrix product are faster
 
 
 def suits_tiles(x: jax.Array, kernel: jax.Array) -> bool:
-    """Tell whether `in_tiles` can do it."""
+    """Tell whether `in_tiles` can compute this convolution."""
     _, height, width, _ = x.shape
     return (
         kernel.shape[:2] == (3, 3)
@@ -53,7 +54,7 @@ def suits_tiles(x: jax.Array, kernel: jax.Array) -> bool:
 
 
 def suits_width(x: jax.Array, kernel: jax.Array) -> bool:
-    """Tell whether `along_width` can do it, on maps wide enough to have tiles side by side."""
+    """Tell whether `along_width` can compute it; maps must be at least two tiles wide."""
     width = x.shape[2]
     return (
         kernel.shape[:2] == (3, 3)
@@ -69,7 +70,7 @@ def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @plain.with_plain_gradient(_plain)
 def in_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve along both axes at once, compiled; stride 1 and a border of one zero.
+    """Convolve with stride 1 and a padding of 1, in 4x4 tiles: the compiled form.
 
     Args:
       x: float32 `[batch, height, width, channels_in]`, height and width multiples of `OUTPUTS`.
@@ -84,10 +85,10 @@ def in_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _panels(kernel: jax.Array) -> jax.Array:
-    """Return the taps `[9, channels_in * channels_out]` in the order that `Pack` in C++ makes.
+    """Return the taps `[9, channels_in * channels_out]` in the order of `Pack` in C++.
 
-    Panels are made of the kernel and not of its sums: so nothing follows the matrix product, and
-    XLA moves all of it out of a loop over chunks of images.
+    The kernel is reordered, not its sums. So the matrix product is the last operation on the
+    weights, and XLA moves all of them out of a loop over chunks of images.
     """
     channels_in, channels_out = kernel.shape[2:]
     taps = kernel.reshape(_TAPS**2, channels_in, channels_out)
@@ -103,7 +104,7 @@ def _panels(kernel: jax.Array) -> jax.Array:
 
 
 def along_width(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve with stride 1 and a border of one zero, in tiles along the width.
+    """Convolve with stride 1 and a padding of 1, in tiles along the width.
 
     Args:
       x: `[batch, height, width, channels_in]`, width a multiple of `OUTPUTS`.
@@ -125,7 +126,7 @@ def along_width(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _columns(x: jax.Array, taps: jax.Array, height: int) -> jax.Array:
-    """Convolve along the height: `[n, height + 2, w, in]` with `[3, in, out]`, no padding."""
+    """Convolve `[n, height + 2, w, in]` along the height with `[3, in, out]`, without padding."""
     if taps.shape[1] > _FEW_CHANNELS:
         return plain.conv2d(x, taps[:, None], 1, NO_PADDING)
     rows = jnp.concatenate([x[:, i : i + height] for i in range(_TAPS)], axis=-1)
@@ -133,7 +134,7 @@ def _columns(x: jax.Array, taps: jax.Array, height: int) -> jax.Array:
 
 
 def _sums(matrix: np.ndarray, terms: Sequence[jax.Array]) -> list[jax.Array]:
-    """Return `matrix @ terms`, without the products by 0, 1 and -1."""
+    """Return the rows of `matrix @ terms`, without products by 0, 1 and -1."""
     sums = []
     for row in matrix:
         total: jax.Array | None = None

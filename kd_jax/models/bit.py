@@ -1,13 +1,13 @@
 """BiT: ResNet v2 with group norm and weight-standardised convolutions, for images of any size.
 
-Nothing in it depends on the other images of a batch, so there are no running statistics, and no
-collective but the gradient's.
+No output depends on the other images of the batch. So there are no running statistics, and the only
+collective of a step is that of the gradients.
 
-Source: Kolesnikov et al. 2020, section 3.3. Submodules carry the names of the authors' PyTorch
-code (google-research/big_transfer), `weights.name_maps` knows the names in their `.npz` files. The
-border of the pooling is zero, as in all code of the authors but big_vision's bit_paper, where it is
-minus infinity: there the first row and column differ, where a whole window is negative. First
-values are big_vision's, drawn from a normal distribution that is not truncated.
+Source: Kolesnikov et al. 2020, section 3.3. Submodules have the names of the authors' PyTorch code
+(google-research/big_transfer); `weights.name_maps` has the names in their `.npz` files. The padding
+of the pooling is zero, as in all code of the authors except big_vision's bit_paper, where it is
+minus infinity: the first row and column differ there if all pixels of a window are negative. First
+values are those of big_vision, but the normal distribution is not truncated.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from kd_jax.kernels import conv
 from kd_jax.models import layers
 
-# Units of each stage, by depth.
+# Number of units in each stage, by depth.
 UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _GROUPS = 32
-_EXPANSION = 4  # of a unit's output over its inner width
+_EXPANSION = 4  # ratio of the output channels of a unit to its inner ones
 _HEAD = "head.conv"
 
 
@@ -36,7 +36,7 @@ def standardise(kernel: jax.Array) -> jax.Array:
 
 
 class StandardisedConv(nn.Module):
-    """2-D convolution whose kernel is standardised, in float32, each time it is used."""
+    """2-D convolution with a kernel that is standardised, in float32, at each call."""
 
     features: int
     kernel_size: int = 1
@@ -53,12 +53,12 @@ class StandardisedConv(nn.Module):
 
 
 def _group_norm(dtype: Any, name: str) -> nn.GroupNorm:
-    """Return a group norm with the reference's epsilon, and its exact form of the variance."""
+    """Return a group norm with the epsilon of the reference and its two-pass variance."""
     return nn.GroupNorm(_GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
 
 
 class Unit(nn.Module):
-    """Bottleneck: norms and activations come before the convolutions, and none after the sum."""
+    """Pre-activation bottleneck: norm and ReLU before each convolution, none after the sum."""
 
     width: int
     stride: int
@@ -78,22 +78,23 @@ class Unit(nn.Module):
 
 
 class BiT(nn.Module):
-    """BiT-R`depth`x`width_factor`; `units` of four stages, as in `UNITS` or fewer."""
+    """BiT-R`depth`x`width_factor`; `units` is the number of units in each of four stages."""
 
     units: tuple[int, ...]
     width_factor: float
     num_classes: int
-    axis_name: str | None = None  # not read: there is no batch norm
+    axis_name: str | None = None  # unused, because there is no batch norm
     dtype: Any = None
     dropout_rate: float = 0.0
-    batch_norm_momentum: float = 0.9  # as axis_name
+    batch_norm_momentum: float = 0.9  # unused, as axis_name
 
     @staticmethod
     def kernel_std(path: tuple[str, ...], shape: tuple[int, ...]) -> float:
-        """Return the spread of a kernel's first values: LeCun's over the fan-in; the head's is 0.
+        """Return the standard deviation of a kernel's first values: LeCun's; 0 for the head.
 
-        Standardisation makes the forward pass the same for any spread, but not the size of an
-        update beside the weights, so a learning rate belongs to it.
+        LeCun's is the root of 1 / fan-in. The forward pass does not depend on it, because kernels
+        are standardised. But the ratio of an update to the weights does, so a learning rate is only
+        valid together with it.
         """
         return 0.0 if _HEAD in path else math.prod(shape[:-1]) ** -0.5
 

@@ -1,4 +1,4 @@
-"""Convolution and dropout as Flax modules and functions that every network is built from."""
+"""Convolution and dropout: the layers that every network is built from."""
 
 from __future__ import annotations
 
@@ -12,24 +12,21 @@ import jax.numpy as jnp
 from kd_jax.kernels.conv import conv2d
 
 _HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-_DENSE_STD = 0.01  # of linear layers at first, in the references of VGG and MobileNet
+_DENSE_STD = 0.01  # first values of linear layers in the references of VGG and MobileNet
 
 
 def kernel_std(path: tuple[str, ...], shape: tuple[int, ...]) -> float:
-    """Return the spread of a kernel's first values: He's over the fan-out for convolutions.
+    """Return the standard deviation of a kernel's first values: He's, over the fan-out.
 
-    As the references of most families have it. A network that has this, or one like it, under this
-    name leaves its first values to `Network.init`.
+    That is for convolutions; linear layers have 0.01. The references of most families do the same.
+    A module with a function of this name leaves its first values to `Network.init`.
     """
     del path
     return math.sqrt(2.0 / (shape[0] * shape[1] * shape[3])) if len(shape) == 4 else _DENSE_STD
 
 
 class Conv(nn.Module):
-    """2-D convolution with explicit symmetric padding; `kernel` is `[k, k, in / groups, out]`.
-
-    First values of the kernel are He's over the fan-out, as `kernel_std` has them.
-    """
+    """2-D convolution with explicit symmetric padding; `kernel` is `[k, k, in / groups, out]`."""
 
     features: int
     kernel_size: int = 1
@@ -52,14 +49,14 @@ class Conv(nn.Module):
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
-    """Drop features with probability `rate`, one key an example; `keys=None` turns it off.
+    """Drop features with probability `rate`.
 
-    One key an example, not one a batch: so the mask does not depend on the number of devices.
+    Every example has a key of its own, so that the mask does not depend on the number of devices.
 
     Args:
       x: `[batch, ...]`.
       rate: in [0, 1).
-      keys: keys `[batch]` or None.
+      keys: PRNG keys `[batch]`, or None for no dropout.
     """
     if keys is None or rate == 0.0:
         return x
@@ -68,6 +65,6 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
 
 
 def round_to_multiple(value: float, divisor: int = 8) -> int:
-    """Return the multiple of `divisor` nearest to `value`, never more than 10 % below it."""
+    """Return the multiple of `divisor` nearest to `value`, but not more than 10 % below it."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded

@@ -1,7 +1,7 @@
 """MobileNetV2 for small images: the stem and the second stage keep the resolution.
 
-Source: Sandler et al. 2018, table 2, as in chenyaofo/pytorch-cifar-models, whose submodules' names
-are kept. A 32-pixel image ends as a 4x4 map.
+Source: Sandler et al. 2018, table 2, as in chenyaofo/pytorch-cifar-models. Submodules have the
+names of that PyTorch model. The last map of a 32-pixel image is 4x4.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kd_jax.models.norm import BatchNorm, batch_norm
 
 
 class Stage(NamedTuple):
-    """A row of the paper's table, with the stride at 32 pixels."""
+    """A row of the table in the paper, with the stride for images of 32 pixels."""
 
     expansion: int
     features: int
@@ -40,7 +40,7 @@ STEM, LAST = 32, 1280
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter by depth, project; a shortcut where the shape allows one."""
+    """Expansion, depthwise convolution, projection; a shortcut if the shape does not change."""
 
     expansion: int
     features: int
@@ -52,7 +52,7 @@ class InvertedResidual(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = functools.partial(layers.Conv, dtype=self.dtype)
         expanded = x.shape[-1] * self.expansion
-        if inverted_residual.taken(x, expanded, self.features):
+        if inverted_residual.is_chosen(x, expanded, self.features):
             return inverted_residual.inverted_residual(x, self.variables, self.stride)
         y, part = x, 0
         if self.expansion != 1:
@@ -67,7 +67,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 of a width multiplier."""
+    """MobileNetV2 with a width multiplier."""
 
     width: float
     num_classes: int

@@ -1,14 +1,16 @@
-"""MobileNetV3, small and large, in the two forms that the study mixes up.
+"""MobileNetV3, small and large, in the two forms that the study confuses.
 
-`torchvision`: ImageNet strides, so a 32-pixel image ends as one pixel; what the study trained.
-`cifar`: the stem keeps the resolution, and so does the first block that would halve it: the first
-of the small network (maps 32, 32, 16, 8, 4), what the study's Table 1 quotes; the second of the
-large one (maps 32, 32, 32, 16, 8, 4).
+- `torchvision` has the strides for ImageNet, so the last map of a 32-pixel image is one pixel. The
+  study trained this form.
+- `cifar` has stride 1 in the stem and in the first block that would halve the resolution: that is
+  the first of the small network (maps of 32, 32, 16, 8, 4 pixels), whose costs are in Table 1 of
+  the study, and the second of the large one (32, 32, 32, 16, 8, 4).
+
 They also differ in squeeze-excite (place, biases, hidden width), in the last 1x1 convolution and
-in the batch norms' constants: each difference is one line below.
+in the constants of batch norm. Each difference is one line below.
 
-Source: Howard et al. 2019, tables 1 and 2; the forms follow torchvision and ShowLo/MobileNetV3, and
-the submodules carry the names of those PyTorch models, so their weights need no renaming table.
+Source: Howard et al. 2019, tables 1 and 2. The forms follow torchvision and ShowLo/MobileNetV3, and
+the submodules have the names of those PyTorch models, so their weights need no table of names.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from kd_jax.models.norm import ACTIVATIONS, BatchNorm, batch_norm
 
 
 class Row(NamedTuple):
-    """One inverted residual: a row of the paper's table."""
+    """One inverted residual: a row of a table in the paper."""
 
     kernel_size: int
     expanded: int
@@ -70,7 +72,7 @@ SMALL_LAST_CHANNELS, LARGE_LAST_CHANNELS = 1024, 1280
 
 
 def _keep_resolution(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """Return the rows of the CIFAR form: the first that would halve the map does not."""
+    """Return the rows of the CIFAR form: the first stride of 2 becomes 1."""
     first = next(i for i, row in enumerate(rows) if row.stride == 2)
     return (*rows[:first], rows[first]._replace(stride=1), *rows[first + 1 :])
 
@@ -80,7 +82,7 @@ def _activation(hard: bool) -> str:
 
 
 class TorchvisionBlock(nn.Module):
-    """Inverted residual; squeeze-excite after the activation, with biases."""
+    """Inverted residual with squeeze-excite after the activation, with biases."""
 
     row: Row
     norm: functools.partial[BatchNorm]
@@ -114,7 +116,7 @@ class TorchvisionBlock(nn.Module):
 
 
 class CifarBlock(nn.Module):
-    """Inverted residual; squeeze-excite before the activation, without biases."""
+    """Inverted residual with squeeze-excite before the activation, without biases."""
 
     row: Row
     norm: functools.partial[BatchNorm]
@@ -128,7 +130,7 @@ class CifarBlock(nn.Module):
         residual = row.stride == 1 and x.shape[-1] == row.features
         last_norm = ".lastBN" if residual else ""
         y = x
-        # Without an expansion the depthwise half moves into "conv1" and the names shift.
+        # Without an expansion the depthwise part is in "conv1", and the names after it shift.
         depthwise, linear, linear_norm = "conv2", "conv2.4", f"conv2.5{last_norm}"
         if row.expanded == x.shape[-1]:
             depthwise, linear, linear_norm = "conv1", "conv2.0", f"conv2.1{last_norm}"
@@ -164,7 +166,7 @@ class MobileNetV3(nn.Module):
 
     @property
     def batch_norm_momentum(self) -> float:
-        """Of the running statistics: one minus PyTorch's."""
+        """Momentum of the running statistics: one minus PyTorch's."""
         return 0.9 if self.cifar else 0.99
 
     @nn.compact

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.kernels import chunks, jaxprs, lowering
-from kd_jax.models import contract, norm, zoo
+from kd_jax.models import initialization, module_checks, norm, zoo
 from kd_jax.runtime.errors import UserError
 
 Variables = Mapping[str, Any]
@@ -29,9 +29,9 @@ class Network:
     Attributes:
       arch: its name in the zoo.
       module: `module.apply(variables, normalised_images, train=...)` gives logits.
-      mean, std: of the pixels in [0, 1], one value a channel.
+      mean, std: of the pixels in [0, 1], one value for each channel.
       kept_norms: paths, joined by `/`, of batch norms that stay in eval mode in training: their
-        running statistics are used and do not move.
+        running statistics are used and do not change.
     """
 
     arch: str
@@ -52,21 +52,24 @@ class Network:
     def init(self, seed: int, image_shape: tuple[int, int, int]) -> Variables:
         """Return fresh float32 variables in host memory, for images of shape `[H, W, C]`.
 
-        Drawn by NumPy, each leaf from (seed, its path): the same on every platform and under every
-        version of JAX, and without compiling a program of a hundred random generators. A module
-        without a `kernel_std` draws them itself.
+        NumPy draws each leaf from the seed and the path of the leaf. So the values are the same on
+        every platform and under every version of JAX, and no program of a hundred random generators
+        is compiled. A module without `kernel_std` uses its own initialisers.
+
+        Raises:
+          UserError: see `abstract_variables`.
         """
-        if contract.draws_its_own(self.module):
-            abstract_variables(self, image_shape)  # refused for its reason, if it is
-            return both_collections(contract.init(self.module, seed, image_shape))
+        if initialization.has_own_initializers(self.module):
+            abstract_variables(self, image_shape)  # raises an error that names the reason
+            return both_collections(initialization.run_initializers(self.module, seed, image_shape))
         flat = {
-            path: contract.first_value(self.arch, self.module, path, shape, seed)
+            path: initialization.first_value(self.arch, self.module, path, shape, seed)
             for path, shape in flat_shapes(self, image_shape).items()
         }
         return both_collections(flax.traverse_util.unflatten_dict(flat))
 
     def logits(self, variables: Variables, pixels: jax.Array) -> jax.Array:
-        """Return float32 logits `[batch, classes]` in eval mode, under running statistics."""
+        """Return float32 logits `[batch, classes]` in eval mode, with the running statistics."""
 
         def forward(pixels: jax.Array) -> jax.Array:
             with lowering.frozen():
@@ -77,14 +80,14 @@ class Network:
 
     def train_logits(
         self, variables: Variables, pixels: jax.Array, dropout_keys: jax.Array | None
-    ) -> tuple[jax.Array, contract.Statistics]:
+    ) -> tuple[jax.Array, norm.Statistics]:
         """Return float32 logits in train mode, and the statistics for `average_statistics`.
 
         Args:
-          variables: `params` and `batch_stats`, of which train mode reads those of `kept_norms` and
-            of norms that are not of kd_jax.
+          variables: `params` and `batch_stats`. Train mode reads only the statistics of
+            `kept_norms` and of norms that are not from kd_jax.
           pixels: float32 `[batch, H, W, C]` in [0, 1].
-          dropout_keys: keys `[batch]`, or None for no dropout.
+          dropout_keys: PRNG keys `[batch]`, or None for no dropout.
         """
 
         def forward() -> Any:
@@ -97,18 +100,25 @@ class Network:
             )
 
         with norm.keeping(self.kept_norms):
-            (logits, updates), norms = contract.watched(forward)
-        statistics = contract.split(both_collections(updates)["batch_stats"], norms)
+            (logits, updates), norms = norm.record_norms(forward)
+        statistics = norm.split_statistics(both_collections(updates)["batch_stats"], norms)
         axis = getattr(self.module, "axis_name", None)
         if axis is not None and jax.tree.leaves(statistics.running):
-            running = jax.lax.pmean(statistics.running, axis)  # whatever the module does with it
-            statistics = contract.Statistics(statistics.of_batch, running)
+            # Even if the module does not synchronise them itself.
+            running = jax.lax.pmean(statistics.running, axis)
+            statistics = norm.Statistics(statistics.of_batch, running)
         return logits.astype(jnp.float32), statistics
 
     def average_statistics(
-        self, running: Variables, new: contract.Statistics, step: jax.Array | None
+        self, running: Variables, new: norm.Statistics, step: jax.Array | None
     ) -> Variables:
-        """Return the running statistics after one more batch, see `norm.running_average`."""
+        """Return the running statistics after one more batch.
+
+        Args:
+          running: `batch_stats` before this batch.
+          new: statistics that `train_logits` returned.
+          step: see `norm.running_average`.
+        """
         of_batch = flax.traverse_util.flatten_dict(new.of_batch)
         if of_batch:
             flat = flax.traverse_util.flatten_dict(dict(running))
@@ -117,8 +127,8 @@ class Network:
             of_batch = norm.running_average(before, of_batch, step, momentum)
             kept = [path for path in before if "/".join(path[:-1]) in self.kept_norms]
             of_batch |= {path: before[path] for path in kept}
-        as_they_are = flax.traverse_util.flatten_dict(new.running)
-        return flax.traverse_util.unflatten_dict({**as_they_are, **of_batch})
+        averaged_by_module = flax.traverse_util.flatten_dict(new.running)
+        return flax.traverse_util.unflatten_dict({**averaged_by_module, **of_batch})
 
 
 def build(
@@ -136,7 +146,7 @@ def build(
     Args:
       arch: a name in the zoo.
       num_classes: width of the head.
-      mean, std: normalisation of pixels in [0, 1], one value a channel.
+      mean, std: normalisation of pixels in [0, 1], one value for each channel.
       axis_name: the pmap axis over which batch norm is synchronised in training.
       dropout_rate: before the head, in training.
       dtype: of the computations; parameters, batch statistics and logits stay float32.
@@ -154,21 +164,21 @@ def build(
 
 
 def both_collections(variables: Variables) -> dict[str, Any]:
-    """Return variables with `batch_stats`, which Flax leaves out where no norm keeps any."""
+    """Return variables with `batch_stats`, which Flax leaves out for networks without any."""
     return {"batch_stats": {}, **variables}
 
 
 def count_params(network: Network, image_shape: tuple[int, int, int]) -> int:
-    """Return the number of trained parameters; nothing is computed on a device."""
+    """Return the number of trained parameters. Computes nothing on a device."""
     variables = abstract_variables(network, image_shape)
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
 def count_madds(network: Network, image_shape: tuple[int, int, int]) -> int:
-    """Return the multiply-adds of one image's forward pass: convolutions and linear layers.
+    """Return the multiply-adds of the forward pass of one image: convolutions and linear layers.
 
-    Counted from the traced program, so it cannot disagree with the code. Padding counts as if it
-    were pixels, the custom of published tables.
+    The number is counted in the traced program, so it cannot disagree with the code. See
+    `jaxprs.multiply_adds`.
     """
     variables = abstract_variables(network, image_shape)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -181,32 +191,32 @@ def count_madds(network: Network, image_shape: tuple[int, int, int]) -> int:
 
 
 def abstract_variables(network: Network, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Return shapes and dtypes of what `Network.init` returns; nothing is drawn or computed.
+    """Return shapes and dtypes of what `Network.init` returns. Draws and computes nothing.
 
     Raises:
-      UserError: the network's strides leave nothing of such an image, or its module does what
-        would be wrong without a word.
+      UserError: the strides of the network leave no pixel of such an image, or training the module
+        would give wrong results, see `module_checks.check`.
     """
     tree, norms = _trace(network, image_shape)
-    contract.check(network.arch, network.module, tree, norms)
+    module_checks.check(network.arch, network.module, tree, norms)
     return both_collections(tree)
 
 
 def check_norms(network: Network, image_shape: tuple[int, int, int], devices: int) -> None:
-    """Raise `UserError` if a norm cannot be what the run asks for, see `contract.check_norms`."""
+    """Raise `UserError` if a norm cannot do what the run needs, see `module_checks.check_norms`."""
     if devices > 1 or network.kept_norms:
         _, norms = _trace(network, image_shape)
-        contract.check_norms(network.arch, network.module, norms, devices, network.kept_norms)
+        module_checks.check_norms(network.arch, network.module, norms, devices, network.kept_norms)
 
 
-def _trace(network: Network, image_shape: tuple[int, int, int]) -> tuple[Variables, contract.Norms]:
+def _trace(network: Network, image_shape: tuple[int, int, int]) -> tuple[Variables, norm.Norms]:
     """Return shapes and dtypes of a module's variables, and its norms."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     try:
-        tree, norms = contract.watched(
+        tree, norms = norm.record_norms(
             lambda: jax.eval_shape(lambda x: network.module.init(jax.random.key(0), x), images)
         )
-    except ZeroDivisionError:  # of an initialiser, over a fan-in of nothing
+    except ZeroDivisionError:  # an initialiser divided by a fan-in of 0
         tree, norms = None, {}
     if tree is None or not all(all(leaf.shape) for leaf in jax.tree.leaves(tree)):
         raise UserError(
@@ -219,6 +229,6 @@ def _trace(network: Network, image_shape: tuple[int, int, int]) -> tuple[Variabl
 def flat_shapes(
     network: Network, image_shape: tuple[int, int, int]
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Return the shape of every leaf by its path; nothing is computed on a device."""
+    """Return the shape of every leaf by its path. Computes nothing on a device."""
     tree = abstract_variables(network, image_shape)
     return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree).items()}

@@ -1,8 +1,7 @@
 """Batch norm with the activation after it, and the running averages that training keeps.
 
-Parameters, statistics and mathematics are Flax's. On CPU training takes passes of its own: autodiff
-would keep the centred maps for the gradient, another pass to memory and back, and XLA makes a pass
-of every sum.
+Parameters, statistics and mathematics are Flax's. On CPU training uses compiled passes, see
+`kernels.batch_norm`.
 """
 
 from __future__ import annotations
@@ -10,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -22,12 +23,16 @@ from kd_jax.kernels import forms, lowering
 from kd_jax.kernels.activations import ACTIVATIONS
 from kd_jax.kernels.batch_norm import EPSILON
 
+Norms = dict[str, nn.BatchNorm]  # by path, joined by `/`
 _kept: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("kept", default=frozenset())
 
 
 @contextlib.contextmanager
 def keeping(paths: frozenset[str]) -> Iterator[None]:
-    """Trace the norms at these paths, joined by `/`, in eval mode: their statistics are kept."""
+    """Context in which the norms at these paths, joined by `/`, are traced in eval mode.
+
+    Their running statistics are used and do not change.
+    """
     token = _kept.set(paths)
     try:
         yield
@@ -36,9 +41,9 @@ def keeping(paths: frozenset[str]) -> Iterator[None]:
 
 
 class BatchNorm(nn.BatchNorm):
-    """Flax's, followed by an activation: `none`, `relu`, `relu6` or `hard_swish`.
+    """Flax's batch norm, followed by an activation: `none`, `relu`, `relu6` or `hard_swish`.
 
-    Made by `batch_norm` alone: the compiled form knows none of Flax's other options.
+    Make it with `batch_norm` only, because the compiled form supports none of Flax's other options.
     """
 
     train: bool = False
@@ -47,9 +52,9 @@ class BatchNorm(nn.BatchNorm):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """Return the activation of the normalised `x` `[..., channels]`."""
-        running = not self.train or "/".join(self.path) in _kept.get()
-        if running or self.is_initializing() or not self._compiled(x):
-            y = super().__call__(x, use_running_average=running)
+        eval_mode = not self.train or "/".join(self.path) in _kept.get()
+        if eval_mode or self.is_initializing() or not self._takes_compiled(x):
+            y = super().__call__(x, use_running_average=eval_mode)
             return ACTIVATIONS[self.activation](y)
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
@@ -61,20 +66,26 @@ class BatchNorm(nn.BatchNorm):
             self.put_variable("batch_stats", name, value)
         return y
 
-    def _compiled(self, x: jax.Array) -> bool:
+    def _takes_compiled(self, x: jax.Array) -> bool:
         if lowering.current() != "cpu":
             return False
-        can = self.dtype in (None, jnp.float32) and compiled.suits(x)
-        return forms.compiles(forms.BATCH_NORM, can)
+        possible = self.dtype in (None, jnp.float32) and compiled.suits(x)
+        return forms.takes_compiled(forms.BATCH_NORM, possible)
 
 
 def batch_norm(
     train: bool, axis_name: str | None, dtype: Any, *, epsilon: float = EPSILON
 ) -> functools.partial[BatchNorm]:
-    """Return the batch norm of one network, still to be named at each use.
+    """Return the batch norm of one network; each use adds a name and an activation.
 
-    In training the statistics are those of the whole batch across `axis_name`, in float32, and
-    they leave the module as they are (momentum 0): `running_average` keeps the running ones.
+    In training the module puts the statistics of the whole batch, across `axis_name` and in
+    float32, into `batch_stats` (momentum 0). `running_average` makes the running ones of them.
+
+    Args:
+      train: whether to normalise by the statistics of the batch.
+      axis_name: the pmap axis of the devices whose images are normalised together, or None.
+      dtype: of the computation; None for float32.
+      epsilon: added to the variance.
     """
     return functools.partial(
         BatchNorm,
@@ -89,25 +100,62 @@ def batch_norm(
 def running_average(running: Any, new: Any, step: jax.Array | int | None, momentum: float) -> Any:
     """Return the running average, of batch statistics or of weights, after one more step.
 
-    `momentum` is the share of the old (for batch norm Flax's, one minus PyTorch's), but it is
-    reached gradually: step t counts with at least 9 / (10 + t). A plain average of statistics
-    starts from mean 0 and variance 1 and forgets them so slowly that torchvision's MobileNetV3
-    (momentum 0.99, 34 norms in a row) answers at chance in eval mode for its first hundreds of
-    steps. From step 890 on, at 0.99, the two are the same.
+    `momentum` is the weight of the old average (Flax's convention for batch norm: one minus
+    PyTorch's). It is reached gradually: the new value of step t has at least the weight
+    9 / (10 + t). A plain average of statistics starts from mean 0 and variance 1 and forgets these
+    so slowly that torchvision's MobileNetV3 (momentum 0.99, 34 norms in a row) is at chance in eval
+    mode for its first hundreds of steps. From step 890 on, at 0.99, both averages are the same.
 
-    The variance is the biased one, where PyTorch keeps the unbiased: they differ by n / (n - 1),
-    n being the pixels of the global batch.
+    The variance is the biased one. PyTorch keeps the unbiased one; the ratio is n / (n - 1), where
+    n is the number of pixels of the global batch.
 
     Args:
       running, new: trees of the same structure.
-      step: number of updates made before this one; None where `running` had been learnt before
-        them: then it is not to be forgotten, and `momentum` holds from the start.
-      momentum: the share of the old, in [0, 1).
+      step: number of updates made before this one. None if `running` comes from earlier training
+        and is not to be forgotten: then `momentum` is used from the start.
+      momentum: weight of the old average, in [0, 1).
     """
-    old_share = jnp.asarray(momentum, jnp.float32)
+    old_weight = jnp.asarray(momentum, jnp.float32)
     if step is not None:
         step = jnp.asarray(step, jnp.float32)
-        old_share = jnp.minimum(momentum, (1.0 + step) / (10.0 + step))
+        old_weight = jnp.minimum(momentum, (1.0 + step) / (10.0 + step))
     return jax.tree.map(
-        lambda old, value: old_share * old + (1.0 - old_share) * value, running, new
+        lambda old, value: old_weight * old + (1.0 - old_weight) * value, running, new
     )
+
+
+@flax.struct.dataclass
+class Statistics:
+    """The `batch_stats` that a network has after a batch in train mode; each leaf is in one part.
+
+    Attributes:
+      of_batch: of the norms made by `batch_norm`: statistics of this batch, still to be averaged.
+      running: of everything else: running averages that the module has updated itself.
+    """
+
+    of_batch: Any
+    running: Any
+
+
+def record_norms(call: Callable[[], Any]) -> tuple[Any, Norms]:
+    """Return the result of a call, and the batch norms that were called in it."""
+    norms: Norms = {}
+
+    def record(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, nn.BatchNorm):
+            norms["/".join(context.module.path)] = context.module
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        return call(), norms
+
+
+def split_statistics(batch_stats: Mapping[str, Any], norms: Norms) -> Statistics:
+    """Divide the `batch_stats` that a module returns in train mode, see `Statistics`."""
+    kd_jax_norms = {path for path, norm in norms.items() if isinstance(norm, BatchNorm)}
+    of_batch: dict[Any, Any] = {}
+    running: dict[Any, Any] = {}
+    for path, leaf in flax.traverse_util.flatten_dict(dict(batch_stats)).items():
+        part = of_batch if "/".join(path[:-1]) in kd_jax_norms else running
+        part[path] = leaf
+    return Statistics(*map(flax.traverse_util.unflatten_dict, (of_batch, running)))

@@ -1,8 +1,8 @@
 """ResNets for 32-pixel images: 6n + 2 layers, widths 16, 32, 64.
 
 Source: He et al. 2015, section 4.2, as in chenyaofo/pytorch-cifar-models (1x1 convolution with
-batch norm on the shortcut where the shape changes). Submodules carry the names of that PyTorch
-model, so its weights need no renaming table.
+batch norm on the shortcut where the shape changes). Submodules have the names of that PyTorch
+model, so its weights need no table of names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WIDTHS = (16, 32, 64)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+    """Two 3x3 convolutions and a shortcut around them."""
 
     features: int
     stride: int
@@ -53,10 +53,10 @@ class ResNet(nn.Module):
 
     @staticmethod
     def uniform_bound(path: tuple[str, ...]) -> float | None:
-        """Return the bound of a leaf whose first values are uniform; None for all others.
+        """Return the bound b of a leaf with first values uniform in [-b, b]; None for all others.
 
-        The reference leaves its last layer as PyTorch makes a linear layer: weights and biases
-        uniform over plus and minus the root of one over the fan-in.
+        The last layer of the reference has PyTorch's default for linear layers: for weights and
+        biases b is the square root of 1 / fan-in.
         """
         return _WIDTHS[-1] ** -0.5 if path[-2] == "fc" else None
 

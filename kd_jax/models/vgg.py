@@ -1,8 +1,8 @@
-"""VGG with batch norm for small images: five stages of 3x3 convolutions, each halved by pooling.
+"""VGG with batch norm for small images: five stages of 3x3 convolutions, each ended by pooling.
 
-Source: Simonyan and Zisserman 2015, as in chenyaofo/pytorch-cifar-models: convolutions keep their
-bias before batch norm, and the classifier's two hidden layers have 512 units. Submodules carry the
-names of that PyTorch model.
+Source: Simonyan and Zisserman 2015, as in chenyaofo/pytorch-cifar-models: convolutions have a bias
+although batch norm follows, and the two hidden layers of the classifier have 512 units. Submodules
+have the names of that PyTorch model.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import jax.numpy as jnp
 from kd_jax.models import layers
 from kd_jax.models.norm import batch_norm
 
-# Convolutions of each stage, by depth.
+# Number of convolutions in each stage, by depth.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 WIDTHS = (64, 128, 256, 512, 512)
 HIDDEN = 512
 
 
 def _halve(x: jax.Array) -> jax.Array:
-    """Take the maximum of each 2x2 square, as a reduction: XLA's window is slow on CPU."""
+    """Return the maximum of each 2x2 square.
+
+    Written as a reduction, because XLA's `reduce_window` is slow on CPU.
+    """
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
@@ -46,7 +49,7 @@ class VGG(nn.Module):
         self, x: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
         norm = batch_norm(train, self.axis_name, self.dtype)
-        number = 0  # of the layer in PyTorch's list: convolution, norm, activation, ..., pooling
+        number = 0  # position in PyTorch's list of layers: convolution, norm, activation, pooling
         for width, convolutions in zip(WIDTHS, STAGES[self.depth], strict=True):
             for _ in range(convolutions):
                 name = f"features.{number}"
@@ -55,9 +58,10 @@ class VGG(nn.Module):
                 number += 3
             x = _halve(x)
             number += 1
-        # PyTorch flattens channels first; at 32 pixels there is one pixel and no difference.
+        # PyTorch flattens channels first. At 32 pixels one pixel is left, so there it is the same.
         x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
-        # A placeholder for `Network.init`'s: Flax's own fails where no pixel is left.
+        # Only a placeholder, `Network.init` sets the values: Flax's default initialiser fails where
+        # no pixel is left.
         zeros = nn.initializers.zeros
         for layer in (0, 3):
             x = nn.Dense(HIDDEN, kernel_init=zeros, dtype=self.dtype, name=f"classifier.{layer}")(x)

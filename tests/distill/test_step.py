@@ -16,7 +16,7 @@ from kd_jax.data import sampler
 from kd_jax.distill import objective
 from kd_jax.distill import step as step_lib
 from kd_jax.kernels import lowering, ordering
-from kd_jax.models import contract
+from kd_jax.models import norm as norm_lib
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.training import hlo
 from kd_jax.training import optimizer as optimizer_lib
@@ -111,7 +111,7 @@ def test_a_student_that_starts_from_weights_keeps_their_batch_statistics():
         state = step_lib.init_state(config, variables, optax.sgd(0.1))
         pupil = step_lib.Alone(config, student, optax.sgd(0.1))
         metrics = {"loss": jnp.zeros(()), "agreement": jnp.zeros(())}
-        of_batch = contract.Statistics({"bn1": {"mean": jnp.full(3, 4.0)}}, {})
+        of_batch = norm_lib.Statistics({"bn1": {"mean": jnp.full(3, 4.0)}}, {})
         after, _ = step_lib._update(pupil, state, {"bias": jnp.ones(1)}, metrics, of_batch)
         expected = old_share * 2.0 + (1 - old_share) * 4.0
         np.testing.assert_allclose(after.batch_stats["bn1"]["mean"], expected, rtol=1e-6)

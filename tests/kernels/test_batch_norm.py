@@ -50,7 +50,7 @@ def flaxs(x, params, activation):
 
 def ours(x, params, activation, axis=None):
     layer = norm.batch_norm(True, axis, None)(activation=activation)
-    assert layer._compiled(x)
+    assert layer._takes_compiled(x)
     variables = {"params": params, "batch_stats": zeros(x)}
     y, changed = layer.apply(variables, x, mutable=["batch_stats"])
     return y, changed["batch_stats"]
@@ -201,14 +201,14 @@ def test_statistics_are_not_lost_where_nobody_takes_them():
 def test_what_it_cannot_do_is_left_to_flax():
     x, params, _ = problem((2, 4, 4, 16))
     layer = norm.batch_norm(True, None, None)()
-    assert layer._compiled(x)
+    assert layer._takes_compiled(x)
     few, some = x[..., :12], {name: value[:12] for name, value in params.items()}
     y, _ = norm.batch_norm(True, None, None)(activation="relu6").apply(
         {"params": some, "batch_stats": zeros(few)}, few, mutable=["batch_stats"]
     )
     np.testing.assert_array_equal(y, flaxs(few, some, "relu6")[0])
     with lowering.forced("plain"):
-        assert not layer._compiled(x)
-    assert not layer._compiled(x[..., :12])
-    assert not layer._compiled(jnp.asarray(x, jnp.bfloat16))
-    assert not norm.batch_norm(True, None, jnp.bfloat16)()._compiled(x)
+        assert not layer._takes_compiled(x)
+    assert not layer._takes_compiled(x[..., :12])
+    assert not layer._takes_compiled(jnp.asarray(x, jnp.bfloat16))
+    assert not norm.batch_norm(True, None, jnp.bfloat16)()._takes_compiled(x)

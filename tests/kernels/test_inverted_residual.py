@@ -51,7 +51,7 @@ def test_it_is_its_layers(block):
     x, weights = problem(*block)
     stride = block[5]
     with lowering.forced("plain"), jax.enable_x64(True):
-        exact = inverted_residual._in_parts(
+        exact = inverted_residual._layer_by_layer(
             jnp.asarray(x, jnp.float64), jax.tree.map(jnp.float64, weights), stride
         )
     got = inverted_residual._compiled(x, weights, stride)
@@ -88,7 +88,7 @@ def test_its_gradient_is_that_of_its_layers():
     def slopes(block):
         return jax.grad(lambda *a: jnp.sum(jnp.sin(block(*a, 1))), argnums=(0, 1))(x, weights)
 
-    ours, theirs = slopes(inverted_residual._compiled), slopes(inverted_residual._in_parts)
+    ours, theirs = slopes(inverted_residual._compiled), slopes(inverted_residual._layer_by_layer)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * float(np.abs(b).max()))
 

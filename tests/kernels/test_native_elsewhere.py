@@ -60,7 +60,7 @@ def cases():
             draw(hidden, outputs) / 8, draw(2, outputs),
         )  # fmt: skip
         shape = (2, size, size, inputs, hidden, outputs, stride, 1)
-        yield BLOCK, shape, x, *weights, inverted_residual._in_parts(x, weights, stride)
+        yield BLOCK, shape, x, *weights, inverted_residual._layer_by_layer(x, weights, stride)
     for size, channels, side, stride in ((8, 24, 3, 1), (7, 40, 5, 2), (6, 8, 5, 1), (9, 16, 3, 3)):
         x, kernel, border = draw(2, size, size, channels), draw(side, side, 1, channels), side // 2
 

@@ -72,8 +72,8 @@ def test_a_limit_reaches_xla_and_what_is_inside_it(monkeypatch):
 
 def test_every_class_has_a_form_for_every_kind():
     for name in processor.CLASSES:
-        for kind in forms._USUAL:
-            order = forms._OTHERWISE.get(name, {}).get(kind, forms._USUAL[kind])
+        for kind in forms._DEFAULT:
+            order = forms._EXCEPTIONS.get(name, {}).get(kind, forms._DEFAULT[kind])
             assert len(set(order)) == len(order)
 
 

@@ -47,7 +47,7 @@ def main():
     assert np.isfinite(losses).all()
     from kd_jax.kernels import forms
 
-    print(json.dumps({"losses": losses, "forms": forms.taken()}))
+    print(json.dumps({"losses": losses, "forms": forms.chosen()}))
 
 
 if __name__ == "__main__":

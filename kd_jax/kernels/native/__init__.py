@@ -1,8 +1,8 @@
-"""Compiled code for CPUs: what XLA's CPU backend has no fast form of.
+"""Layers compiled from C++ for CPU, for which XLA's CPU backend has no fast form.
 
-C++ compiled by the machine's own compiler when it is first needed, kept under a name that says what
-it was made of. Without a compiler everything works, more slowly: callers ask for the
-target and have another way when it is None.
+The library is compiled by the machine's compiler when it is first needed, and cached under a digest
+of its inputs. Without a compiler everything works, but more slowly: callers ask for the `target` of
+a layer and take another form if it is None.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from kd_jax.runtime import caches, processor
 from kd_jax.runtime.console import logger
 
 _HERE = Path(__file__).parent
-# Names in the sources.
+# Symbols in the library, see bindings.cc.
 WINOGRAD, INVERTED_RESIDUAL, STEM = "KdJaxWinograd", "KdJaxInvertedResidual", "KdJaxStem"
 DEPTHWISE = "KdJaxDepthwise"
 DEPTHWISE_INPUT_GRADIENT = "KdJaxDepthwiseInputGradient"
 DEPTHWISE_KERNEL_GRADIENT = "KdJaxDepthwiseKernelGradient"
 NORM_STATISTICS, NORM_GRADIENT = "KdJaxNormStatistics", "KdJaxNormGradient"
-LANES = 8  # channels must be a multiple of it, on every processor
+LANES = 8  # numbers of channels must be multiples of this, on every processor
 _COMPILERS = ("c++", "g++", "clang++")
-# Products are added without rounding in between, and nothing lets a compiler reorder sums, so that
-# two compilations of one source give the same numbers. The last but three: tuned for some
-# processors GCC rounds products in sums of few rows and not in those of many, and a pixel's bits
-# would depend on how many are worked on beside it. (Clang ignores it.)
+# Products are added without intermediate rounding (fused multiply-add), and the compiler may not
+# reorder sums, so that two compilations of one source give the same numbers. `avoid-fma-max-bits`
+# is for GCC: tuned for some processors, it rounds products in sums of few rows but not in those of
+# many rows, and the bits of a pixel would depend on the number of pixels beside it. Clang ignores
+# this parameter.
 _FLAGS = (
     "-std=c++20", "-O3", "-ffp-contract=fast", "--param=avoid-fma-max-bits=0",
     "-fPIC", "-shared", "-w",
@@ -47,9 +48,9 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 @functools.cache
 def target(symbol: str) -> str | None:
-    """Return the name under which XLA knows a compiled layer; None where there is none.
+    """Return the name of a compiled layer in XLA, after registering it; None if it is not there.
 
-    `KD_JAX_NATIVE=0` turns all of them off.
+    `KD_JAX_NATIVE=0` turns all compiled layers off.
     """
     library = _library()
     if library is None:
@@ -65,19 +66,19 @@ def target(symbol: str) -> str | None:
 
 
 def digest() -> str | None:
-    """Return what tells the compiled sources from others; None where nothing is compiled."""
+    """Return a digest of the sources, compiler and flags of the library; None without a library."""
     library = _library()
     return library[0] if library else None
 
 
 def call(symbol: str, shape: tuple[int, ...], *arguments: Any, **numbers: int) -> jax.Array:
-    """Call a compiled layer whose `target` there is.
+    """Call a compiled layer; its `target` must not be None.
 
     Args:
       symbol: of the layer.
-      shape: of its result, float32.
+      shape: of the result, which is float32.
       arguments: float32 arrays.
-      numbers: its attributes.
+      numbers: integer attributes of the layer.
     """
     name = target(symbol)
     assert name is not None
@@ -88,7 +89,7 @@ def call(symbol: str, shape: tuple[int, ...], *arguments: Any, **numbers: int) -
 
 @functools.cache
 def _library() -> tuple[str, ctypes.CDLL] | None:
-    """Return the compiled sources with what tells them from others, compiled now if need be."""
+    """Return the digest and the library, compiled now if it is not cached; None without one."""
     if os.environ.get("KD_JAX_NATIVE") == "0" or not processor.current().lanes:
         return None
     if not hasattr(os, "geteuid"):
@@ -102,7 +103,7 @@ def _library() -> tuple[str, ctypes.CDLL] | None:
         name = _digest(compiler)
         path = caches.directory("native") / f"layers-{name}.so"
         _make_private(path.parent)
-        for _ in range(2):  # another process may find the directory open to others, and empty it
+        for _ in range(2):  # another process may empty the directory, see `_make_private`
             if _is_whole(path):
                 break
             _compile(compiler, path)
@@ -117,19 +118,19 @@ def _library() -> tuple[str, ctypes.CDLL] | None:
 
 
 def _compiler() -> str | None:
-    """Return the path of `$CXX`, or of the first compiler there is."""
+    """Return the path of `$CXX` or of the first compiler that is installed; None without one."""
     chosen = os.environ.get("CXX")
-    found = (shutil.which(name) for name in ((chosen,) if chosen else _COMPILERS))
-    return next((path for path in found if path), None)
+    paths = (shutil.which(name) for name in ((chosen,) if chosen else _COMPILERS))
+    return next((path for path in paths if path), None)
 
 
 def _digest(compiler: str) -> str:
-    """Return what tells apart two results of a compilation: source, compiler, flags, system."""
+    """Return a digest of the inputs of the compilation: sources, compiler, flags, JAX, system."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     texts = [path.read_bytes() for path in sorted([*_HERE.glob("*.cc"), *_HERE.glob("*.h")])]
-    made_of = [*texts, version, " ".join(_flags()).encode()]
-    made_of += [jax.__version__.encode(), sys.platform.encode()]
-    return hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
+    inputs = [*texts, version, " ".join(_flags()).encode()]
+    inputs += [jax.__version__.encode(), sys.platform.encode()]
+    return hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
 
 
 def _flags() -> tuple[str, ...]:
@@ -137,53 +138,59 @@ def _flags() -> tuple[str, ...]:
 
 
 def _compile(compiler: str, path: Path) -> None:
-    """Compile to a name of its own, then rename: processes that start together do not meet.
+    """Compile the library to a temporary name and rename it, safe with concurrent processes.
 
-    The file ends with the sha256 of what is before, which loaders of libraries do not read.
+    The sha256 of the file is appended to it; loaders of libraries ignore what follows their data.
+
+    Raises:
+      OSError, subprocess.SubprocessError: the compiler failed, or took too long.
     """
     with caches.workspace(path.parent) as directory:
-        made = directory / path.name
+        temporary = directory / path.name
         sources = map(str, sorted(_HERE.glob("*.cc")))
         subprocess.run(
-            [compiler, *_flags(), f"-I{jax.ffi.include_dir()}", *sources, "-o", str(made)],
+            [compiler, *_flags(), f"-I{jax.ffi.include_dir()}", *sources, "-o", str(temporary)],
             capture_output=True,
             check=True,
             timeout=_COMPILE_SECONDS,
         )
-        with open(made, "r+b") as file:
+        with open(temporary, "r+b") as file:
             content = file.read()
             file.write(hashlib.sha256(content).digest())
             file.flush()
             os.fsync(file.fileno())
-        made.chmod(0o500)
-        os.replace(made, path)
+        temporary.chmod(0o500)
+        os.replace(temporary, path)
 
 
 def _make_private(directory: Path) -> None:
-    """Make a directory that its owner alone may write to; empty one that others could.
+    """Make a directory that only its owner may write to.
+
+    If others could write to an existing one, its libraries are removed, as they may not be ours.
 
     Raises:
-      OSError: it cannot be made, or belongs to somebody else, who could put anything there.
+      OSError: it cannot be made, or it belongs to another user, who could put any library there.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    about = directory.stat()
-    if about.st_uid != os.geteuid():
+    status = directory.stat()
+    if status.st_uid != os.geteuid():
         raise OSError(f"{directory} belongs to another user: set KD_JAX_CACHE_DIR to your own")
-    if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         logger.warning("%s could be written to by others: its libraries are made again", directory)
-        libraries = list(directory.glob("*.so"))  # and none that another process compiles now
+        # Listed before chmod, so that what another process compiles after it is kept.
+        libraries = list(directory.glob("*.so"))
         directory.chmod(0o700)
         for library in libraries:
             library.unlink(missing_ok=True)
 
 
 def _is_whole(path: Path) -> bool:
-    """Tell whether a library is there as it was compiled, and nobody else may change it."""
+    """Tell whether a library exists, is undamaged, and can be changed by its owner only."""
     try:
-        about, content = path.stat(), path.read_bytes()
+        status, content = path.stat(), path.read_bytes()
     except FileNotFoundError:
         return False
-    if about.st_uid != os.geteuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return False
-    body, end = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-    return hashlib.sha256(body).digest() == end
+    body, stored_digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    return hashlib.sha256(body).digest() == stored_digest

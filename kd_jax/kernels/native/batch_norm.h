@@ -1,6 +1,6 @@
-// The sums over all pixels that batch norm takes in training, on CPUs: of the maps for its
-// statistics, and of the gradient for its own. Each is one pass that reads every number once; what
-// belongs to a channel stays in registers.
+// The sums over all pixels that batch norm needs in training, on CPU: sums of the maps for the
+// statistics, and sums of the gradient for its own gradients. Each is one pass that reads every
+// number once and keeps the values of a channel in registers.
 
 #ifndef KD_JAX_NATIVE_BATCH_NORM_H_
 #define KD_JAX_NATIVE_BATCH_NORM_H_
@@ -12,12 +12,12 @@
 
 namespace kd_jax::batch_norm {
 
-constexpr int64_t kBlockBytes = 32 << 10;  // of pixels that all channels pass over together
+constexpr int64_t kBlockBytes = 32 << 10;  // of the pixels that are read together for all channels
 
-// What follows batch norm; `norm.py` names them in this order.
+// The activation after batch norm, in the order of `ACTIVATIONS` in activations.py.
 enum Activation : int64_t { kNone, kRelu, kRelu6, kHardSwish };
 
-// `grad` times the activation's derivative at `y`.
+// Returns `grad` times the derivative of the activation at `y`.
 template <Activation kActivation, int kLanes>
 inline Register<kLanes> Through(Register<kLanes> y, Register<kLanes> grad) {
   const Register<kLanes> zero = {};
@@ -33,7 +33,7 @@ inline Register<kLanes> Through(Register<kLanes> y, Register<kLanes> grad) {
   return grad;
 }
 
-// `part` added to `total`, with what rounding loses kept in `lost` for the next time.
+// Adds `part` to `total`; keeps the rounding error in `lost` for the next addition (Kahan).
 template <int kLanes>
 inline void AddTo(float* total, float* lost, Register<kLanes> part) {
   const Register<kLanes> before = Load<kLanes>(total);
@@ -43,10 +43,11 @@ inline void AddTo(float* total, float* lost, Register<kLanes> part) {
   Store<kLanes>(total, after);
 }
 
-// Two sums of some channels over pixels [first, last), added to `totals` [2][channels]:
-// `work(place of a pixel, sums)` adds a pixel. Many numbers added one by one to a large one would
-// lose digits, and training would depend on how pixels are divided over devices. So a few at a time
-// are added up, in four chains, which the processor works on side by side.
+// Adds two sums over pixels [first, last), for the vector of channels at c, to `totals`
+// [2][channels]; `work(offset of a pixel, sum, product)` adds a pixel. Many small numbers added one
+// by one to a large one would lose digits, and training would depend on how pixels are divided over
+// devices. So a few pixels at a time are summed, in four chains that the processor runs in
+// parallel.
 template <int kLanes, typename Work>
 inline void AddBlock(int64_t first, int64_t last, int64_t channels, int64_t c, float* totals,
                      float* lost, const Work& work) {
@@ -72,9 +73,9 @@ void TwoSums(int64_t pixels, int64_t channels, float* totals, Prepare prepare) {
   std::fill(totals, totals + 2 * channels, 0.0f);
   std::fill(lost, lost + 2 * channels, 0.0f);
   const int64_t row_bytes = channels * int64_t{sizeof(float)};
-  const int64_t some = std::max<int64_t>(8, kBlockBytes / row_bytes);
-  for (int64_t first = 0; first < pixels; first += some) {
-    const int64_t last = std::min(pixels, first + some);
+  const int64_t block = std::max<int64_t>(8, kBlockBytes / row_bytes);
+  for (int64_t first = 0; first < pixels; first += block) {
+    const int64_t last = std::min(pixels, first + block);
     ForEachVector(channels, [&]<int kLanes>(int64_t c) {
       AddBlock<kLanes>(first, last, channels, c, totals, lost,
                        prepare.template operator()<kLanes>(c));
@@ -94,7 +95,7 @@ struct Statistics {
   }
 };
 
-// x [pixels, channels] to the sums of x and of x squared, [2, channels].
+// From x [pixels, channels] computes the sums of x and of x squared, [2, channels].
 inline void RunStatistics(int64_t pixels, int64_t channels, const float* x, float* sums) {
   TwoSums(pixels, channels, sums, Statistics{x});
 }
@@ -116,9 +117,10 @@ struct Gradient {
   }
 };
 
-// x and the gradient of activation((x - mean) * scale + shift), [pixels, channels], and mean, scale
-// and shift, [channels], to the sums of the gradient before the activation, and of that times
-// x - mean, [2, channels]. Returns whether there is such an activation.
+// Computes the sums of the gradient before the activation, and of this gradient times x - mean, [2,
+// channels]. `grad` is the gradient of activation((x - mean) * scale + shift); x and grad are
+// [pixels, channels]; mean, scale and shift are [channels]. Returns false for an unknown
+// activation.
 inline bool RunGradient(int64_t pixels, int64_t channels, const float* x, const float* grad,
                         const float* mean, const float* scale, const float* shift,
                         int64_t activation, float* sums) {

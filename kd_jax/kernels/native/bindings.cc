@@ -1,5 +1,5 @@
-// The compiled layers as XLA calls them: its buffers to pointers and shapes, and nothing else. What
-// they compute is in the headers, which know nothing of XLA.
+// The functions that XLA calls. They only convert its buffers to pointers and shapes. The
+// computations are in the headers, which do not depend on XLA.
 
 #include <cstdint>
 
@@ -33,7 +33,7 @@ ffi::Error Stem(Floats x, Floats kernel, int64_t stride, Result y) {
   return ffi::Error::Success();
 }
 
-// A block that does not expand has an `expand` of [0, hidden].
+// For a block without an expansion, `expand` is [0, hidden].
 ffi::Error InvertedResidual(Floats x, Floats expand, Floats expand_norm, Floats filter,
                             Floats filter_norm, Floats project, Floats project_norm,
                             int64_t stride, Result y) {

@@ -1,8 +1,8 @@
-// Depthwise convolutions of networks in training on CPUs, and both of their gradients.
+// Depthwise convolutions of networks in training on CPU, and both of their gradients.
 //
-// Each is one pass over the maps, channels in vectors: a few multiply-adds for every number that is
-// read, so memory should be the limit. XLA's loops copy the input to pad it, spread the gradient of
-// a strided convolution over zeros, and keep the kernel's sums in memory.
+// Each is one pass over the maps, with channels in vectors. There are only a few multiply-adds for
+// every number that is read, so memory should be the limit. XLA's loops copy the input to pad it,
+// spread the gradient of a strided convolution over zeros, and keep the kernel's sums in memory.
 
 #ifndef KD_JAX_NATIVE_DEPTHWISE_H_
 #define KD_JAX_NATIVE_DEPTHWISE_H_
@@ -14,9 +14,9 @@
 
 namespace kd_jax::depthwise {
 
-constexpr int64_t kBlockBytes = 32 << 10;  // of rows that all channels pass over together
+constexpr int64_t kBlockBytes = 32 << 10;  // of the rows that are read together for all channels
 
-// The input is x [images, height, width, channels], the output (or its gradient) y.
+// The input x is [images, height, width, channels]; y is the output or its gradient.
 struct Shape {
   int64_t images, height, width, channels, out_height, out_width, rows, columns, stride;
   int64_t above, before;  // padding
@@ -25,7 +25,7 @@ struct Shape {
   int64_t taps() const { return rows * columns; }
 };
 
-// Calls `work(place in x, place in the kernel)` for every tap of an output that meets a pixel.
+// Calls `work(offset in x, offset in the kernel)` for every tap of an output that meets a pixel.
 template <typename Work>
 inline void ForEachTap(const Shape& shape, int64_t row, int64_t column, Work work) {
   for (int64_t i = 0; i < shape.rows; ++i)
@@ -42,24 +42,24 @@ struct Range {
   int64_t first, last;
 };
 
-// Outputs that see a pixel at `place` of the padded input.
-inline Range SeenBy(int64_t place, int64_t taps, int64_t outputs, int64_t stride) {
+// Returns the outputs whose windows contain the pixel at `place` of the padded input.
+inline Range OutputsOf(int64_t place, int64_t taps, int64_t outputs, int64_t stride) {
   return {std::max<int64_t>(0, (place - taps + stride) / stride),
           std::min(outputs, place / stride + 1)};
 }
 
-// Calls `work.template operator()<lanes>(channel, first row, last row)` for every block of rows and
-// every vector of channels.
-// Meanwhile what the next block reads of `from` [rows][row_size] and beyond, is fetched: vectors of
-// channels lie too far apart for the processor to foresee them.
+// Calls `work.template operator()<lanes>(channel, first row, end row)` for every block of rows and
+// every vector of channels. Before that it prefetches the rows of `from` [rows][row_size] that the
+// next block reads, because the vectors of a channel are too far apart for the processor's own
+// prefetcher. Nothing at or after `end_of_all` is prefetched.
 template <typename Work>
 void ForEachBlock(int64_t rows, int64_t row_size, int64_t channels, const float* from,
                   const float* end_of_all, Work work) {
   const int64_t row_bytes = row_size * int64_t{sizeof(float)};
-  const int64_t some = std::max<int64_t>(1, kBlockBytes / row_bytes);
-  for (int64_t row = 0; row < rows; row += some) {
-    const int64_t end = std::min(rows, row + some);
-    const float* last = std::min(from + (end + some) * row_size, end_of_all);
+  const int64_t block = std::max<int64_t>(1, kBlockBytes / row_bytes);
+  for (int64_t row = 0; row < rows; row += block) {
+    const int64_t end = std::min(rows, row + block);
+    const float* last = std::min(from + (end + block) * row_size, end_of_all);
     for (const float* next = from + end * row_size; next < last; next += 16)
       __builtin_prefetch(next);
     ForEachVector(channels, [&]<int kLanes>(int64_t c) {
@@ -68,8 +68,9 @@ void ForEachBlock(int64_t rows, int64_t row_size, int64_t channels, const float*
   }
 }
 
-// Calls `pixel(column, at)` for every output of a row, where `at(i, j)` is what its tap (i, j) sees:
-// a row of zeros outside. Taps are unrolled, so that what belongs to each stays in a register.
+// Calls `pixel(column, at)` for every output of a row; `at(i, j)` points to the channels that its
+// tap (i, j) reads, which are zeros outside of the image. Taps are unrolled, so that their values
+// stay in registers.
 template <int kSide, typename Pixel>
 inline void ForEachPixel(const Shape& shape, const float* x, const float* zeros, int64_t row,
                          int64_t c, Pixel pixel) {
@@ -90,8 +91,8 @@ inline void ForEachPixel(const Shape& shape, const float* x, const float* zeros,
   }
 }
 
-// One image. The kernel is [rows * columns][channels].
-template <int kSide>  // of a square kernel; 0 for any other
+// The output of one image. The kernel is [rows * columns][channels].
+template <int kSide>  // of a square kernel; 0 for any other kernel
 struct Forward {
   const Shape& shape;
   const float *x, *kernel, *zeros;
@@ -127,8 +128,8 @@ struct Forward {
   }
 };
 
-// One image: every pixel of the input gathers from the outputs that it was seen by.
-template <int kStride>  // 0 for any: division by a constant is much faster
+// The input's gradient of one image: every pixel sums over the outputs whose windows contain it.
+template <int kStride>  // 0 for any stride; division by a constant is much faster
 struct InputGradient {
   const Shape& shape;
   const float *grad, *kernel;
@@ -139,12 +140,12 @@ struct InputGradient {
     const int64_t stride = kStride ? kStride : shape.stride;
     for (; row < end; ++row) {
       float* line = to + row * shape.in_row() + c;
-      // Output o saw it with tap `low - o * stride`, so outputs [first, last) did.
+      // Output o reads this row with tap `low - o * stride`.
       const int64_t low = row + shape.above;
-      const Range high = SeenBy(low, shape.rows, shape.out_height, stride);
+      const Range high = OutputsOf(low, shape.rows, shape.out_height, stride);
       for (int64_t column = 0; column < shape.width; ++column, line += shape.channels) {
         const int64_t left = column + shape.before;
-        const Range wide = SeenBy(left, shape.columns, shape.out_width, stride);
+        const Range wide = OutputsOf(left, shape.columns, shape.out_width, stride);
         Register<kLanes> sum = {};
         for (int64_t i = high.first; i < high.last; ++i)
           for (int64_t j = wide.first; j < wide.last; ++j) {
@@ -158,10 +159,11 @@ struct InputGradient {
   }
 };
 
-// One image, added to `sums` [taps][channels].
+// Adds the kernel's gradient of one image to `sums` [taps][channels].
 template <int kSide>
 struct KernelGradient {
-  // Rows of taps whose sums are in registers together; the maps are read once for each such group.
+  // Number of rows of taps whose sums are in registers together; each such group reads the maps
+  // once.
   static constexpr int kGroup =
       kSide * kSide + 4 <= kRegisters ? kSide : std::max(1, (kRegisters - 4) / std::max(1, kSide));
   const Shape& shape;
@@ -185,7 +187,7 @@ struct KernelGradient {
     }
   }
 
-  // Rows [kFirst, kSide) of the taps.
+  // Adds rows [kFirst, kSide) of the taps.
   template <int kLanes, int kFirst>
   void AddRows(int64_t c, int64_t first, int64_t end) const {
     constexpr int kRows = std::min(kGroup, kSide - kFirst);
@@ -210,7 +212,7 @@ struct KernelGradient {
   }
 };
 
-// Calls `work.template operator()<side>()`, with 0 for a kernel that has no loop of its own.
+// Calls `work.template operator()<side>()`, with side 0 for kernels without a specialised loop.
 template <typename Work>
 inline void ForSide(const Shape& shape, Work work) {
   if (shape.rows == 3 && shape.columns == 3)
@@ -234,26 +236,26 @@ inline void Convolve(const Shape& shape, const float* x, const float* kernel, co
   }
 }
 
-// x [images, height, width, channels] and kernel [rows, columns, channels] to y.
+// Computes y from x [images, height, width, channels] and the kernel [rows, columns, channels].
 inline void RunForward(const Shape& shape, const float* x, const float* kernel, float* y) {
   const auto [zeros] = Scratch({shape.in_row()});
   std::fill(zeros, zeros + shape.in_row(), 0.0f);
   Convolve(shape, x, kernel, zeros, y);
 }
 
-// The gradient of y and the kernel to the gradient of x.
+// Computes the gradient of x from the gradient of y and the kernel.
 inline void RunInputGradient(const Shape& shape, const float* grad, const float* kernel,
                              float* to) {
-  if (shape.stride == 1) {  // a convolution too, with the kernel turned
-    const Shape turned_shape{shape.images, shape.out_height, shape.out_width, shape.channels,
-                             shape.height, shape.width, shape.rows, shape.columns, 1,
-                             shape.rows - 1 - shape.above, shape.columns - 1 - shape.before};
-    const auto [turned, zeros] =
-        Scratch({shape.taps() * shape.channels, turned_shape.in_row()});
-    std::fill(zeros, zeros + turned_shape.in_row(), 0.0f);
+  if (shape.stride == 1) {  // also a convolution, with the kernel reversed
+    const Shape reversed_shape{shape.images, shape.out_height, shape.out_width, shape.channels,
+                               shape.height, shape.width, shape.rows, shape.columns, 1,
+                               shape.rows - 1 - shape.above, shape.columns - 1 - shape.before};
+    const auto [reversed, zeros] =
+        Scratch({shape.taps() * shape.channels, reversed_shape.in_row()});
+    std::fill(zeros, zeros + reversed_shape.in_row(), 0.0f);
     for (int64_t i = shape.taps(); i-- > 0; kernel += shape.channels)
-      std::copy(kernel, kernel + shape.channels, turned + i * shape.channels);
-    Convolve(turned_shape, grad, turned, zeros, to);
+      std::copy(kernel, kernel + shape.channels, reversed + i * shape.channels);
+    Convolve(reversed_shape, grad, reversed, zeros, to);
     return;
   }
   for (int64_t image = 0; image < shape.images; ++image) {
@@ -269,8 +271,9 @@ inline void RunInputGradient(const Shape& shape, const float* grad, const float*
   }
 }
 
-// x and the gradient of y to the gradient of the kernel [rows, columns, channels]. An image's sums
-// are made apart and then added: so many small numbers added to one large one would lose digits.
+// Computes the gradient of the kernel [rows, columns, channels] from x and the gradient of y. Sums
+// of each image are computed separately and then added, because many small numbers added to a large
+// one would lose digits.
 inline void RunKernelGradient(const Shape& shape, const float* x, const float* grad,
                               float* total) {
   const int64_t size = shape.taps() * shape.channels;

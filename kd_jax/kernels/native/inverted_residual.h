@@ -1,9 +1,11 @@
-// MobileNetV2's block of frozen networks on CPUs: expand, filter by depth, project, in one pass.
+// MobileNetV2's block in frozen networks on CPU: expansion, depthwise convolution and projection in
+// one pass.
 //
-// Apart, the three write and read maps of the expanded channels, six times as large as the block's
-// own: that is what limits them. Here some expanded channels of some images at a time go through
-// all three and are added to the outputs, and never leave the second-level cache. Batch norms are
-// scales and shifts by now: scales go into the weights, shifts are where sums start.
+// As separate layers they write and read maps of the expanded channels, six times as large as the
+// maps of the block, and that limits their speed. Here some expanded channels of some images at a
+// time go through all three steps, are added to the outputs, and never leave the second-level
+// cache. The frozen batch norms are scales and shifts: scales are multiplied into the weights, and
+// sums start from the shifts.
 
 #ifndef KD_JAX_NATIVE_INVERTED_RESIDUAL_H_
 #define KD_JAX_NATIVE_INVERTED_RESIDUAL_H_
@@ -15,22 +17,22 @@
 
 namespace kd_jax::inverted_residual {
 
-constexpr int64_t kHidden = 32;  // expanded channels in work at once: whole panels of every width
-constexpr int64_t kPixels = 512;  // of whole images in work at once; larger ones go in strips
-constexpr int64_t kRows = 8;  // of the input that a strip goes on by
+constexpr int64_t kHidden = 32;  // expanded channels at a time: a multiple of all widths of panels
+constexpr int64_t kPixels = 512;  // of whole images at a time; larger images go in strips
+constexpr int64_t kRows = 8;  // of the input, by which a strip advances
 constexpr int kSide = 3, kTaps = kSide * kSide;
 
 struct Shape {
   int64_t images, height, width, in, hidden, out, stride;
-  bool expands;  // or the filter is applied to the block's own input
+  bool expands;  // false: the depthwise convolution is applied to the input of the block
   int64_t out_height() const { return (height + stride - 1) / stride; }
   int64_t out_width() const { return (width + stride - 1) / stride; }
 };
 
-// How much is in work at once: some whole images, or one image strip by strip. Expanded rows are
-// kept in a ring, so that the rows that two strips share are expanded once.
+// What is processed at a time: some whole images, or one strip of one image. Expanded rows are kept
+// in a ring buffer, so that the rows that two strips share are expanded once.
 struct Plan {
-  int64_t images, out_rows, ring, first;  // `first` is the row in the ring's first place
+  int64_t images, out_rows, ring, first;  // `first` is the row at the start of the ring
 
   explicit Plan(const Shape& shape) {
     const int64_t pixels = shape.height * shape.width;
@@ -39,22 +41,22 @@ struct Plan {
       out_rows = shape.out_height(), ring = shape.height, first = 0;
     } else {
       images = 1, out_rows = kRows / shape.stride, ring = 2 * kRows;
-      first = shape.stride == 1 ? 1 : 0;  // a strip's new rows lie side by side then
+      first = shape.stride == 1 ? 1 : 0;  // then the new rows of a strip are contiguous
     }
-    if (!shape.expands) ring = shape.height, first = 0;  // all rows are there
+    if (!shape.expands) ring = shape.height, first = 0;  // the input itself has all rows
   }
   int64_t Place(int64_t row) const { return (row + ring - first) % ring; }
 };
 
-// A matrix of weights and what its batch norm does to the result.
+// A matrix of weights, and the scale and shift of the batch norm after it.
 struct Weights {
   const float* kernel;  // [depth][columns]
   const float* scale;   // [columns]
   const float* shift;   // [columns]
 };
 
-// Rows of the ring, pixels of `step` floats, to filtered rows [images][rows][width][channels], from
-// the output's row `top` on. The taps are [kTaps][all channels].
+// Depthwise convolution and clipping of rows of the ring, whose pixels have `step` floats. Writes
+// [images][rows][width][channels], from row `top` of the output on. Taps are [kTaps][all channels].
 template <int kWidth>
 void Filter(const Shape& shape, const Plan& plan, int64_t images, int64_t top, int64_t rows,
             int64_t channels, const float* ring, int64_t step, const float* taps, const float* shift,
@@ -94,7 +96,7 @@ void Filter(const Shape& shape, const Plan& plan, int64_t images, int64_t top, i
   }
 }
 
-// What the outputs start from: the last shift, and the block's own input where it has a shortcut.
+// Initialises the outputs: the last shift, plus the input of the block if it has a shortcut.
 inline void Start(const Shape& shape, int64_t pixels, const float* x, const float* shift, float* y) {
   const bool shortcut = shape.stride == 1 && shape.in == shape.out;
   for (int64_t p = 0; p < pixels; ++p, x += shape.in, y += shape.out)
@@ -104,9 +106,9 @@ inline void Start(const Shape& shape, int64_t pixels, const float* x, const floa
     });
 }
 
-// x [images, height, width, in]; kernels [in, hidden] (not read by a block that does not expand,
-// whose hidden is in), [9, hidden], [hidden, out]; hidden and out in multiples of 8. To y
-// [images, out_height, out_width, out].
+// Computes y [images, out_height, out_width, out] from x [images, height, width, in]. Kernels are
+// [in, hidden], [9, hidden] and [hidden, out]; hidden and out are multiples of 8. A block without
+// an expansion does not read the first kernel, and its hidden is in.
 inline void Run(const Shape& shape, const float* x, const Weights& first, const Weights& middle,
                 const Weights& last, float* y) {
   const int64_t pixels = shape.height * shape.width;
@@ -133,17 +135,18 @@ inline void Run(const Shape& shape, const float* x, const Weights& first, const 
     Start(shape, images * out_pixels, from, last.shift, to);
     for (int64_t c = 0; c < shape.hidden; c += kHidden) {
       const int64_t width = std::min(kHidden, shape.hidden - c);
-      int64_t done = 0;  // rows that are expanded
+      int64_t done = 0;  // rows that are expanded already
       for (int64_t top = 0; top < shape.out_height(); top += plan.out_rows) {
         const int64_t rows = std::min(plan.out_rows, shape.out_height() - top);
         const int64_t needed = std::min(shape.height, (top + rows - 1) * shape.stride + kSide - 1);
-        // As far as the ring goes; of several images the ring is all.
+        // At most to the end of the ring; for several images the ring is the whole map.
         while (shape.expands && done < needed) {
-          const int64_t place = plan.Place(done), some = std::min(needed - done, plan.ring - place);
-          Multiply<true>(from + done * shape.width * shape.in, images * some * shape.width,
+          const int64_t place = plan.Place(done);
+          const int64_t count = std::min(needed - done, plan.ring - place);
+          Multiply<true>(from + done * shape.width * shape.in, images * count * shape.width,
                          shape.in, expanding + c * shape.in, width, first.shift + c, 0,
                          expanded + place * shape.width * width, width);
-          done += some;
+          done += count;
         }
         const auto filter = width % kNative == 0 ? Filter<kNative> : Filter<kTail>;
         filter(shape, plan, images, top, rows, width, shape.expands ? expanded : from + c,

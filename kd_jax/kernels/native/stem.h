@@ -1,8 +1,8 @@
-// The first convolution of frozen networks on CPUs: patches of a few channels times a matrix.
+// The first convolution of frozen networks on CPU: patches of a few channels times a matrix.
 //
-// Of three channels a convolution has too little to sum for vectors of channels, so it is a matrix
-// product over patches. Those of some pixels at a time are laid out and used up in the first-level
-// cache; a row of a patch is one run of memory.
+// Three channels do not fill a vector, so the convolution is a matrix product over patches. The
+// patches of some pixels at a time are written and read in the first-level cache. A row of a patch
+// is contiguous in memory.
 
 #ifndef KD_JAX_NATIVE_STEM_H_
 #define KD_JAX_NATIVE_STEM_H_
@@ -15,7 +15,7 @@
 namespace kd_jax::stem {
 
 constexpr int kRun = kNative;     // floats that are copied at a time
-constexpr int64_t kPixels = 168;  // in work at once: whole blocks of 6, 12 and 14 rows
+constexpr int64_t kPixels = 168;  // at a time: a multiple of 6, 12 and 14 (kRows in vectors.h)
 
 struct Shape {
   int64_t images, height, width, in, out_height, out_width, out, side, stride;
@@ -26,7 +26,7 @@ struct Shape {
   int64_t pixels() const { return out_height * out_width; }
 };
 
-// One image to the middle of an image of zeros.
+// Copies one image into the middle of an image of zeros.
 inline void Pad(const Shape& shape, const float* x, float* padded) {
   const int64_t row = shape.width * shape.in;
   float* to = padded + shape.border() * (shape.padded_row() + shape.in);
@@ -34,8 +34,8 @@ inline void Pad(const Shape& shape, const float* x, float* padded) {
     std::copy(x, x + row, to);
 }
 
-// Output pixels [first, first + count) to patches [count][depth]. Whole vectors are copied: what
-// is too much is written over by what follows, and after the last there is room for it.
+// Writes the patches [count][depth] of output pixels [first, first + count). Copies whole vectors:
+// the surplus is overwritten by the next copy, and there is room for it after the last one.
 inline void LayOut(const Shape& shape, const float* padded, int64_t first, int64_t count, float* to) {
   const int64_t run = shape.side * shape.in;
   for (int64_t p = first; p < first + count; ++p) {
@@ -47,8 +47,8 @@ inline void LayOut(const Shape& shape, const float* padded, int64_t first, int64
   }
 }
 
-// x [images, height, width, in] and kernel [side, side, in, out] to y [images, out_height,
-// out_width, out], `out` a multiple of 8.
+// Computes y [images, out_height, out_width, out] from x [images, height, width, in] and the kernel
+// [side, side, in, out]; `out` is a multiple of 8.
 inline void Run(const Shape& shape, const float* x, const float* kernel, float* y) {
   const auto [padded, patches, panels, zeros] =
       Scratch({shape.padded_size() + kRun, kPixels * shape.depth() + kRun,

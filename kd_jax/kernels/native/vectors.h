@@ -1,6 +1,6 @@
-// Vectors of floats, and matrix products whose sums stay in registers: what the compiled layers
-// share. Written with GCC's and Clang's vector extensions; the width is the machine's own, since
-// compilers take apart what is wider through memory, which was ten times slower.
+// Shared by the compiled layers: vectors of floats, and matrix products whose sums stay in
+// registers. Written with the vector extensions of GCC and Clang. The width is that of the
+// machine's vectors, because compilers split wider ones through memory, which was ten times slower.
 
 #ifndef KD_JAX_NATIVE_VECTORS_H_
 #define KD_JAX_NATIVE_VECTORS_H_
@@ -29,8 +29,8 @@ constexpr int kNative = 4, kRegisters = 32;
 #else
 constexpr int kNative = 4, kRegisters = 16;
 #endif
-// Channels come in multiples of 8 (`LANES` in __init__.py): what is left after the widest vectors
-// is taken in vectors of this many.
+// Numbers of channels are multiples of 8 (`LANES` in __init__.py). The channels that are left after
+// the widest vectors are processed in vectors of this width.
 constexpr int kTail = kNative < 8 ? kNative : 8;
 
 template <int kLanes>
@@ -52,11 +52,11 @@ inline void Store(float* p, Register<kLanes> v) {
   *reinterpret_cast<typename Of<kLanes>::Memory*>(p) = v;
 }
 
-// ReLU6. A NaN stays one: a broken network must not look like a quiet one.
+// ReLU6. A NaN stays a NaN, so that a diverged network does not look like one with zero outputs.
 template <int kLanes>
 inline Register<kLanes> Clip(Register<kLanes> v) {
   const Register<kLanes> low = {}, high = low + 6.0f;
-#ifdef __AVX512F__  // compilers make two operations of each comparison; of a NaN these give the last
+#ifdef __AVX512F__  // One operation for each comparison instead of two; a NaN in v is returned.
   if constexpr (kLanes == 16) return _mm512_min_ps(high, _mm512_max_ps(low, v));
 #endif
   v = v < low ? low : v;
@@ -71,18 +71,18 @@ inline void ForEachVector(int64_t channels, Work work) {
   for (; c < channels; c += kTail) work.template operator()<kTail>(c);
 }
 
-// Bytes of a core's second-level cache. No sum depends on it, only how many are in work at once.
+// Bytes of a core's second-level cache. No sum depends on it, only how much is processed at a time.
 inline int64_t SecondLevelCache() {
-  constexpr int64_t kUsual = 512 << 10, kLeast = 256 << 10, kMost = 2 << 20;
+  constexpr int64_t kDefault = 512 << 10, kLeast = 256 << 10, kMost = 2 << 20;
 #ifdef _SC_LEVEL2_CACHE_SIZE
-  static const int64_t told = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (told > 0) return std::clamp(told, kLeast, kMost);
+  static const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (size > 0) return std::clamp(size, kLeast, kMost);
 #endif
-  return kUsual;
+  return kDefault;
 }
 
-// Parts of this thread's own memory, kept from call to call with whatever was left there. Each is
-// 64-byte aligned, so that no vector crosses a cache line.
+// Returns parts of a buffer that belongs to this thread and is reused from call to call. The
+// contents are arbitrary. Each part is 64-byte aligned, so that no vector crosses a cache line.
 template <size_t kParts>
 std::array<float*, kParts> Scratch(const int64_t (&sizes)[kParts]) {
   constexpr size_t kAlign = 16;  // floats
@@ -126,11 +126,11 @@ inline void Block(const float* a, int64_t depth, const float* b, const float* st
       Store<kLanes>(c + r * c_stride + v * kLanes, kClip ? Clip<kLanes>(sum[r][v]) : sum[r][v]);
 }
 
-// The same for any number of rows. Each sum is added up in one order whatever rows it is among.
+// The same for any number of rows. The order of each sum does not depend on the rows around it.
 template <int kVectors, int kLanes, bool kClip = false>
 void Panel(const float* a, int64_t rows, int64_t depth, const float* b, const float* start,
            int64_t start_stride, float* c, int64_t c_stride) {
-  // As many sums as registers hold beside a row of b and a number of a.
+  // As many rows as the registers hold sums of, beside a row of b and a number of a.
   constexpr int kRows = kRegisters == 32 ? (kVectors == 2 ? 12 : 14) : (kVectors == 2 ? 6 : 12);
   int64_t r = 0;
   for (; r + kRows <= rows; r += kRows)
@@ -144,16 +144,16 @@ void Panel(const float* a, int64_t rows, int64_t depth, const float* b, const fl
                                       start_stride, c + r * c_stride, c_stride);
 }
 
-// A matrix of any number of columns, a multiple of 8, is worked on in panels: of two vectors, and
-// what is left in one of one vector and one of `kTail`.
+// The columns of a matrix, a multiple of 8, are divided into panels: two vectors wide, and for the
+// columns that are left one vector and `kTail` wide.
 constexpr int64_t kWidest = 2 * kNative;
 inline int64_t PanelWidth(int64_t column, int64_t columns) {
   const int64_t left = columns - column;
   return left >= kWidest ? kWidest : left >= kNative ? kNative : kTail;
 }
 
-// b [depth][columns], each column times its scale (null: 1), to panels [depth][width], one after
-// another: the one that begins with column c is at c * depth.
+// Writes b [depth][columns], each column times its scale (null: 1), as panels [depth][width], one
+// after another. The panel that begins with column c is at offset c * depth.
 inline void Pack(const float* b, const float* scale, int64_t depth, int64_t columns, float* to) {
   for (int64_t column = 0, width; column < columns; column += width) {
     width = PanelWidth(column, columns);
@@ -165,7 +165,7 @@ inline void Pack(const float* b, const float* scale, int64_t depth, int64_t colu
   }
 }
 
-// c[rows][columns] = start + a[rows][depth] b, where b is packed.
+// c[rows][columns] = start + a[rows][depth] b[depth][columns], where b was written by `Pack`.
 template <bool kClip>
 void Multiply(const float* a, int64_t rows, int64_t depth, const float* b, int64_t columns,
               const float* start, int64_t start_stride, float* c, int64_t c_stride) {

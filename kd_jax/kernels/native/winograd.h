@@ -1,9 +1,9 @@
-// 3x3 convolutions of frozen networks on CPUs: Winograd's F(4x4, 3x3); kernels/winograd.py has the
-// mathematics.
+// 3x3 convolutions of frozen networks on CPU: Winograd's F(4x4, 3x3). The mathematics are in
+// kernels/winograd.py.
 //
-// Sixteen outputs of a 3x3 filter need 144 products; from 36 sums of a 6x6 tile of inputs and 36
-// sums of the taps they need 36. Images are worked on some tiles at a time, so that the sums stay
-// in the second-level cache: inputs to sums, 36 small matrix products, sums to outputs.
+// Sixteen outputs of a 3x3 filter need 144 products. Computed from 36 sums of a 6x6 tile of inputs
+// and 36 sums of the taps, they need 36. Some tiles are processed at a time, so that the sums stay
+// in the second-level cache: sums of the inputs, 36 small matrix products, sums of the products.
 
 #ifndef KD_JAX_NATIVE_WINOGRAD_H_
 #define KD_JAX_NATIVE_WINOGRAD_H_
@@ -16,9 +16,9 @@
 namespace kd_jax::winograd {
 
 constexpr int kOutputs = 4, kInputs = 6, kSums = kInputs * kInputs;
-constexpr int64_t kFewestTiles = 48;  // in work at once: below, weights are read too often
+constexpr int64_t kFewestTiles = 48;  // at a time: with fewer tiles, weights are read too often
 
-// Six inputs to six sums.
+// The six sums of six inputs.
 template <typename Vector>
 inline void InputSums(const Vector d[kInputs], Vector s[kInputs]) {
   const Vector even = d[4] - 4.0f * d[2], odd = d[3] - 4.0f * d[1];
@@ -31,7 +31,7 @@ inline void InputSums(const Vector d[kInputs], Vector s[kInputs]) {
   s[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
 }
 
-// Six products to four outputs.
+// The four outputs from six products.
 template <typename Vector>
 inline void OutputSums(const Vector m[kInputs], Vector y[kOutputs]) {
   const Vector plus1 = m[1] + m[2], minus1 = m[1] - m[2];
@@ -54,13 +54,13 @@ struct Place {
 };
 
 inline Place PlaceOf(const Shape& shape, int64_t tile) {
-  const int64_t an_image = shape.tiles_high() * shape.tiles_wide();
-  const int64_t within = tile % an_image;
-  return {tile / an_image, within / shape.tiles_wide() * kOutputs,
+  const int64_t per_image = shape.tiles_high() * shape.tiles_wide();
+  const int64_t within = tile % per_image;
+  return {tile / per_image, within / shape.tiles_wide() * kOutputs,
           within % shape.tiles_wide() * kOutputs};
 }
 
-// Tiles [first, first + count) of x to sums [kSums][count][in].
+// Computes the sums [kSums][count][in] of tiles [first, first + count) of x.
 inline void TransformInputs(const Shape& shape, const float* x, const float* zeros, int64_t first,
                      int64_t count, float* sums) {
   for (int64_t t = 0; t < count; ++t) {
@@ -72,8 +72,8 @@ inline void TransformInputs(const Shape& shape, const float* x, const float* zer
       const float* line = x + (at.image * shape.height + row) * shape.width * shape.in;
       for (int j = 0; j < kInputs; ++j) {
         const int64_t column = at.column + j - 1;
-        const bool seen = inside && column >= 0 && column < shape.width;
-        from[i][j] = seen ? line + column * shape.in : zeros;
+        const bool in_image = inside && column >= 0 && column < shape.width;
+        from[i][j] = in_image ? line + column * shape.in : zeros;
       }
     }
     ForEachVector(shape.in, [&]<int kLanes>(int64_t c) {
@@ -95,7 +95,7 @@ inline void TransformInputs(const Shape& shape, const float* x, const float* zer
   }
 }
 
-// Products [kSums][count][out] to outputs.
+// Computes the outputs y from products [kSums][count][out].
 inline void TransformOutputs(const Shape& shape, const float* products, int64_t first, int64_t count,
                       float* y) {
   for (int64_t t = 0; t < count; ++t) {
@@ -135,15 +135,15 @@ inline void ConvolveTiles(const Shape& shape, const float* x, const float* kerne
   TransformOutputs(shape, products, first, count, y);
 }
 
-// x [images, height, width, in] and the kernel's sums [kSums][in][out], packed, to y
-// [images, height, width, out].
+// Computes y [images, height, width, out] from x [images, height, width, in] and the sums of the
+// kernel [kSums][in][out], written by `Pack`.
 inline void Run(const Shape& shape, const float* x, const float* kernel, float* y) {
   const int64_t tile_bytes = kSums * (shape.in + shape.out) * int64_t{sizeof(float)};
-  // Five eighths of the cache: the rest is for weights and what is read and written.
-  int64_t some = std::max(SecondLevelCache() * 5 / 8 / tile_bytes, kFewestTiles);
-  some = some / 12 * 12;
-  for (int64_t first = 0; first < shape.tiles(); first += some)
-    ConvolveTiles(shape, x, kernel, first, std::min(some, shape.tiles() - first), y);
+  // Five eighths of the cache. The rest is for weights, inputs and outputs.
+  int64_t count = std::max(SecondLevelCache() * 5 / 8 / tile_bytes, kFewestTiles);
+  count = count / 12 * 12;
+  for (int64_t first = 0; first < shape.tiles(); first += count)
+    ConvolveTiles(shape, x, kernel, first, std::min(count, shape.tiles() - first), y);
 }
 
 }  // namespace kd_jax::winograd
