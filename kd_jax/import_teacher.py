@@ -12,12 +12,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from kd_jax import models
 from kd_jax.data import dataset
 from kd_jax.models import zoo
 from kd_jax.runtime.errors import UserError, reachable, run_command
-from kd_jax.teachers import load
-from kd_jax.weights import published, saved_network
+from kd_jax.weights import published
 
 _ARCH = flags.DEFINE_string("arch", None, "Architecture, a name in the zoo.")
 _SRC = flags.DEFINE_string(
@@ -63,6 +61,10 @@ def main(argv: Sequence[str]) -> None:
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file: expected a directory, new or empty")
+    from kd_jax import models
+    from kd_jax.teachers import load
+    from kd_jax.weights import saved_network
+
     if out.is_dir() and not saved_network.may_be_written(out):
         raise UserError(f"--out={out} holds other files: expected a directory, new or empty")
     normalisation = None
