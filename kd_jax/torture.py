@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from kd_jax.runtime import atomic_files
+from kd_jax.runtime import atomic_files, signals
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable, run_command
 
@@ -30,7 +30,6 @@ _SEED = flags.DEFINE_integer(
 _WORKDIR = flags.DEFINE_string("workdir", "runs/torture", "New directory for the two runs.")
 _STEPS_A_KILL = 20  # so that the run does not end before the last kill
 _PATIENCE_SECONDS = 300.0
-_EXIT_STOPPED = 75
 WAYS = ("starting", "training", "saving", "SIGTERM")
 
 
@@ -116,7 +115,7 @@ def kill(process: subprocess.Popen[str], workdir: Path, way: str, rng: random.Ra
     _, errors = process.communicate()
     if process.returncode == 0:
         return False
-    if process.returncode != (_EXIT_STOPPED if way == "SIGTERM" else -signal.SIGKILL):
+    if process.returncode != (signals.EXIT_STOPPED if way == "SIGTERM" else -signal.SIGKILL):
         raise UserError(f"the run failed with code {process.returncode}: {errors[-1000:]}")
     return True
 
