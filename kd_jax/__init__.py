@@ -4,4 +4,4 @@ __version__ = "0.1.0"
 
 from kd_jax.runtime import processor as _processor
 
-_processor.apply_limit()  # before JAX starts, whoever imports it first
+_processor.apply_limit()  # must run before JAX is imported; the package itself imports none

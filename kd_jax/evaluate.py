@@ -2,8 +2,8 @@
 
     python -m kd_jax.evaluate --workdir=DIR [--split=test|val|train] [--checkpoint=last|best]
 
-The last line of stdout is one JSON object. The workdir is only read, so a run that is still going
-on can be looked at.
+The last line of stdout is one JSON object. The workdir is only read, so the run may still be going
+on.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from kd_jax.runtime.errors import UserError, run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "val", "train"], "Split to measure on.")
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Newest, or best on val.")
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "last", ["last", "best"], "The newest checkpoint, or the best on val."
+)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure, and print the measures as one JSON object."""
+    """Measure the student, and print the results as one JSON object."""
     del argv
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: expected the directory of a run")
@@ -31,9 +33,9 @@ def main(argv: Sequence[str]) -> None:
     from kd_jax.training.evaluator import Evaluator
 
     run, step, variables = saved_student.student(Path(_WORKDIR.value), _CHECKPOINT.value)
-    measured = Evaluator(run).measure_student(variables, _SPLIT.value)
+    metrics = Evaluator(run).measure_student(variables, _SPLIT.value)
     examples = len(run.dataset.split(_SPLIT.value))
-    print(json.dumps({"split": _SPLIT.value, "step": step, "examples": examples, **measured}))
+    print(json.dumps({"split": _SPLIT.value, "step": step, "examples": examples, **metrics}))
 
 
 if __name__ == "__main__":

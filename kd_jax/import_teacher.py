@@ -12,12 +12,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from kd_jax import models
 from kd_jax.data import dataset
 from kd_jax.models import zoo
 from kd_jax.runtime.errors import UserError, reachable, run_command
-from kd_jax.teachers import load
-from kd_jax.weights import published, saved_network
+from kd_jax.weights import published
 
 _ARCH = flags.DEFINE_string("arch", None, "Architecture, a name in the zoo.")
 _SRC = flags.DEFINE_string(
@@ -25,19 +23,23 @@ _SRC = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out", None, "Directory to write model.json and model.safetensors to.")
 _DATASET = flags.DEFINE_string("dataset", "cifar100", "Data set that the network was trained on.")
-_MEAN = flags.DEFINE_list("mean", None, "Its normalisation: mean of pixels in [0, 1], r,g,b.")
-_STD = flags.DEFINE_list("std", None, "Its normalisation: std of pixels in [0, 1], r,g,b.")
-_CLASSES = flags.DEFINE_integer(
-    "num_classes", None, "Of a data set that is not known by name.", lower_bound=2
+_MEAN = flags.DEFINE_list(
+    "mean", None, "Normalisation of the network: mean of pixels in [0, 1], r,g,b."
 )
-_SIZE = flags.DEFINE_integer("image_size", 32, "Pixels a side.", lower_bound=1)
+_STD = flags.DEFINE_list(
+    "std", None, "Normalisation of the network: std of pixels in [0, 1], r,g,b."
+)
+_CLASSES = flags.DEFINE_integer(
+    "num_classes", None, "Classes of a data set that is not known by name.", lower_bound=2
+)
+_SIZE = flags.DEFINE_integer("image_size", 32, "Side of its images, in pixels.", lower_bound=1)
 _NAMES = flags.DEFINE_string(
     "class_names",
     None,
-    "Text file: the names of its classes, one a line, in the order of its outputs.",
+    "Text file with the names of the classes, one a line, in the order of the network's outputs.",
 )
 _KEY = flags.DEFINE_string(
-    "key", "", "Of its weights, where the file holds several sets, such as state_dict_ema."
+    "key", "", "Key of the weights in a file with several sets of them, such as state_dict_ema."
 )
 _CLAIMED = flags.DEFINE_float(
     "claimed_top1", None, "Percent on the test split; a run that uses it checks the claim."
@@ -45,7 +47,7 @@ _CLAIMED = flags.DEFINE_float(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Import one file."""
+    """Import one file of weights."""
     del argv
     arch, source, out = _required(_ARCH), _required(_SRC), reachable(_required(_OUT), "--out")
     zoo.check_arch(arch)
@@ -59,6 +61,10 @@ def main(argv: Sequence[str]) -> None:
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file: expected a directory, new or empty")
+    from kd_jax import models
+    from kd_jax.teachers import load
+    from kd_jax.weights import saved_network
+
     if out.is_dir() and not saved_network.may_be_written(out):
         raise UserError(f"--out={out} holds other files: expected a directory, new or empty")
     normalisation = None

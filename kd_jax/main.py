@@ -3,8 +3,8 @@
     python -m kd_jax.main --config=configs/NAME.py[:arg] --workdir=DIR [--config.FIELD=VALUE ...]
     python -m kd_jax.main --config=configs/NAME.py[:arg] --plan [--plan_devices=8] [--plan_compile]
 
-The same command resumes a run that was stopped, and measures one that is finished. SIGTERM and
-SIGINT save, and exit with code 75.
+The same command resumes a run that was stopped, and measures one that is finished. After SIGTERM
+or SIGINT it saves, and exits with code 75.
 """
 
 from __future__ import annotations
@@ -16,23 +16,27 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from kd_jax.config import overrides
+from kd_jax.config import checks, overrides
 from kd_jax.runtime import huge_pages, signals, supervise
 from kd_jax.runtime.errors import UserError, run_command
 
 _CONFIG = overrides.define()
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first process.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many train together.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Find the others as Slurm, Open MPI, Kubernetes or Cloud TPU say."
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "Number of processes that train together.", lower_bound=1
 )
-_PLAN = flags.DEFINE_bool("plan", False, "Say what the run would take, and do not start it.")
+_PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.", lower_bound=0)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Find the other processes through Slurm, Open MPI, Kubernetes or Cloud TPU.",
+)
+_PLAN = flags.DEFINE_bool("plan", False, "Print what the run would need, and do not start it.")
 _PLAN_DEVICES = flags.DEFINE_integer("plan_devices", 1, "Devices to plan for.", lower_bound=1)
 _PLAN_COMPILE = flags.DEFINE_bool(
-    "plan_compile", False, "Compile the step for CPUs, and say what that program sends and holds."
+    "plan_compile", False, "Compile the step for CPUs too, and count its communication and memory."
 )
-_PLAN_RATE = flags.DEFINE_float("plan_rate", None, "Images a second to reckon with.")
+_PLAN_RATE = flags.DEFINE_float("plan_rate", None, "Images a second that the plan assumes.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; made when missing.")
 
 
@@ -44,26 +48,20 @@ def main(argv: Sequence[str]) -> None:
     if _PLAN.value:
         from kd_jax.training import plan
 
-        number, rate, compiled = _PLAN_DEVICES.value, _PLAN_RATE.value, _PLAN_COMPILE.value
-        print(plan.plan(_CONFIG.value, number, rate, compiled=compiled))
+        devices, rate, compiled = _PLAN_DEVICES.value, _PLAN_RATE.value, _PLAN_COMPILE.value
+        print(plan.plan(_CONFIG.value, devices, rate, compiled=compiled))
         return
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: expected the directory of this run")
-    given = (bool(_COORDINATOR.value), _PROCESSES.value is not None, _PROCESS.value is not None)
-    if any(given) and not all(given):
-        raise UserError(
-            "--coordinator, --processes and --process belong together: give all, or none"
-        )
-    if _COORDINATOR.value and not re.fullmatch(r".+:\d+", _COORDINATOR.value):
-        raise UserError(f"--coordinator={_COORDINATOR.value} is not understood: expected HOST:PORT")
-    together = _DISTRIBUTED.value or all(given)
-    if together:
+    is_one_of_several = _is_one_of_several()
+    checks.check(_CONFIG.value)  # before JAX is imported, which takes seconds
+    if is_one_of_several:
         supervise.go_on_in_child()
-    stop = signals.StopRequest(twice=together).listen()
+    stop = signals.StopRequest(twice=is_one_of_several).listen()
     from kd_jax.runtime import processes
     from kd_jax.training.train import train
 
-    if together:
+    if is_one_of_several:
         processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
         with processes.ending_together():
@@ -73,6 +71,22 @@ def main(argv: Sequence[str]) -> None:
     except signals.StoppedError as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(signals.EXIT_STOPPED)
+
+
+def _is_one_of_several() -> bool:
+    """Tell whether this process trains together with others.
+
+    Raises:
+      UserError: the flags that say so are incomplete or wrong.
+    """
+    present = (bool(_COORDINATOR.value), _PROCESSES.value is not None, _PROCESS.value is not None)
+    if any(present) and not all(present):
+        raise UserError(
+            "--coordinator, --processes and --process belong together: give all, or none"
+        )
+    if _COORDINATOR.value and not re.fullmatch(r".+:\d+", _COORDINATOR.value):
+        raise UserError(f"--coordinator={_COORDINATOR.value} is not understood: expected HOST:PORT")
+    return _DISTRIBUTED.value or all(present)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Look closer at a run's student beside its teacher: on test, on train, and along the mixup line.
+"""Compare the student of a run with its teacher: on test, on train, and on mixtures of images.
 
     python -m kd_jax.probe --workdir=DIR [--checkpoint=last|best] [--out=probe.json]
 
-The study asks whether mixup asks too much of its teacher. So every test image is mixed with the
-next one in every proportion, and both networks look at the mixtures: how sure the teacher still is,
-and how far the student follows it there. Besides: which superclasses are taken for which, and a few
-images for the report, which looks for `DIR/probe.json`. The workdir is only read; tables go to
-stdout, everything to `--out`.
+The study asks whether a teacher can answer for mixtures. So every test image is mixed with the next
+one in eleven proportions, and both networks see the mixtures: the results are the entropy of the
+teacher, and how closely the student follows it. Also measured: confusions between superclasses, and
+a few images for the report, which reads `DIR/probe.json`. The workdir is only read; tables go to
+stdout, all results to `--out`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from kd_jax.runtime import atomic_files, huge_pages, text_tables
 from kd_jax.runtime.errors import UserError, reachable, run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Newest, or best on val.")
-_OUT = flags.DEFINE_string("out", None, "File for everything that was measured, as JSON.")
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "last", ["last", "best"], "The newest checkpoint, or the best on val."
+)
+_OUT = flags.DEFINE_string("out", None, "File for all results, as JSON.")
 SHARES = tuple(i / 10 for i in range(11))  # of an image in its mixture with the next
-_MOST_CONFUSED = 10  # pairs of groups that are printed
+_MOST_CONFUSED = 10  # pairs of classes that are printed
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure, print the tables, and write the file."""
+    """Measure both networks, print the tables, and write the file."""
     del argv
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: expected the directory of a run")
@@ -67,16 +69,17 @@ def along_the_line(
 ) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
     """Return the measures of both networks on mixtures of test images, and a few of the mixtures.
 
-    At the shares 0 and 1 the mixtures are the images themselves.
+    With the shares 0 and 1 the mixtures are the images themselves.
 
     Args:
-      evaluator: an `Evaluator` of a run with a teacher.
-      variables: the student's, replicated over the devices.
+      evaluator: the `Evaluator` of a run with a teacher.
+      variables: those of the student, replicated over the devices.
       split: the test `Split`.
 
     Returns:
-      a record a proportion, of `share`, `teacher_entropy`, `student_entropy`, `kl_to_teacher`
-      (nats), `agreement`, `agreement_top5` (percent); and examples as `mixtures` has them.
+      A record for each proportion, with `share`, `teacher_entropy`, `student_entropy`,
+      `kl_to_teacher` (nats), `agreement`, `agreement_top5` (percent); and examples, as
+      `probe_images.mixtures` returns them.
     """
     from kd_jax.metrics import fidelity
     from kd_jax.report import probe_images
@@ -85,7 +88,7 @@ def along_the_line(
     for share in SHARES:
         teacher = evaluator.teacher_logits_of_mixtures("test", share)
         student = evaluator.student_logits(variables, "test", share)
-        measured = {
+        metrics = {
             "share": share,
             "teacher_entropy": fidelity.entropy(teacher),
             "student_entropy": fidelity.entropy(student),
@@ -93,7 +96,7 @@ def along_the_line(
             "agreement_top5": fidelity.agreement_top5(student, teacher),
             "kl_to_teacher": fidelity.kl_to_teacher(student, teacher),
         }
-        records.append({name: round(value, 6) for name, value in measured.items()})
+        records.append({name: round(value, 6) for name, value in metrics.items()})
         examples += probe_images.mixtures(split, share, teacher, student)
     return records, examples
 

@@ -1,33 +1,30 @@
-"""A study as one table: for every row the mean over its seeds, and how sure that is.
+"""Write a study as one table: for every row the mean over its seeds, and the uncertainty.
 
     python -m kd_jax.summary studies/table2
 
-Reads `study.json` and the runs' `result.json` alone, so it needs no accelerator and no JAX, and may
-be asked while the study goes on. Writes `table.md`, `table.csv` and `summary.json` beside them.
+Reads only `study.json` and the runs' `result.json`, so it needs no accelerator and no JAX, and can
+be used while the study is running. Writes `table.md`, `table.csv` and `summary.json` beside them.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 from kd_jax.report.statistics import write
-from kd_jax.runtime.errors import UserError, fail
+from kd_jax.runtime.errors import UserError, reachable, run_command
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Write the tables of the study named on the command line, and print the one for people."""
-    parser = argparse.ArgumentParser(description="Write the tables of a study.")
-    parser.error = fail  # type: ignore[method-assign]  # one sentence, without the usage
-    parser.add_argument("study", type=Path, metavar="STUDY")
-    root = parser.parse_args().study
-    try:
-        print(write(root))
-        print(f"tables: {root}/table.md, table.csv, summary.json", file=sys.stderr)
-    except UserError as error:
-        fail(str(error))
+    if len(argv) < 2:
+        raise UserError("the following arguments are required: STUDY, the directory of a study")
+    if len(argv) > 2:
+        raise UserError(f"unexpected argument {argv[2]!r}: expected the directory of one study")
+    root = reachable(argv[1], "STUDY")
+    print(write(root))
+    print(f"tables: {root}/table.md, table.csv, summary.json", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, takes_words=True)

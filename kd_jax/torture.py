@@ -1,10 +1,10 @@
-"""Kill a real run again and again, and see that it ends as if nothing had happened.
+"""Kill a run again and again, and check that it ends with the bits of a run that was never killed.
 
     python -m kd_jax.torture [--kills=25] [--workdir=runs/torture]
 
-A small teacher is trained on the embedded images, once unbroken and once killed: with SIGKILL while
-it starts, while it trains and while it writes a checkpoint, and with SIGTERM. In the end the two
-must have the same weights and the same metrics, bit for bit. Exit code 1 if they have not.
+A small teacher is trained on the embedded images twice: without a break, and with kills: SIGKILL
+while it starts, while it trains and while it writes a checkpoint, and SIGTERM. At the end both runs
+must have the same weights and the same metrics, bit for bit. Exit code 1 if they do not.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from pathlib import Path
 
 from absl import flags
 
-from kd_jax.runtime import atomic_files
+from kd_jax.runtime import atomic_files, signals
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable, run_command
 
-_KILLS = flags.DEFINE_integer("kills", 25, "How often the run is killed.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", None, "Of the moments; the time of day by default.")
+_KILLS = flags.DEFINE_integer("kills", 25, "Number of kills.", lower_bound=1)
+_SEED = flags.DEFINE_integer(
+    "seed", None, "Seed of the moments of the kills; the time of day by default."
+)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/torture", "New directory for the two runs.")
 _STEPS_A_KILL = 20  # so that the run does not end before the last kill
 _PATIENCE_SECONDS = 300.0
-_EXIT_STOPPED = 75
 WAYS = ("starting", "training", "saving", "SIGTERM")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run both, and print how they compare."""
+    """Train both runs, and print how they compare."""
     del argv
     root = reachable(_WORKDIR.value, "--workdir")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
 
     unbroken, killed = root / "unbroken", root / "killed"
     _finish(_start(unbroken, steps))
-    survived, lost = 0, 0
+    survived, lost = 0, 0  # kills, checkpoints
     for number in range(_KILLS.value):
         way = WAYS[number % len(WAYS)] if number < len(WAYS) else rng.choice(WAYS)
         before = newest_checkpoint(killed)
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     _finish(_start(killed, steps))
 
     bits = read(killed / "model.safetensors") == read(unbroken / "model.safetensors")
-    metrics = trained(killed) == trained(unbroken)
+    metrics = logged_metrics(killed) == logged_metrics(unbroken)
     print(
         f"kills survived: {survived} of {_KILLS.value}; "
         f"parameters {'bit-identical' if bits else 'DIFFERENT'}, "
@@ -95,7 +96,7 @@ def _finish(process: subprocess.Popen[str]) -> None:
 
 
 def kill(process: subprocess.Popen[str], workdir: Path, way: str, rng: random.Random) -> bool:
-    """End a process in one of `WAYS`; return False if it had ended by itself.
+    """Kill a process in one of `WAYS`; return False if it had ended before.
 
     Raises:
       UserError: it failed, or did not stop as it should.
@@ -114,13 +115,13 @@ def kill(process: subprocess.Popen[str], workdir: Path, way: str, rng: random.Ra
     _, errors = process.communicate()
     if process.returncode == 0:
         return False
-    if process.returncode != (_EXIT_STOPPED if way == "SIGTERM" else -signal.SIGKILL):
+    if process.returncode != (signals.EXIT_STOPPED if way == "SIGTERM" else -signal.SIGKILL):
         raise UserError(f"the run failed with code {process.returncode}: {errors[-1000:]}")
     return True
 
 
 def read(path: Path) -> bytes:
-    """Return a file's content; nothing if it is not there."""
+    """Return the content of a file; empty if there is no such file."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -133,8 +134,8 @@ def newest_checkpoint(workdir: Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
-def trained(workdir: Path) -> list[dict[str, object]]:
-    """Return what a run logged, without how fast it was."""
+def logged_metrics(workdir: Path) -> list[dict[str, object]]:
+    """Return the metrics of a run, without its speed."""
     records = atomic_files.read_json_lines(workdir / "metrics.jsonl")
     return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]
 

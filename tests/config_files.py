@@ -1,8 +1,7 @@
 """The configs that this repository has, each with the arguments that it takes."""
 
-import importlib.util
-
 from helpers import ROOT
+from kd_jax.config import config_file
 
 CONFIGS = {
     "resnet44": [(), ("recipe=seed",), ("recipe=hinton",), ("recipe=scratch",)],
@@ -17,10 +16,7 @@ CONFIGS = {
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return config_file.load(ROOT / "configs" / f"{name}.py", "configs/demo.py")
 
 
 def cases():

@@ -1,23 +1,34 @@
-"""The experiment's config: every field with its default, and what may be said about it."""
+"""The config of an experiment: every field, its default and its rules.
+
+`python -m kd_jax.config` prints the fields. Imports no JAX.
+"""
 
 from kd_jax.config.schema import (
+    COHORT_MUTABLE,
     MAY_BE_NONE,
     RESUME_MUTABLE,
+    choices,
     default_config,
     differences,
     flatten,
     from_json,
     get_field,
+    in_groups,
+    reads_labels,
     to_json,
 )
 
 __all__ = [
+    "COHORT_MUTABLE",
     "MAY_BE_NONE",
     "RESUME_MUTABLE",
+    "choices",
     "default_config",
     "differences",
     "flatten",
     "from_json",
     "get_field",
+    "in_groups",
+    "reads_labels",
     "to_json",
 ]

@@ -1,4 +1,7 @@
-"""Is this experiment possible? Every value by itself, then values together; nothing is started."""
+"""Validate a config: type, choice and range of each field, then constraints between fields.
+
+Does no I/O and imports no JAX. Choices and ranges are those of the schema's entries.
+"""
 
 from __future__ import annotations
 
@@ -7,103 +10,28 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kd_jax import config as config_lib
-from kd_jax.data import sampler, sources, tfds_source
-from kd_jax.distill import losses
+from kd_jax.config import schema
+from kd_jax.config.fields import FIELDS, LABEL_LOSSES, NAME, PATH
+from kd_jax.data import sources, tfds_source
 from kd_jax.models import zoo
 from kd_jax.runtime import paths
 from kd_jax.runtime.errors import UserError
-from kd_jax.training import optimizer
 from kd_jax.weights import published
 
-_CHOICES = {
-    "optimizer.name": optimizer.OPTIMIZERS,
-    "optimizer.decay": ("decoupled", "l2"),
-    "optimizer.decay_on": ("kernels", "all"),
-    "teacher.on_mismatch": ("stop", "warn"),
-    "teacher.normalisation": ("own", "half"),
-    "teacher.dtype": ("float32", "bfloat16"),
-    "teacher.combine": ("probabilities", "losses"),
-    "student.normalisation": ("dataset", "half"),
-    "student.dtype": ("float32", "bfloat16"),
-    "dataset.validation": ("held_out", "half_of_test"),
-    "dataset.resident": ("auto", "always", "never"),
-    "distill.loss": losses.NAMES,
-    "distill.reduction": ("mean", "sum"),
-    "distill.view": ("same", "independent", "fixed"),
-    "mixup.kind": ("none", "batch", "group", "example"),
-    "mixup.partner": sampler.PARTNERS,
-    "mixup.method": ("mixup", "cutmix"),
-    "schedule.name": optimizer.SCHEDULES,
-}
-_PATHS = ("dataset.data_dir", "teacher.weights", "student.weights")
 # Data sets whose teachers nobody publishes, and the configs that train one.
 _OWN_TEACHERS = {
     sources.FOLDER: "configs/folder.py:teacher --config.dataset.data_dir=DIR",
     sources.DIGITS: "configs/demo.py:teacher",
 }
 _DEFAULT_DATASET = "cifar100"  # of configs/teacher.py
-# Field: (lowest, lowest is allowed, highest, highest is allowed).
-_RANGES = {
-    "seed": (0, True, 2**31 - 1, True),
-    "batch_size": (1, True, 2**20, True),
-    "accumulate": (1, True, 2**20, True),
-    "total_epochs": (0, False, 1e6, True),
-    "total_steps": (1, True, 2**31 - 1, True),
-    "learning_rate": (0, False, 1e3, True),
-    "warmup_epochs": (0, True, 1e6, True),
-    "weight_decay": (0, True, 1, False),
-    "optimizer.momentum": (0, True, 1, False),
-    "optimizer.clip_norm": (0, True, 1e9, True),
-    "dataset.val_examples": (1, True, 2**31 - 1, True),
-    "dataset.image_size": (0, True, 4096, True),
-    "dataset.device_budget_mb": (0, True, 1e9, True),
-    "dataset.split_seed": (0, True, 2**31 - 1, True),
-    "teacher.claimed_top1": (0, True, 100, True),
-    "teacher.tolerance_points": (0, True, 100, True),
-    "student.dropout": (0, True, 1, False),
-    "student.ema_decay": (0, True, 1, False),
-    "distill.temperature": (0, False, 1e4, True),
-    "distill.label_weight": (0, True, 1, True),
-    "distill.label_smoothing": (0, True, 1, False),
-    "distill.dkd_target": (0, True, 1e3, True),
-    "distill.dkd_others": (0, True, 1e3, True),
-    "distill.dist_inter": (0, True, 1e3, True),
-    "distill.dist_intra": (0, True, 1e3, True),
-    "mixup.alpha": (0, False, 1e3, True),
-    "mixup.groups": (1, True, 2**20, True),
-    "patience": (0, True, 2**31 - 1, True),
-    "schedule.step_factor": (0, False, 1, True),
-    "schedule.cooldown": (0, True, 1, True),
-    "augment.crop_pad_px": (0, True, 16, True),
-    "augment.crop_area": (0, False, 1, True),
-    "checkpoint_every_steps": (1, True, 2**31 - 1, True),
-    "keep_checkpoints": (1, True, 1000, True),
-    "eval_every_epochs": (0, False, 1e6, True),
-    "log_every_steps": (1, True, 2**31 - 1, True),
-    "num_devices": (0, True, 4096, True),
-    "steps_per_call": (1, True, 10_000, True),
-    "student.init_seed": (0, True, 2**31 - 1, True),
-}
 
 
 def check(config: ConfigDict) -> None:
-    """Raise one `UserError` that lists every value that cannot be; nothing is read or started."""
+    """Raise one `UserError` that lists every wrong value; nothing is read or started."""
     problems = _missing_fields(config) or _wrong_types(config)
     if not problems:
-        for path, choices in _CHOICES.items():
-            value = config_lib.get_field(config, path)
-            if value not in choices:
-                problems.append(f"config.{path} is {value!r}, expected {' or '.join(choices)}")
-        for path, (low, with_low, high, with_high) in _RANGES.items():
-            value = config_lib.get_field(config, path)
-            if value is None and path in config_lib.MAY_BE_NONE:
-                continue
-            above = value >= low if with_low else value > low
-            below = value <= high if with_high else value < high
-            if not (above and below):  # NaN fails both
-                ends = f"{'[' if with_low else '('}{low:g}, {high:g}{']' if with_high else ')'}"
-                problems.append(f"config.{path} is {value}, expected a number in {ends}")
+        problems += _check_choices(config)
+        problems += _check_ranges(config)
         problems += _check_networks(config)
         problems += _check_sequences(config)
         problems += _check_combinations(config)
@@ -112,35 +40,49 @@ def check(config: ConfigDict) -> None:
 
 
 def _missing_fields(config: ConfigDict) -> list[str]:
-    """Say which fields of `config.default_config` a config lacks, and which it has too many."""
-    expected, given = (
-        set(config_lib.flatten(config_lib.default_config())),
-        set(config_lib.flatten(config)),
-    )
-    return [f"config.{path} is missing" for path in sorted(expected - given)] + [
-        f"config.{path} is not a field of kd_jax" for path in sorted(given - expected)
+    """Return a sentence for each field of the schema that is missing, and each unknown one."""
+    expected, present = set(schema.BY_PATH), set(schema.flatten(config))
+    return [f"config.{path} is missing" for path in sorted(expected - present)] + [
+        f"config.{path} is not a field of kd_jax" for path in sorted(present - expected)
     ]
 
 
 def _wrong_types(config: ConfigDict) -> list[str]:
-    """Say which values are of another type than the field's default; placeholders may be None."""
-    types = {
-        path: type(value) for path, value in config_lib.flatten(config_lib.default_config()).items()
-    }
-    types |= config_lib.MAY_BE_NONE
+    """Return a sentence for each value of a wrong type; an int is also a float."""
     problems = []
-    for path, value in config_lib.flatten(config).items():
-        expected = types[path]
+    for path, value in schema.flatten(config).items():
+        expected = schema.TYPES[path]
         fits = type(value) is expected or (expected is float and type(value) is int)
-        if not fits and not (value is None and path in config_lib.MAY_BE_NONE):
+        if not fits and not (value is None and path in schema.MAY_BE_NONE):
             problems.append(f"config.{path} is {value!r}, expected a {expected.__name__}")
+    return problems
+
+
+def _check_choices(config: ConfigDict) -> list[str]:
+    problems = []
+    for field in FIELDS:
+        value = schema.get_field(config, field.path)
+        if field.choices and value not in field.choices:
+            expected = " or ".join(field.choices)
+            problems.append(f"config.{field.path} is {value!r}, expected {expected}")
+    return problems
+
+
+def _check_ranges(config: ConfigDict) -> list[str]:
+    problems = []
+    for field in FIELDS:
+        value = schema.get_field(config, field.path)
+        if field.range is None or (value is None and field.path in schema.MAY_BE_NONE):
+            continue
+        if not field.range.holds(value):
+            problems.append(f"config.{field.path} is {value}, expected a number in {field.range}")
     return problems
 
 
 def _check_networks(config: ConfigDict) -> list[str]:
     problems = []
     for path in ("student.arch", "teacher.arch"):
-        arch = config_lib.get_field(config, path)
+        arch = schema.get_field(config, path)
         if arch not in zoo.NAMES and not (path == "teacher.arch" and arch == ""):
             known = ", ".join(zoo.NAMES)
             problems.append(f"config.{path} is {arch!r}, expected one of {known}")
@@ -153,10 +95,9 @@ def _check_networks(config: ConfigDict) -> list[str]:
 
 
 def _check_sequences(config: ConfigDict) -> list[str]:
-    """Say what is wrong with the fields that are names, tuples, or a regular expression."""
-    names = ("dataset.name", "dataset.train_split", "dataset.test_split")
-    problems = [f"config.{path} is empty, expected a name" for path in names
-                if not config_lib.get_field(config, path)]  # fmt: skip
+    """Check the fields that are names, paths, tuples, or a regular expression."""
+    problems = [f"config.{path} is empty, expected a name" for path in _of_form(NAME)
+                if not schema.get_field(config, path)]  # fmt: skip
     if config.dataset.train_split == config.dataset.test_split:
         problems.append(
             f"config.dataset.test_split is {config.dataset.test_split!r}, expected another than "
@@ -194,15 +135,19 @@ def _check_sequences(config: ConfigDict) -> list[str]:
 
 
 def _check_paths(config: ConfigDict) -> list[str]:
-    """Say which paths lead to no place of this machine."""
-    named = {path: config_lib.get_field(config, path) for path in _PATHS}
-    named |= {f"teacher.ensemble[{n}]": path for n, path in enumerate(config.teacher.ensemble)}
-    found = (paths.why_not(path, f"config.{field}") for field, path in named.items())
-    return [problem for problem in found if problem]
+    """Check that paths are on this machine; whether they exist is seen when they are read."""
+    places = {path: schema.get_field(config, path) for path in _of_form(PATH)}
+    places |= {f"teacher.ensemble[{n}]": place for n, place in enumerate(config.teacher.ensemble)}
+    problems = (paths.why_not(place, f"config.{path}") for path, place in places.items())
+    return [problem for problem in problems if problem]
+
+
+def _of_form(form: str) -> list[str]:
+    return [field.path for field in FIELDS if field.form == form]
 
 
 def _check_digits(config: ConfigDict) -> list[str]:
-    """Say which options are of no use to the embedded set, which has one form."""
+    """Check the options of the embedded set, whose splits and image size are fixed."""
     if config.dataset.name != sources.DIGITS:
         return []
     fixed = {"train_split": ("train",), "test_split": ("test",), "image_size": (0, 32)}
@@ -219,7 +164,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_combinations(config: ConfigDict) -> list[str]:
-    """Say which values cannot be together, each right by itself."""
+    """Check constraints between fields, each of which is right by itself."""
     problems, distill, mixes = [], config.distill, config.mixup.kind != "none"
     if distill.label_smoothing > 0 and distill.label_weight == 0:
         problems.append(
@@ -231,7 +176,7 @@ def _check_combinations(config: ConfigDict) -> list[str]:
             "config.distill.view is fixed, expected config.mixup.kind=none with it: the teacher's "
             "logits are of clean images and cannot answer for a mixture"
         )
-    if distill.loss in losses.READ_LABELS and mixes:
+    if distill.loss in LABEL_LOSSES and mixes:
         problems.append(
             f"config.distill.loss is {distill.loss}, expected config.mixup.kind=none with it: it "
             "asks for the one label of an image, and a mixture has two"
@@ -271,7 +216,12 @@ def _check_combinations(config: ConfigDict) -> list[str]:
 
 
 def ways_to_a_teacher(arch: str, dataset: str) -> str:
-    """Return how to get a teacher's weights, as the end of a sentence."""
+    """Return the end of an error sentence: the commands that make a teacher's weights.
+
+    Args:
+      arch: of the teacher; empty where it is not known.
+      dataset: name of the data set, without a version.
+    """
     if dataset in _OWN_TEACHERS:
         return (
             f"train one with --config={_OWN_TEACHERS[dataset]} and give that run's --workdir, or "

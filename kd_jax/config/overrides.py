@@ -1,7 +1,7 @@
 """The flag `--config=FILE[:ARGUMENT]` and the overrides `--config.FIELD=VALUE` that follow it.
 
-ml_collections does the work. What it would refuse in words that are about its own code is refused
-here before, and so is what it would take in silence.
+ml_collections reads and applies them. `check` looks at the overrides first, because the library's
+own errors name its code and not the user's input, and because it accepts some wrong values.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from kd_jax import config as config_lib
-from kd_jax.config import config_file
+from kd_jax.config import config_file, schema
 from kd_jax.runtime.errors import UserError
 
 _EXAMPLE = "configs/resnet44.py"
@@ -31,7 +30,7 @@ _LONGEST = 80
 
 
 class _Parser(flags.ArgumentParser):
-    """Reads the config file, for absl."""
+    """Parser of the flag `--config`, in absl's form."""
 
     def parse(self, argument: str) -> Any:
         """Return the locked config of `FILE` or `FILE:ARGUMENT`."""
@@ -41,14 +40,18 @@ class _Parser(flags.ArgumentParser):
 def define(
     values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None
 ) -> flags.FlagHolder:
-    """Define the flag `--config` of a command; `check` has to see its arguments first.
+    """Define the flag `--config` of a command; call `check` before absl parses the arguments.
 
     Args:
-      values: where it is defined.
+      values: the flags to define it among.
       argv: program name and arguments; `sys.argv` by default.
     """
     holder = config_flags.DEFINE_config_file(
-        "config", None, f"Experiment, e.g. {_EXAMPLE}.", values, sys_argv=argv
+        "config",
+        None,
+        f"Experiment, e.g. {_EXAMPLE}; `python -m kd_jax.config` lists its fields.",
+        values,
+        sys_argv=argv,
     )
     values["config"].parser = _Parser()
     return holder
@@ -58,7 +61,7 @@ def load(text: str) -> ConfigDict:
     """Return the locked config of `FILE` or `FILE:ARGUMENT`.
 
     Raises:
-      UserError: there is none, or the file fails.
+      UserError: there is no such file, or it fails.
     """
     if not text:
         raise UserError(f"--config is empty: expected a file such as {_EXAMPLE}")
@@ -72,13 +75,14 @@ def load(text: str) -> ConfigDict:
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Raise one `UserError` that lists every override that cannot be.
+    """Raise one `UserError` that lists every wrong override.
 
     Args:
-      arguments: of the command, without its name.
+      arguments: those of the command, without its name.
     """
-    problems, has_config = [], False
-    for at, argument in enumerate(arguments):
+    problems: list[str] = []
+    has_config = False
+    for number, argument in enumerate(arguments):
         has_config = has_config or _CONFIG.match(argument) is not None
         if not (match := _OVERRIDE.fullmatch(argument)):
             continue
@@ -87,10 +91,10 @@ def check(arguments: Sequence[str]) -> None:
             problems.append(
                 f"{_short(argument)} has no --config before it: expected one such as {_EXAMPLE}"
             )
-        elif not equals and (negated or types().get(path) is bool):
+        elif not equals and (negated or schema.TYPES.get(path) is bool):
             problems += _problems_of(path, "true", bool)
         elif not equals:
-            following = arguments[at + 1 : at + 2]
+            following = arguments[number + 1 : number + 2]
             value = following[0] if following else "--"
             if value.startswith("--"):
                 problems.append(f"config.{path} has no value: expected --config.{path}=VALUE")
@@ -102,18 +106,18 @@ def check(arguments: Sequence[str]) -> None:
         raise UserError("; ".join(problems))
 
 
-def types() -> dict[str, type]:
-    """Return the type of every field by its path; of those that may be None, the other one."""
-    fields = config_lib.flatten(config_lib.default_config())
-    return {path: type(value) for path, value in fields.items()} | config_lib.MAY_BE_NONE
-
-
 def _problems_of(path: str, text: str, only: type | None = None) -> list[str]:
-    """Say what is wrong with one override; `only` is the type of field that its form allows."""
-    known = types()
-    kind = known.get(path)
+    """Return what is wrong with one override, as a sentence or none.
+
+    Args:
+      path: of the field.
+      text: of the value.
+      only: the type of field that this form of override is for: bool for `--config.FIELD` and
+        `--noconfig.FIELD`; None for all.
+    """
+    kind = schema.TYPES.get(path)
     if kind is None:
-        return [_unknown(path, list(known))]
+        return [_unknown(path)]
     if only is not None and kind is not only:
         return [f"config.{path} is not true or false: expected --config.{path}=VALUE"]
     if kind is tuple:
@@ -131,21 +135,23 @@ def _problems_of(path: str, text: str, only: type | None = None) -> list[str]:
     return []
 
 
-def _unknown(path: str, known: list[str]) -> str:
+def _unknown(path: str) -> str:
+    """Return the sentence for a path that is no field: the group's fields, or the nearest name."""
+    known = sorted(schema.TYPES)
     inside = [f"config.{name}" for name in known if name.startswith(f"{path}.")]
     if inside and path:
         return f"config.{path} is a group of fields, expected one of {', '.join(inside)}"
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
     last = path.rpartition(".")[2]
     near = near or [name for name in known if last and name.rpartition(".")[2] == last][:1]
-    meant = (
-        f", did you mean config.{near[0]}?" if near else ": kd_jax/config/schema.py has them all"
+    advice = (
+        f", did you mean config.{near[0]}?" if near else ": `python -m kd_jax.config` has them all"
     )
-    return f"config.{_short(path)} is no field{meant}"
+    return f"config.{_short(path)} is no field{advice}"
 
 
 def _is_tuple(text: str) -> bool:
-    """Tell whether ml_collections will make a tuple of a text: of a literal, or of a bare word."""
+    """Tell whether ml_collections makes a tuple of a text: a literal, or a word without quotes."""
     try:
         value = ast.literal_eval(text)
     except ValueError:

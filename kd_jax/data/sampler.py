@@ -76,9 +76,6 @@ def examples_at(step: int, batch_size: int, num_examples: int, seed: int) -> np.
     return np.concatenate(parts)
 
 
-PARTNERS = ("roll", "permutation", "uniform")
-
-
 def batch_at(
     step: int, batch_size: int, num_examples: int, seed: int, partner: str = "roll"
 ) -> Batch:
@@ -102,7 +99,7 @@ def batch_at(
         order = rng.permutation(batch_size)
         return Batch(example, position, example[order], position[order])
     if partner != "uniform":
-        raise ValueError(f"no partner {partner!r}: expected one of {PARTNERS}")
+        raise ValueError(f"unknown partner {partner!r}: expected a choice of config.mixup.partner")
     others = rng.integers(0, num_examples, batch_size, dtype=np.int32)
     # Positions beyond the batch, so that a partner's crop is not that of an example.
     return Batch(example, position, others, position + batch_size)

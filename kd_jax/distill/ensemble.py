@@ -48,7 +48,7 @@ class Ensemble:
 
         Args:
           logits: as `logits` gives them.
-          loss: one of `losses.NAMES`; not all of them have a temperature.
+          loss: a choice of `config.distill.loss`; not all of them have a temperature.
           temperature: T > 0.
         """
         if len(self.networks) == 1 or self.combine == "losses":

@@ -13,13 +13,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# What a distillation loss may read: the names of `distill.loss`.
-NAMES = (
-    "forward_kl", "reverse_kl", "jensen_shannon", "squared_error", "hard_label", "dist", "dkd"
-)  # fmt: skip
-READ_LABELS = ("dkd",)
-# Those that compare logits and not softened predictions: several teachers are then one by the mean
-# of their logits. And that which asks only for the teachers' choice, whatever the temperature.
+# Losses, by their names in `config.distill.loss`, that compare logits and not softened predictions:
+# several teachers are then one by the mean of their logits. And the loss that reads only the
+# teachers' choice, whatever the temperature.
 ON_LOGITS = ("squared_error",)
 ON_CHOICE = ("hard_label",)
 

@@ -21,7 +21,7 @@ def distillation_loss(
     Args:
       options: `config.distill`.
       teacher_logits, student_logits: `[n, classes]`.
-      labels: int `[n]`, read by `losses.READ_LABELS` alone.
+      labels: int `[n]`, read by `dkd` alone.
     """
     temperature = options.temperature
     teacher, student = teacher_logits, student_logits

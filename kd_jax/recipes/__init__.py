@@ -1,9 +1,10 @@
-"""Recipes by name: what an experiment does with its teacher, as changes of the default config.
+"""Recipes by name: sets of changes to the default config, each with its source.
 
     python -m kd_jax.recipes                      every recipe and its source
     python -m kd_jax.recipes diff funmatch seed   what differs between two
 
-`--config=configs/mbv2.py:recipe=seed` takes one. Whatever it sets may be overridden field by field.
+`--config=configs/mbv2.py:recipe=seed` applies one. Overrides come after it, field by field. Imports
+no JAX.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ def funmatch(config: ConfigDict) -> None:
 
 
 def seed(config: ConfigDict) -> None:
-    """What the study's code did, its faults included, so that they can be repaired one by one.
+    """The study's code with its faults, so that they can be repaired one by one.
 
-    One normalisation (mean 0.5, std 0.5) for both networks, which handicaps the teacher; KL summed
-    over the batch, without T squared; mixup of each example with any other; neither crop nor flip;
-    Adam with L2; half of the test split as validation.
+    One normalisation (mean 0.5, std 0.5) for both networks, which lowers the teacher's accuracy; KL
+    summed over the batch, without T squared; mixup of each example with any other of the training
+    set; no crop and no flip; Adam with L2; half of the test split as validation.
 
     Source: javi99/understanding_knowledge_distillation; Roset, Thomas, Lisboa 2023.
     """
     config.update_from_flattened_dict(
         {
             "teacher.normalisation": "half",
-            "teacher.on_mismatch": "warn",  # or the handicap would stop the run
+            "teacher.on_mismatch": "warn",  # since the teacher misses its claim
             "student.normalisation": "half",
             "dataset.validation": "half_of_test",
             "distill.squared_temperature": False,
@@ -54,7 +55,7 @@ def seed(config: ConfigDict) -> None:
 
 
 def hinton(config: ConfigDict) -> None:
-    """Labels and teacher together: 0.1 cross-entropy + 0.9 T^2 KL, crop and flip, no mixup.
+    """Loss from labels and teacher: 0.1 cross-entropy + 0.9 T^2 KL; crop and flip, no mixup.
 
     Source: Hinton et al. 2015, section 2, which gives the labels "a considerably lower weight"; the
     number is ours.
@@ -64,10 +65,10 @@ def hinton(config: ConfigDict) -> None:
 
 
 def scratch(config: ConfigDict) -> None:
-    """No teacher: cross-entropy for 25 epochs as the study ran it, without augmentation.
+    """No teacher: cross-entropy for 25 epochs without augmentation, as in the study.
 
-    Training ends when validation has not been better for 5 epochs, and the best is kept. The
-    validation split is held out of train, where the study took it from test.
+    Training ends after 5 validations without a new best, and the best is kept. The validation split
+    is held out of train; that of the study was a part of test.
 
     Source: javi99/understanding_knowledge_distillation; the 5 is ours.
     """
@@ -97,10 +98,10 @@ def experiment(argument: str = "") -> ConfigDict:
     """Return the default config under a recipe, for a file in `configs/`.
 
     Args:
-      argument: what stands behind the colon of `--config=FILE:ARGUMENT`: empty, or `recipe=NAME`.
+      argument: the part of `--config=FILE:ARGUMENT` after the colon: empty, or `recipe=NAME`.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: the argument is neither.
     """
     key, _, name = argument.partition("=")
     if argument and (key != "recipe" or name not in RECIPES):
@@ -119,7 +120,7 @@ def difference(first: str, second: str) -> list[str]:
     """Return `field: value under first -> value under second` for every field that differs.
 
     Raises:
-      UserError: one of them is no recipe.
+      UserError: one of the names is no recipe.
     """
     for name in (first, second):
         if name not in RECIPES:

@@ -1,4 +1,4 @@
-"""Print the recipes, or what differs between two.
+"""Print the recipes, or the differences between two.
 
 python -m kd_jax.recipes                      every recipe and its source
 python -m kd_jax.recipes diff funmatch seed   what differs between two
@@ -13,7 +13,7 @@ from kd_jax.runtime.errors import UserError, run_command
 
 
 def main(argv: Sequence[str]) -> None:
-    """List the recipes, or say what differs between two."""
+    """Print all recipes, or the fields that differ between two."""
     if len(argv) == 1:
         for name, recipe in RECIPES.items():
             print(f"{name}: {' '.join((recipe.__doc__ or '').split())}\n")

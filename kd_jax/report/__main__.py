@@ -10,39 +10,41 @@ the configs decide: those that differ in one field. A study's unfinished runs ar
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from absl import flags
 
 from kd_jax.report import records
 from kd_jax.report.page import write_study
 from kd_jax.report.records import Study
-from kd_jax.runtime import paths
-from kd_jax.runtime.errors import UserError, fail
+from kd_jax.runtime.errors import UserError, run_command
+
+_OUT = flags.DEFINE_string("out", "report.html", "File of the page.")
+_CSV = flags.DEFINE_string("csv", None, "File for a line per run, for programs.")
+_TITLE = flags.DEFINE_string("title", "kd_jax", "Title of the page.")
+_STUDY = flags.DEFINE_string("study", None, "Directory of a study, instead of LABEL=WORKDIR.")
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Write a report of the runs, or of the study, named on the command line."""
-    parser = argparse.ArgumentParser(description="Write a report of finished runs.")
-    parser.error = fail  # type: ignore[method-assign]  # one sentence, without the usage
-    parser.add_argument("--out", type=Path, default=Path("report.html"))
-    parser.add_argument("--csv", type=Path, help="a line a run, for programs")
-    parser.add_argument("--title", default="kd_jax")
-    parser.add_argument("--study", type=Path, help="directory of a study, instead of runs")
-    parser.add_argument("runs", nargs="*", metavar="LABEL=WORKDIR")
-    if remote := paths.why_not_in(sys.argv[1:]):
-        fail(remote)
-    options = parser.parse_args()
-    try:
-        study = _asked_for(options.study, options.runs, options.title)
-        print(write_study(study, options.out, options.csv))
-        print(f"report: {options.out}", file=sys.stderr)
-    except UserError as error:
-        fail(str(error))
+    study = _read(Path(_STUDY.value) if _STUDY.value else None, argv[1:], _TITLE.value)
+    out = Path(_OUT.value)
+    print(write_study(study, out, Path(_CSV.value) if _CSV.value else None))
+    print(f"report: {out}", file=sys.stderr)
 
 
-def _asked_for(directory: Path | None, runs: list[str], title: str) -> Study:
-    """Return what the command line names."""
+def check(arguments: Sequence[str]) -> None:
+    """Raise `UserError` where a flag has no value: absl would take the next flag as the value."""
+    names = {f"--{flag.name}" for flag in (_OUT, _CSV, _TITLE, _STUDY)}
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if argument in names and following.startswith("--"):
+            raise UserError(f"argument {argument}: expected one argument")
+
+
+def _read(directory: Path | None, runs: Sequence[str], title: str) -> Study:
+    """Return the study in `directory`, or the runs that are given as `LABEL=WORKDIR`."""
     if directory and runs:
         raise UserError(f"--study={directory} and {runs[0]!r} are given: expected one or the other")
     if directory:
@@ -56,4 +58,4 @@ def _asked_for(directory: Path | None, runs: list[str], title: str) -> Study:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, takes_words=True, check=check)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from kd_jax.runtime import backend, console, paths
+from kd_jax.runtime import backend, command_help, console, paths
 
 EXIT_USER_ERROR = 2
 _LONGEST = 200  # letters of a path that are shown
@@ -52,10 +52,14 @@ def run_command(
 
     console.set_up()
     given = list(sys.argv if argv is None else argv)
+    if command_help.is_requested(given[1:]):
+        print(command_help.text(main))
+        return
     if remote := paths.why_not_in(given[1:]):
         fail(remote)
     try:
         check(given[1:])
+        flags.FLAGS.set_gnu_getopt(True)  # flags may stand behind other arguments
         rest = flags.FLAGS(given)
     except UserError as error:
         fail(str(error))

@@ -1,13 +1,13 @@
 """Which experiments may train as one cohort: one teacher pass and one view for all of them.
 
 The teacher is most of the cost of distillation. Runs that look at the same batches under the same
-teacher can share it, whatever each makes of what it sees: `train.train_together` trains them, each
-in its own workdir, with the result that it would have alone, to float tolerance.
+teacher can share its pass: `train.train_together` trains them, each in its own workdir, and each
+gets the result that it would have alone, to float tolerance. The fields that members may differ in
+are `config.COHORT_MUTABLE`.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections.abc import Sequence
 
@@ -16,24 +16,11 @@ from ml_collections import ConfigDict
 from kd_jax import config as config_lib
 from kd_jax.runtime.errors import UserError
 
-# What members of a cohort may each have their own way: everything behind the view.
-COHORT_MUTABLE = (
-    "learning_rate",
-    "warmup_epochs",
-    "weight_decay",
-    "schedule.*",
-    "optimizer.*",
-    "student.*",
-    "distill.*",
-    "keep_checkpoints",
-)
-_MUST_AGREE = ("distill.view",)  # of those above
-
 
 def key(config: ConfigDict) -> str | None:
     """Return what must be equal for two experiments to train together; None: it trains alone.
 
-    Alone train those that may stop at a step of their own, and those that ask no teacher.
+    Experiments train alone if they may stop early, or if they ask no teacher.
     """
     if config.patience or config.distill.label_weight == 1 or not config.teacher.weights:
         return None
@@ -51,7 +38,7 @@ def check(configs: Sequence[ConfigDict]) -> None:
             raise UserError(
                 f"these runs cannot train together: config.{name} is {first.get(name)!r} in one "
                 f"and {other.get(name)!r} in another; expected runs that differ in "
-                f"{', '.join(COHORT_MUTABLE)} alone"
+                f"{', '.join(config_lib.in_groups(config_lib.COHORT_MUTABLE))} alone"
             )
 
 
@@ -60,5 +47,5 @@ def _shared(config: ConfigDict) -> dict[str, object]:
     return {
         path: value
         for path, value in config_lib.flatten(config).items()
-        if path in _MUST_AGREE or not any(fnmatch.fnmatch(path, name) for name in COHORT_MUTABLE)
+        if path not in config_lib.COHORT_MUTABLE
     }

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from kd_jax import config as config_lib
 from kd_jax.data import prefetch, sampler
-from kd_jax.distill import losses
 from kd_jax.distill import step as step_lib
 from kd_jax.runtime import devices, processes
 from kd_jax.runtime.signals import StopRequest
@@ -63,7 +63,7 @@ def prepare(
     options = [run.config.distill for run in runs]
     labels, logits = None, None
     variables: tuple[Any, ...] = ()
-    if any(its.label_weight > 0 or its.loss in losses.READ_LABELS for its in options):
+    if any(config_lib.reads_labels(run.config) for run in runs):
         labels = devices.replicate(first.dataset.train.labels, first.devices)
     if any(its.label_weight < 1 for its in options):
         if options[0].view == "fixed":

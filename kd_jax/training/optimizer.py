@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +12,89 @@ import optax
 from ml_collections import ConfigDict
 from optax import contrib
 
-# Warm-up never takes more than this part of a run, so a shortened run still trains.
+# Largest share of a run that the warm-up takes, so that a shortened run still trains.
 MOST_WARMUP = 0.1
 
-SCHEDULES = ("cosine", "cosine_by_epoch", "linear", "constant", "step", "wsd")
 
-# Directions that treat every number by itself: they may be run over one long vector.
-_ELEMENTWISE: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "adam": optax.scale_by_adam,
-    "nadam": lambda: optax.scale_by_adam(nesterov=True),
-    "radam": optax.scale_by_radam,
-    "adabelief": optax.scale_by_belief,
-    "adan": optax.scale_by_adan,
-    "ademamix": contrib.scale_by_ademamix,
-    "lion": optax.scale_by_lion,
+class _Position(NamedTuple):
+    """Where in a run a step is, for the shape of a schedule.
+
+    Attributes:
+      step: float32, counted from 0.
+      progress: share of the run after the warm-up, in [0, 1].
+      total_steps, steps_per_epoch: of the run.
+    """
+
+    step: jax.Array
+    progress: jax.Array
+    total_steps: int
+    steps_per_epoch: float
+
+
+def _half_cosine(progress: jax.Array) -> jax.Array:
+    return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+
+def _cosine_by_epoch(at: _Position, options: ConfigDict) -> jax.Array:
+    """Cosine that changes once an epoch and would reach 0 an epoch after the last.
+
+    As the study's `CosineAnnealingLR(T_0 = epochs + 1)`.
+    """
+    epochs = at.total_steps / at.steps_per_epoch
+    return _half_cosine(jnp.floor((at.step + 0.5) / at.steps_per_epoch) / (epochs + 1.0))
+
+
+def _drops(at: _Position, options: ConfigDict) -> jax.Array:
+    passed = sum((at.progress >= share).astype(jnp.float32) for share in options.step_at)
+    return jnp.asarray(options.step_factor, jnp.float32) ** passed
+
+
+# Learning rate after the warm-up, relative to its peak, by the choices of `config.schedule.name`.
+SCHEDULES: dict[str, Callable[[_Position, ConfigDict], jax.Array]] = {
+    "cosine": lambda at, options: _half_cosine(at.progress),
+    "cosine_by_epoch": _cosine_by_epoch,
+    "linear": lambda at, options: 1.0 - at.progress,
+    "constant": lambda at, options: jnp.ones_like(at.progress),
+    "step": _drops,
+    # Warm-up, stable, decay.
+    "wsd": lambda at, options: jnp.minimum(1.0, (1.0 - at.progress) / max(options.cooldown, 1e-9)),
 }
-# Directions that look at a parameter as a whole.
+
+
+def _sgd(options: ConfigDict) -> optax.GradientTransformation:
+    return optax.trace(options.momentum, nesterov=options.nesterov)
+
+
+def _lamb(options: ConfigDict) -> optax.GradientTransformation:
+    return optax.chain(optax.scale_by_adam(eps=1e-6), optax.scale_by_trust_ratio())
+
+
+def _muon(options: ConfigDict) -> optax.GradientTransformation:
+    """Muon on kernels that are no depthwise ones, as matrices from inputs to outputs; else Adam.
+
+    contrib's returns a step, and the chain of `build` needs a direction: hence the sign.
+    """
+    rows = contrib.muon(1.0, muon_weight_dimension_numbers=_as_matrices, consistent_rms=0.2)
+    return optax.chain(rows, optax.scale(-1.0))
+
+
+# Optimisers without clipping, learning rate and decay, by the choices of `config.optimizer.name`;
+# they are given `config.optimizer`.
+OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
+    "sgd": _sgd,
+    "adam": lambda options: optax.scale_by_adam(),
+    "nadam": lambda options: optax.scale_by_adam(nesterov=True),
+    "radam": lambda options: optax.scale_by_radam(),
+    "adabelief": lambda options: optax.scale_by_belief(),
+    "adan": lambda options: optax.scale_by_adan(),
+    "ademamix": lambda options: contrib.scale_by_ademamix(),
+    "lion": lambda options: optax.scale_by_lion(),
+    "lamb": _lamb,
+    "muon": _muon,
+}
+# Those that look at a parameter as a whole. The others treat every number by itself, and may be run
+# over one long vector.
 _WHOLE = ("lamb", "muon")
-OPTIMIZERS = ("sgd", *_ELEMENTWISE, *_WHOLE)
 
 
 def relative_schedule(
@@ -39,34 +104,19 @@ def relative_schedule(
 
     Args:
       total_steps: of the run.
-      warmup_steps: at most `MOST_WARMUP` of them count.
+      warmup_steps: at most `MOST_WARMUP` of `total_steps` is used.
       options: `config.schedule`.
-      steps_per_epoch: read by `cosine_by_epoch`, which changes once an epoch and, as the study's
-        `CosineAnnealingLR(T_0 = epochs + 1)` does, would reach 0 an epoch after the last.
+      steps_per_epoch: read by `cosine_by_epoch`.
     """
     warmup_steps = min(warmup_steps, int(MOST_WARMUP * total_steps))
-
-    def after_warmup(progress: jax.Array, step: jax.Array) -> jax.Array:
-        if options.name == "constant":
-            return jnp.ones_like(progress)
-        if options.name == "linear":
-            return 1.0 - progress
-        if options.name == "wsd":  # warm-up, stable, decay
-            return jnp.minimum(1.0, (1.0 - progress) / max(options.cooldown, 1e-9))
-        if options.name == "step":
-            passed = sum((progress >= at).astype(jnp.float32) for at in options.step_at)
-            return jnp.asarray(options.step_factor, jnp.float32) ** passed
-        if options.name == "cosine_by_epoch":
-            epochs = total_steps / steps_per_epoch
-            progress = jnp.floor((step + 0.5) / steps_per_epoch) / (epochs + 1.0)
-        return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    shape = SCHEDULES[options.name]
 
     def schedule(step: Any) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         warmup = (step + 1.0) / max(warmup_steps, 1)
         progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-        later = after_warmup(jnp.clip(progress, 0.0, 1.0), step)
-        return jnp.where(step < warmup_steps, warmup, later)
+        at = _Position(step, jnp.clip(progress, 0.0, 1.0), total_steps, steps_per_epoch)
+        return jnp.where(step < warmup_steps, warmup, shape(at, options))
 
     return schedule
 
@@ -105,20 +155,22 @@ def build(
       config: a checked experiment.
       total_steps, warmup_steps, steps_per_epoch: of the schedule.
     """
-    chosen = config.optimizer
-    mask = kernels if chosen.decay_on == "kernels" else None
+    options = config.optimizer
+    mask = kernels if options.decay_on == "kernels" else None
     decay = optax.add_decayed_weights(config.weight_decay, mask)
-    clip = [optax.clip_by_global_norm(chosen.clip_norm)] if chosen.clip_norm else []
+    clip = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
     before = optax.identity()
-    if chosen.decay == "l2":  # its mask is of leaves, so the clipping has to leave the long vector
-        before = _clipped(_flat(chosen, clip[0]), decay) if clip else decay
+    if options.decay == "l2":  # its mask is of leaves, so the clipping has to leave the long vector
+        before = _clipped(_flat(options, clip[0]), decay) if clip else decay
         clip = [optax.identity() for _ in clip]  # old checkpoints have a place for its state
-    direction = optax.chain(*clip, _direction(chosen), optax.scale(config.learning_rate))
+    direction = optax.chain(
+        *clip, OPTIMIZERS[options.name](options), optax.scale(config.learning_rate)
+    )
     schedule = relative_schedule(total_steps, warmup_steps, config.schedule, steps_per_epoch)
     optimizer = optax.chain(
         before,
-        _flat(chosen, direction),
-        decay if chosen.decay == "decoupled" else optax.identity(),
+        _flat(options, direction),
+        decay if options.decay == "decoupled" else optax.identity(),
         optax.scale_by_schedule(schedule),
         optax.scale(-1.0),
     )
@@ -132,10 +184,13 @@ def build(
 
 
 def _flat(
-    chosen: ConfigDict, transformation: optax.GradientTransformation
+    options: ConfigDict, transformation: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Return it over one long vector instead of a hundred leaves: one loop to compile and run."""
-    return transformation if chosen.name in _WHOLE else optax.flatten(transformation)
+    """Return it over one long vector instead of a hundred leaves, where that gives the same.
+
+    It is then one loop to compile and run.
+    """
+    return transformation if options.name in _WHOLE else optax.flatten(transformation)
 
 
 def _clipped(
@@ -148,20 +203,6 @@ def _clipped(
         return decay.update(updates, state, params)
 
     return optax.GradientTransformation(decay.init, update)
-
-
-def _direction(chosen: ConfigDict) -> optax.GradientTransformation:
-    """Return the optimiser without clipping, learning rate and decay."""
-    if chosen.name == "sgd":
-        return optax.trace(chosen.momentum, nesterov=chosen.nesterov)
-    if chosen.name == "lamb":
-        return optax.chain(optax.scale_by_adam(eps=1e-6), optax.scale_by_trust_ratio())
-    if chosen.name == "muon":
-        # Kernels but depthwise ones are matrices from all their inputs to their outputs; the rest
-        # is left to Adam. The signs: contrib's gives a step, and this chain wants a direction.
-        rows = contrib.muon(1.0, muon_weight_dimension_numbers=_as_matrices, consistent_rms=0.2)
-        return optax.chain(rows, optax.scale(-1.0))
-    return _ELEMENTWISE[chosen.name]()
 
 
 def _as_matrices(params: Any) -> Any:

@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from kd_jax import config as config_lib
 from kd_jax import models
 from kd_jax.config import checks
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.data import prefetch, sampler, tfds_source
-from kd_jax.distill import ensemble, losses
+from kd_jax.distill import ensemble
 from kd_jax.distill import step as step_lib
 from kd_jax.kernels import jaxprs, lowering
 from kd_jax.runtime import devices as devices_lib
@@ -250,7 +251,7 @@ def _step(
     step = step_lib.make_train_step(config, student, group, optimizer)
     variables = tuple(models.abstract_variables(teacher, shape) for teacher in teachers)
     count = config.batch_size // devices
-    reads_labels = config.distill.label_weight > 0 or config.distill.loss in losses.READ_LABELS
+    reads_labels = config_lib.reads_labels(config)
     fixed = group is not None and config.distill.view == "fixed"
     index, labels = _abstract((count,), np.int32), _abstract((config.batch_size,), np.int32)
     batch: Any = sampler.Batch(index, index, index, index)

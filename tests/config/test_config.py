@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -14,9 +16,14 @@ from config_files import CONFIGS, cases, load
 from helpers import ROOT, run
 from image_folders import make_folder
 from kd_jax import config as config_lib
-from kd_jax.config import checks
+from kd_jax.config import checks, document, schema
+from kd_jax.config.entry import closed, left_open, right_open
+from kd_jax.config.fields import FIELDS, GROUPS, LABEL_LOSSES, NAME, PATH
+from kd_jax.data import sampler
+from kd_jax.distill import losses, objective
+from kd_jax.runtime import devices
 from kd_jax.runtime.errors import UserError
-from kd_jax.training import plan
+from kd_jax.training import optimizer, plan
 from kd_jax.weights import saved_network
 
 
@@ -143,15 +150,79 @@ def test_what_a_plan_counts_is_what_the_compiled_step_sends():
 
 
 def test_every_default_has_a_check():
-    """A new field without a range or a choice would be a field that is never looked at."""
-    free = {"dataset.data_dir", "dataset.download", "teacher.arch", "teacher.weights",
-            "student.arch", "optimizer.nesterov", "augment.flip", "student.weights",
-            "distill.squared_temperature", "distill.standardize_logits"}  # fmt: skip
-    free |= {"batch_norm.sync", "dataset.name", "dataset.train_split", "dataset.test_split"}
-    free |= {"schedule.step_at", "teacher.ensemble", "teacher.shares", "student.freeze"}
-    fields = set(config_lib.flatten(config_lib.default_config()))
-    assert fields == free | set(checks._CHOICES) | set(checks._RANGES)
-    assert set(config_lib.RESUME_MUTABLE) <= fields
+    """A new field without a choice, range or form would be a field that is never looked at."""
+    for field in FIELDS:
+        assert field.choices or field.range or field.form or field.kind is bool, field.path
+    of_other_forms = {"schedule.step_at", "teacher.ensemble", "teacher.shares", "student.freeze",
+                      "student.arch", "teacher.arch"}  # fmt: skip
+    forms = {field.path: field.form for field in FIELDS if field.form}
+    assert of_other_forms == {path for path, form in forms.items() if form not in (NAME, PATH)}
+    assert set(config_lib.RESUME_MUTABLE) <= set(config_lib.flatten(config_lib.default_config()))
+
+
+def test_the_schema_is_whole():
+    """Each field once, in a group that has a title, with a sentence of help and a right default."""
+    assert len(schema.BY_PATH) == len(FIELDS)
+    assert {field.group for field in FIELDS} == set(GROUPS)
+    for field in FIELDS:
+        assert re.fullmatch(r"[A-Z`l].*\.", field.help), field.path
+        assert field.default is None or field.none_or is None
+        if field.range and field.default is not None:
+            assert field.range.holds(field.default), field.path
+        assert not field.choices or field.default in field.choices
+    assert config_lib.flatten(config_lib.default_config()) == {
+        field.path: field.default for field in FIELDS
+    }
+
+
+def test_the_document_of_the_fields_is_that_of_the_schema():
+    """After a change of the fields: `python -m kd_jax.config > docs/config.md`."""
+    assert (ROOT / "docs" / "config.md").read_text() == document.markdown()
+    assert run("kd_jax.config").stdout == document.markdown()
+
+
+def test_what_has_a_name_in_the_schema_is_implemented():
+    assert set(config_lib.choices("optimizer.name")) == set(optimizer.OPTIMIZERS)
+    assert set(config_lib.choices("schedule.name")) == set(optimizer.SCHEDULES)
+    for partner in config_lib.choices("mixup.partner"):
+        assert sampler.batch_at(0, 4, 8, 0, partner).partner.shape == (4,)
+    logits, labels = np.eye(3, dtype=np.float32), np.arange(3)
+    options = config_lib.default_config().distill
+    for options.loss in config_lib.choices("distill.loss"):
+        needs_labels = options.loss in LABEL_LOSSES
+        assert to_teacher(options, logits, labels).shape == (1, 3)
+        if needs_labels:
+            with pytest.raises(AssertionError):
+                to_teacher(options, logits, None)
+        else:
+            to_teacher(options, logits, None)
+    assert {*losses.ON_LOGITS, *losses.ON_CHOICE, *LABEL_LOSSES} <= set(
+        config_lib.choices("distill.loss")
+    )
+
+
+def to_teacher(options, logits, labels):
+    return jax.vmap(
+        lambda _: objective.distillation_loss(options, logits, logits, labels),
+        axis_name=devices.AXIS,
+    )(np.zeros(1))
+
+
+def test_a_range_is_written_as_usual():
+    assert [str(r) for r in (closed(0, 1), left_open(0, 1e3), right_open(1, 2))] == [
+        "[0, 1]", "(0, 1000]", "[1, 2)"
+    ]  # fmt: skip
+    assert not left_open(0, 1).holds(0)
+    assert not right_open(0, 1).holds(1)
+    assert not closed(0, 1).holds(float("nan"))
+
+
+def test_members_of_a_cohort_differ_behind_the_view():
+    assert "distill.view" not in config_lib.COHORT_MUTABLE
+    assert config_lib.in_groups(config_lib.COHORT_MUTABLE) == [
+        "learning_rate", "warmup_epochs", "weight_decay", "keep_checkpoints", "schedule.*",
+        "optimizer.*", "student.*", "distill.* but distill.view",
+    ]  # fmt: skip
 
 
 WRONG = {

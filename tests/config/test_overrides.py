@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from helpers import ROOT
 from kd_jax import config as config_lib
-from kd_jax.config import checks, config_file, overrides
+from kd_jax.config import checks, config_file, overrides, schema
 from kd_jax.runtime import backend, errors
 from kd_jax.runtime.errors import UserError
 from kd_jax.study import spec
@@ -51,7 +51,7 @@ WRONG = {
     "--config.mixup.knd=none": r"^config\.mixup\.knd is no field, did you mean config\.mixup\.kind",
     "--config.batchsize=2": r"^config\.batchsize is no field, did you mean config\.batch_size\?$",
     "--config.kind=none": r"^config\.kind is no field, did you mean config\.mixup\.kind\?$",
-    "--config.qqq=1": r"^config\.qqq is no field: kd_jax/config\.py has them all$",
+    "--config.qqq=1": r"^config\.qqq is no field: `python -m kd_jax\.config` has them all$",
     "--config.seed.x=1": r"^config\.seed\.x is no field, did you mean config\.seed\?$",
     "--config.=1": r"^config\. is no field",
     "--config.batch_size=1e3": r"^config\.batch_size is '1e3', expected a whole number$",
@@ -171,7 +171,7 @@ def test_the_way_to_a_teacher_is_one_that_exists(dataset, arch, ways):
     assert ("published" in said) == (dataset == "cifar100")
 
 
-FIELDS = sorted(overrides.types())
+FIELDS = sorted(schema.TYPES)
 NAMES = (
     st.sampled_from(FIELDS)
     | st.sampled_from(sorted({path.rpartition(".")[0] for path in FIELDS}))

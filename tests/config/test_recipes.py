@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from helpers import run as run_command
+from kd_jax import config as config_lib
 from kd_jax import models, recipes
 from kd_jax.data.sampler import batch_at
 from kd_jax.distill import ensemble, losses, objective
@@ -108,7 +109,7 @@ def to_several(loss, logits, student, temperature, combine="probabilities"):
     return jax.vmap(on_one_device, axis_name=devices.AXIS)(np.zeros(1))[0]
 
 
-@pytest.mark.parametrize("loss", losses.NAMES)
+@pytest.mark.parametrize("loss", config_lib.choices("distill.loss"))
 @pytest.mark.parametrize("combine", ["probabilities", "losses"])
 def test_a_teacher_counted_twice_is_as_one(loss, combine):
     """Of any loss; squared error gave a perfect student 75 here, where 0 is true."""
