@@ -35,10 +35,9 @@ def listing() -> str:
     files = command_files()
     width = max(map(len, files))
     lines = [f"  {name:<{width}}  {_first_line(path)}" for name, path in files.items()]
+    usage = "Usage: kd-jax COMMAND [options], or python -m kd_jax.COMMAND [options]"
     return "\n".join(
-        ["Usage: kd-jax COMMAND [options], or python -m kd_jax.COMMAND [options]", ""]
-        + lines
-        + ["", "kd-jax COMMAND --help lists the options of a command."]
+        [usage, "", *lines, "", "kd-jax COMMAND --help lists the options of a command."]
     )
 
 
@@ -61,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         close = difflib.get_close_matches(name, files, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(files)}"
         errors.fail(f"unknown command {name!r}: {hint} (kd-jax alone lists the commands)")
-    # An installed script does not look for configs in the current directory; python -m does.
+    # As python -m does, so that a config of the user can import files of the current directory.
     if (directory := os.getcwd()) not in sys.path:
         sys.path.insert(0, directory)
     sys.argv = [str(files[name]), *rest]
-    # Without `kd_jax` or `kd_jax.study` as `__main__`, flags and processes would belong to this file.
+    # The command becomes `__main__`: --help shows its docstring, and new processes import it.
     runpy.run_module(f"kd_jax.{name}", run_name="__main__", alter_sys=True)
 
 
