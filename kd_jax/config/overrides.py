@@ -29,7 +29,7 @@ _LARGEST = 2**63  # beyond it nothing that computes takes an integer
 _LONGEST = 80
 
 
-class _Parser(flags.ArgumentParser):
+class _Parser(flags.ArgumentParser[Any]):
     """Parser of the flag `--config`, in absl's form."""
 
     def parse(self, argument: str) -> Any:
@@ -39,14 +39,14 @@ class _Parser(flags.ArgumentParser):
 
 def define(
     values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None
-) -> flags.FlagHolder:
+) -> flags.FlagHolder[Any]:
     """Define the flag `--config` of a command; call `check` before absl parses the arguments.
 
     Args:
       values: the flags to define it among.
       argv: program name and arguments; `sys.argv` by default.
     """
-    holder = config_flags.DEFINE_config_file(
+    holder: flags.FlagHolder[Any] = config_flags.DEFINE_config_file(
         "config",
         None,
         f"Experiment, e.g. {_EXAMPLE}; `python -m kd_jax.config` lists its fields.",
