@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from kd_jax.report import page as report_page
-from kd_jax.report import records
+from kd_jax.report import results
 from synthetic import write_study
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -60,7 +60,7 @@ addEventListener("load", () => {
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     study = write_study(tmp_path_factory.mktemp("study"))
-    report_page.write_study(records.of_study(study), study / "page.html")
+    report_page.write_study(results.load_study(study), study / "page.html")
     return study / "page.html"
 
 
