@@ -58,10 +58,10 @@ def all_rows(study: Study) -> Section | None:
 
 def compared(study: Study) -> list[Section]:
     """Draw each comparison that the configs allow."""
-    found = comparisons.find(study.rows)
+    all_comparisons = comparisons.find(study.rows)
     sections = []
-    for comparison in found:
-        same_field = [other for other in found if other.field == comparison.field]
+    for comparison in all_comparisons:
+        same_field = [other for other in all_comparisons if other.field == comparison.field]
         pairs = list(zip(comparison.labels, comparison.rows, strict=True))
         sections.append(
             _over_epochs(

@@ -32,10 +32,12 @@ _CONFIG = flags.DEFINE_string("config", "", "Study, e.g. configs/studies/table2.
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the study; made when missing.")
 _TEACHERS = flags.DEFINE_string("teachers", "", "Directory of the teachers' weights.")
 _STALE_MINUTES = flags.DEFINE_float(
-    "stale_minutes", 10.0, "After which silence a run is taken over.", lower_bound=0.2
+    "stale_minutes", 10.0, "Age at which the lease of a run is stale.", lower_bound=0.2
 )
-_COHORTS = flags.DEFINE_bool("cohorts", True, "Train together what shares teacher and views.")
-_MOST = flags.DEFINE_integer("most", 8, "Runs that train together.", lower_bound=1)
+_COHORTS = flags.DEFINE_bool(
+    "cohorts", True, "Train runs with the same teacher and views together."
+)
+_MOST = flags.DEFINE_integer("most", 8, "Most runs that are trained together.", lower_bound=1)
 
 EXIT_FAILED = 1
 _TABLES = ".tables"  # lease of the process that writes the files of the whole study

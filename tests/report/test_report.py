@@ -230,6 +230,19 @@ def test_the_same_runs_give_the_same_page(study):
     assert len(first) < 600_000
 
 
+def test_no_module_of_the_report_imports_jax():
+    code = (
+        "import importlib, pkgutil, sys; from kd_jax import report\n"
+        "for module in pkgutil.iter_modules(report.__path__):\n"
+        "    importlib.import_module(f'kd_jax.report.{module.name}')\n"
+        "print(len(report.__dict__) > 10, sorted({'jax', 'tensorflow', 'flax'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "True []"
+
+
 def test_the_report_needs_neither_jax_nor_tensorflow(study, tmp_path):
     code = (
         "import contextlib, runpy, sys\n"

@@ -44,7 +44,7 @@ def write_lease(root, name, **content):
     return path
 
 
-def test_a_claim_is_one_processs_until_it_ends_dies_or_falls_silent(tmp_path):
+def test_a_lease_is_one_processs_until_it_ends_dies_or_falls_silent(tmp_path):
     with Leases(tmp_path, 60, pytest.fail) as leases, \
             Leases(tmp_path, 60, pytest.fail) as other:  # fmt: skip
         assert leases.acquire("a") == 1
@@ -68,7 +68,7 @@ def test_a_claim_is_one_processs_until_it_ends_dies_or_falls_silent(tmp_path):
         assert (leases.acquire("a"), leases.attempts("a")) == (3, 2)
 
 
-def test_of_all_who_take_over_a_stale_claim_one_succeeds(tmp_path):
+def test_of_all_who_take_over_a_stale_lease_one_succeeds(tmp_path):
     dead = dead_process()
     for number in range(20):
         write_lease(tmp_path, f"run{number}", process=dead)
@@ -87,7 +87,7 @@ def test_of_all_who_take_over_a_stale_claim_one_succeeds(tmp_path):
         assert sorted(numbers, key=str) == [2] + [None] * 7
 
 
-def test_a_claim_is_kept_fresh_and_its_holder_hears_when_it_is_taken_over(tmp_path, monkeypatch):
+def test_a_lease_is_kept_fresh_and_its_owner_hears_when_it_is_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr("kd_jax.study.leases._REFRESH_SECONDS", 0.05)
     losses, was_called = [], threading.Event()
 
@@ -117,7 +117,7 @@ def broken(*_, **__):
     raise OSError(errno.EIO, "Input/output error")
 
 
-def test_stray_files_are_no_claims(tmp_path):
+def test_stray_files_are_no_leases(tmp_path):
     with Leases(tmp_path, 60, pytest.fail) as leases:
         folder = tmp_path / "claims" / "a"
         folder.mkdir(parents=True)
@@ -152,7 +152,7 @@ def test_a_heart_goes_on_beating_when_the_place_fails(call, tmp_path, monkeypatc
     assert warned[1] == "the claim on a is fresh again"
 
 
-def test_a_claim_out_of_reach_for_too_long_counts_as_lost(tmp_path, monkeypatch, warned):
+def test_a_lease_out_of_reach_for_too_long_counts_as_lost(tmp_path, monkeypatch, warned):
     losses = []
     leases = Leases(tmp_path, 60, lambda *loss: losses.append(loss))
     leases.acquire("a")
@@ -169,7 +169,7 @@ def test_a_claim_out_of_reach_for_too_long_counts_as_lost(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("made_again", [True, False])
-def test_a_claim_that_was_removed_is_made_again_or_lost(made_again, tmp_path):
+def test_a_lease_that_was_removed_is_made_again_or_lost(made_again, tmp_path):
     losses = []
     leases = Leases(tmp_path, 60, lambda name, _: losses.append(name))
     other = Leases(tmp_path, 60, pytest.fail)
@@ -203,7 +203,7 @@ def test_what_could_not_be_written_is_written_with_a_later_beat(tmp_path, monkey
     assert leases.owner("a") is None
 
 
-def test_a_disk_that_is_full_when_a_claim_is_made(tmp_path, monkeypatch, warned):
+def test_a_disk_that_is_full_when_a_lease_is_made(tmp_path, monkeypatch, warned):
     leases = Leases(tmp_path, 60, pytest.fail)
     with monkeypatch.context() as failing:
         failing.setattr(json, "dumps", broken)  # the file is made, and stays empty
@@ -241,7 +241,7 @@ def test_errors_hours_apart_are_no_lasting_one(tmp_path, monkeypatch, warned):
 
 
 @pytest.mark.parametrize("text", ["[]", '{"machine": 3}', '{"process": "x"}', '{"process": 1e99}'])
-def test_a_claim_that_says_anything_goes_by_its_age(text, tmp_path):
+def test_a_lease_that_says_anything_goes_by_its_age(text, tmp_path):
     leases = Leases(tmp_path, 60, pytest.fail)
     path = write_lease(tmp_path, "a")
     path.write_text(text)

@@ -187,7 +187,7 @@ def test_two_processes_share_the_runs_and_one_takes_over_from_the_other(half_don
 
 
 @pytest.mark.slow
-def test_stray_files_and_failing_writes_among_the_claims(half_done, unbroken, tiny, monkeypatch):
+def test_stray_files_and_failing_writes_among_the_leases(half_done, unbroken, tiny, monkeypatch):
     monkeypatch.setattr("kd_jax.study.leases._REFRESH_SECONDS", 0.05)
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
     failures = {"utime": 0, "listdir": 0, "replace": 0}
@@ -271,7 +271,7 @@ def test_a_table_is_not_of_two_trajectories(tiny, tmp_path):
         __main__.check(tmp_path, listed)
 
 
-def test_what_belongs_together_is_claimed_and_trained_together(unbroken, tmp_path, monkeypatch,
+def test_what_belongs_together_is_acquired_and_trained_together(unbroken, tmp_path, monkeypatch,
                                                               caplog):  # fmt: skip
     """And where that fails, each alone: the one that cannot be is named, the other is trained."""
     logger.propagate = True
