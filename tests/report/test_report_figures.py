@@ -76,8 +76,8 @@ def test_colours_are_legible_and_can_be_told_apart(mode, paper):
         assert (bright + 0.05) / (dim + 0.05) >= 4.5, name  # WCAG AA for small text
     colours = [pair[mode] for name, pair in figure_style.PALETTE.items() if name != "--muted"]
     for vision, matrix in _VISIONS.items():
-        seen = [_lab(np.array(matrix) @ _linear(colour)) for colour in colours]
-        distances = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+        simulated = [_lab(np.array(matrix) @ _linear(colour)) for colour in colours]
+        distances = [np.linalg.norm(a - b) for i, a in enumerate(simulated) for b in simulated[:i]]
         assert min(distances) > 20, vision  # of 100 from black to white
 
 
