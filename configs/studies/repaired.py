@@ -1,15 +1,16 @@
-r"""What each fault of the study's set-up costs: repaired one by one, and all together.
+r"""What each fault of the study's set-up costs: each repaired alone, then all together.
 
     python -m kd_jax.study --config=configs/studies/repaired.py --workdir=studies/repaired \
         --teachers=teachers
     python -m kd_jax.study --config=configs/studies/repaired.py:teacher=vgg11_bn,epochs=25 ...
 
-The student that was made for images of 32 pixels; pixels under each network's own normalisation;
-crop and flip. Everything else is recipe `seed`. Beside them the recipe `funmatch`, with the study's
+The repairs: the student variant for images of 32 pixels; each network's own normalisation; crop
+and flip. Everything else is recipe `seed`. The last row is recipe `funmatch` with the study's
 student.
 """
 
 from kd_jax import recipes
+from kd_jax.report import table2
 from kd_jax.study import spec
 
 _STUDENT = {"student.arch": "mobilenet_v3_small_cifar"}
@@ -27,21 +28,21 @@ _ROWS = {
     "seed, all three repaired": ("seed", _STUDENT | _NORMALISATION | _VIEWS),
     "funmatch": ("funmatch", {}),
 }
-# Top-1 of Table 2 with mixup, learning rate 0.001, T = 5 and 400 epochs.
-_PUBLISHED = {"resnet44": 40.67, "vgg11_bn": 37.26, "mobilenetv2_x0_75": 42.22}
-_SOURCE = "Roset, Thomas, Lisboa 2023, Table 2"
 
 
 def get_study(argument=""):
-    chosen = spec.options(argument, teacher="resnet44", epochs=400.0, seeds=1, fraction=1.0)
-    listed = []
+    options = spec.options(argument, teacher="resnet44", epochs=400.0, seeds=1, fraction=1.0)
+    runs = []
+    student = table2.find_student(
+        options["teacher"], mixup=True, learning_rate=1e-3, temperature=5.0
+    )
     for row, (recipe, repairs) in _ROWS.items():
         config = recipes.apply(recipe)
         config.update_from_flattened_dict(repairs)
-        config.teacher.arch = chosen["teacher"]
-        config.total_epochs = chosen["epochs"]
-        spec.take_fraction(config, chosen["fraction"])
-        published = _PUBLISHED.get(chosen["teacher"]) if row == "seed" else None
-        source = _SOURCE if published else ""
-        listed += spec.of_seeds(row, config, chosen["seeds"], published=published, source=source)
-    return spec.Study(f"Three faults repaired, teacher {chosen['teacher']}", tuple(listed))
+        config.teacher.arch = options["teacher"]
+        config.total_epochs = options["epochs"]
+        spec.take_fraction(config, options["fraction"])
+        published = student.top1 if student and row == "seed" else None
+        source = table2.CITATION if published else ""
+        runs += spec.of_seeds(row, config, options["seeds"], published=published, source=source)
+    return spec.Study(f"Three faults repaired, teacher {options['teacher']}", tuple(runs))

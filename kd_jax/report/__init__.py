@@ -1,1 +1,1 @@
-"""What runs left behind, compared, drawn, and written as one page. Imports no JAX."""
+"""Reports of finished runs: comparisons, statistics, figures and one HTML page. Imports no JAX."""

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from absl import flags
 
-from kd_jax.report import records
+from kd_jax.report import results
 from kd_jax.report.page import write_study
-from kd_jax.report.records import Study
+from kd_jax.report.results import Study
 from kd_jax.runtime.errors import UserError, run_command
 
 _OUT = flags.DEFINE_string("out", "report.html", "File of the page.")
@@ -48,13 +48,13 @@ def _read(directory: Path | None, runs: Sequence[str], title: str) -> Study:
     if directory and runs:
         raise UserError(f"--study={directory} and {runs[0]!r} are given: expected one or the other")
     if directory:
-        return records.of_study(directory)
+        return results.load_study(directory)
     if not runs:
         raise UserError("the following arguments are required: LABEL=WORKDIR, or --study=DIR")
     pairs = [text.partition("=") for text in runs]
     if bad := [label for label, equals, _ in pairs if not equals]:
         raise UserError(f"{bad[0]!r} is not LABEL=WORKDIR, such as distilled=runs/distilled")
-    return records.of_runs({label: Path(place) for label, _, place in pairs}, title)
+    return results.load_runs({label: Path(place) for label, _, place in pairs}, title)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Which rows can be compared: those whose configs differ in one field, and in nothing else.
+"""Find the rows that can be compared: those whose configs differ in exactly one field.
 
-How long a run may train is not counted as a difference, since the study itself compares runs of 300
-epochs with runs of 400; it is said beside the value instead.
+The length of training does not count as a difference, because the study itself compares runs of
+300 epochs with runs of 400; the labels state it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kd_jax import config as config_lib
-from kd_jax.report.records import Row
+from kd_jax.report.results import Row
 
 TEACHER, TEMPERATURE, LEARNING_RATE, MIXUP = (
     "teacher",
@@ -19,13 +19,13 @@ TEACHER, TEMPERATURE, LEARNING_RATE, MIXUP = (
     "learning_rate",
     "mixup",
 )
-_FIRST = (TEACHER, TEMPERATURE, LEARNING_RATE, MIXUP)  # the study's own questions
-_BUDGET = ("total_epochs", "total_steps", "warmup_epochs", "patience")
-# Besides what does not touch the training: seeds are what a row has several of, and the teacher is
-# known by the hash of its weights.
-_NOT_COMPARED = (
+_STUDY_FIELDS = (TEACHER, TEMPERATURE, LEARNING_RATE, MIXUP)  # what the study itself compares
+_LENGTH_FIELDS = ("total_epochs", "total_steps", "warmup_epochs", "patience")
+# Fields that do not affect training; the seed, in which the runs of a row differ; and names of the
+# teacher, which is identified by the hash of its weights.
+_IGNORED_FIELDS = (
     *config_lib.RESUME_MUTABLE,
-    *_BUDGET,
+    *_LENGTH_FIELDS,
     "seed",
     "teacher.arch",
     "teacher.claimed_top1",
@@ -37,8 +37,9 @@ class Comparison:
     """Rows that differ in one field.
 
     Attributes:
-      field: path in the config; `teacher` and `mixup` stand for all that belongs to them.
-      labels: the value of each row, in words; no two are the same.
+      field: path in the config; `teacher` and `mixup` stand for all their fields.
+      rows: in the order of their values, if these are numbers.
+      labels: the value of each row in words, all different.
     """
 
     field: str
@@ -47,34 +48,34 @@ class Comparison:
 
 
 def find(rows: Sequence[Row]) -> list[Comparison]:
-    """Return every comparison that the rows allow, the study's own questions first."""
+    """Return all comparisons between rows, those of the study first."""
     factors = {row.label: _factors(row) for row in rows if row.first.config}
-    compared = [row for row in rows if row.label in factors]
-    fields = dict.fromkeys(_FIRST)
-    for of_row in factors.values():
-        fields |= dict.fromkeys(of_row)
-    found = []
+    fields = dict.fromkeys(_STUDY_FIELDS)
+    for factors_of_row in factors.values():
+        fields |= dict.fromkeys(factors_of_row)
+    comparisons = []
     for field in fields:
         groups: dict[Any, list[Row]] = {}
-        for row in compared:
-            rest = {name: v for name, v in factors[row.label].items() if name != field}
-            groups.setdefault(repr(sorted(rest.items())), []).append(row)
+        for row in rows:
+            if row.label in factors:
+                rest = {name: v for name, v in factors[row.label].items() if name != field}
+                groups.setdefault(repr(sorted(rest.items())), []).append(row)
         for group in groups.values():
             values = {row.label: factors[row.label].get(field) for row in group}
             if len(set(map(repr, values.values()))) > 1:
-                found.append(_comparison(field, group, values))
-    return found
+                comparisons.append(_comparison(field, group, values))
+    return comparisons
 
 
 def learns_from_labels(row: Row) -> bool:
-    """Tell whether a row's students learnt from labels alone."""
+    """Return whether the students of a row were trained from labels alone."""
     return row.first.config.get("distill.label_weight") == 1
 
 
-def asked(row: Row) -> dict[str, Any]:
-    """Return a row's answers to the study's own questions, as they are compared."""
+def study_values(row: Row) -> dict[str, Any]:
+    """Return a row's values of the fields that the study compares."""
     factors = _factors(row)
-    return {field: factors[field] for field in _FIRST}
+    return {field: factors[field] for field in _STUDY_FIELDS}
 
 
 def in_words(field: str, value: Any) -> str:
@@ -91,9 +92,9 @@ def in_words(field: str, value: Any) -> str:
 
 
 def _factors(row: Row) -> dict[str, Any]:
-    """Return everything in which a row may differ from another, fields that do nothing left out."""
+    """Return all values in which rows may differ, without fields that have no effect."""
     run = row.first
-    flat = {name: v for name, v in run.config.items() if name not in _NOT_COMPARED}
+    flat = {name: v for name, v in run.config.items() if name not in _IGNORED_FIELDS}
     mixup = tuple((name, v) for name, v in flat.items() if name.startswith("mixup."))
     factors = {name: v for name, v in flat.items() if not name.startswith("mixup.")}
     factors[MIXUP] = mixup if run.config["mixup.kind"] != "none" else "none"
@@ -103,7 +104,13 @@ def _factors(row: Row) -> dict[str, Any]:
 
 
 def _comparison(field: str, rows: list[Row], values: dict[str, Any]) -> Comparison:
-    """Put rows in the order of their values, and name them apart."""
+    """Return a comparison with its rows in order and with distinct labels.
+
+    Args:
+      field: in which the rows differ.
+      rows: at least two.
+      values: of the field, by the label of the row.
+    """
     if all(isinstance(value, int | float) for value in values.values()):
         rows = sorted(rows, key=lambda row: values[row.label])
     words = [in_words(field, values[row.label]) for row in rows]

@@ -1,6 +1,6 @@
-"""A few images of a run's test split as the report shows them, and what the networks say of them.
+"""The example images of `probe.json`: test images and mixtures with the networks' predictions.
 
-NumPy alone: the logits are given.
+NumPy only: the caller passes the logits.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import numpy as np
 from kd_jax.data.sources import Split
 from kd_jax.metrics import fidelity
 
-MIXTURE_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.5)  # one example each, evenly spaced over the split
+# The weight of an image in its mixture: one example for each, evenly spaced over the split.
+MIXTURE_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.5)
 _TOP = 3
-_CONFIDENCE = 0.9  # of the image whose softmax is shown: sure, and not so sure that nothing is left
+_CONFIDENCE = 0.9  # of the image whose softmax is shown: high, yet other classes have a share
 
 
 def png(pixels: np.ndarray) -> str:
-    """Return an image, uint8 `[H, W, 3]`, as a data URI."""
+    """Return an image, uint8 `[H, W, 3]`, as the data URI of a PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -31,25 +32,25 @@ def png(pixels: np.ndarray) -> str:
 def mixtures(
     split: Split, share: float, teacher_logits: np.ndarray, student_logits: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Return the examples that are shown of one proportion.
+    """Return the examples of one mixing weight; none if it is not in `MIXTURE_SHARES`.
 
     Args:
-      split: the images that were mixed, each with the next.
-      share: of each image in its mixture.
+      split: the images, each of which is mixed with the next.
+      share: weight of an image in its mixture.
       teacher_logits, student_logits: float `[N, classes]`, of all mixtures.
 
     Returns:
       records of `share`, the two images (`own` and `other`, each `image` and `label`), `mixture`,
-      and both networks' first three classes.
+      and the three most probable classes of `teacher` and `student`.
     """
     count, records = len(split), []
-    for number, its_share in enumerate(MIXTURE_SHARES):
-        if its_share != share:
+    for number, example_share in enumerate(MIXTURE_SHARES):
+        if example_share != share:
             continue
         index = number * count // len(MIXTURE_SHARES)
         pair = (index, (index + 1) % count)
-        own, other = (split.images[i].astype(np.float64) for i in pair)
-        mixed = np.round(share * own + (1 - share) * other).astype(np.uint8)
+        first, second = (split.images[i].astype(np.float64) for i in pair)
+        mixed = np.round(share * first + (1 - share) * second).astype(np.uint8)
         images = [{"image": png(split.images[i]), "label": int(split.labels[i])} for i in pair]
         records.append(
             {
@@ -65,10 +66,10 @@ def mixtures(
 
 
 def softmax(split: Split, teacher_logits: np.ndarray) -> dict[str, Any]:
-    """Return one image and the teacher's logits of it, to be softened by any temperature.
+    """Return one image and the teacher's logits for it, without a temperature.
 
-    It is the image that the teacher gets right with a probability nearest to 0.9 (where it gets
-    none right, of all images).
+    It is the image, of those that the teacher classifies correctly (of all, if there are none),
+    whose highest probability is nearest to 0.9.
 
     Args:
       split: the images.
@@ -77,9 +78,9 @@ def softmax(split: Split, teacher_logits: np.ndarray) -> dict[str, Any]:
     Returns:
       `index` in the split, `image`, `label` and `logits`.
     """
-    right = teacher_logits.argmax(-1) == split.labels
+    correct = teacher_logits.argmax(-1) == split.labels
     distance = np.abs(np.exp(fidelity.log_softmax(teacher_logits)).max(-1) - _CONFIDENCE)
-    index = int(np.argmin(np.where(right | ~right.any(), distance, np.inf)))
+    index = int(np.argmin(np.where(correct | ~correct.any(), distance, np.inf)))
     return {
         "index": index,
         "image": png(split.images[index]),
@@ -89,7 +90,7 @@ def softmax(split: Split, teacher_logits: np.ndarray) -> dict[str, Any]:
 
 
 def _first_classes(logits: np.ndarray) -> list[dict[str, float]]:
-    """Return the most probable classes of `[classes]`, the first first."""
+    """Return the most probable classes of logits `[classes]`, in descending order."""
     probs = np.exp(fidelity.log_softmax(logits))
     order = np.argsort(-probs, kind="stable")[:_TOP]
     return [{"class": int(i), "probability": round(float(probs[i]), 4)} for i in order]

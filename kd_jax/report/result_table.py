@@ -1,4 +1,4 @@
-"""The results of a report as a table for people, and as CSV for programs."""
+"""The results of a report as a table for people and as CSV for programs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import csv
 import io
 from typing import Any
 
-from kd_jax.report.records import Row, Run, Study
+from kd_jax.report.results import Row, Run, Study
 
 HEADLINE = "top-1 %"
-# Title, field of `result.json`, format, and whether seeds can differ in it.
+# Title, field of `result.json`, number format, and whether it can differ between seeds.
 _COLUMNS = (
     (HEADLINE, "test_top1", "{:.2f}", True),
     ("ECE %", "test_ece", "{:.2f}", True),
@@ -19,14 +19,14 @@ _COLUMNS = (
     ("multiply-adds", "madds", "{:,}", False),
     ("images/s", "images_per_second", "{:,.0f}", False),
 )
-_NOTHING = "-"
+_MISSING = "-"
 
 
 def rows(study: Study) -> list[list[str]]:
-    """Return a header, then a line a row; what a row does not have is a dash.
+    """Return a header and then a line per row; a missing value is a dash.
 
-    Of several seeds the mean, and in brackets the lowest and the highest. What is published, and
-    how many seeds there are, have a column where there is anything to say.
+    Of several seeds: the mean, then the lowest and the highest in brackets. The columns for the
+    number of seeds and for the published top-1 are left out if no row needs them.
     """
     seeds = any(len(row.runs) > 1 for row in study.rows)
     published = any(row.published for row in study.rows)
@@ -34,31 +34,31 @@ def rows(study: Study) -> list[list[str]]:
     header = ["", "network", *(["seeds"] if seeds else []), titles[0]]
     table = [[*header, *(["published %"] if published else []), *titles[1:]]]
     for row in study.rows:
-        cells = [_cell(row, field, form, differs) for _, field, form, differs in _COLUMNS]
+        cells = [_cell(row, field, number, varies) for _, field, number, varies in _COLUMNS]
         line = [row.label, row.first.result["student"]]
         line += [str(len(row.runs))] if seeds else []
         line += cells[:1]
         if published:
-            line += [f"{row.published.top1:.2f}" if row.published else _NOTHING]
+            line += [f"{row.published.top1:.2f}" if row.published else _MISSING]
         table.append(line + cells[1:])
     return table
 
 
-def _cell(row: Row, field: str, form: str, differs: bool) -> str:
+def _cell(row: Row, field: str, number_format: str, varies: bool) -> str:
     values = row.values(field)
     if not values:
-        return _NOTHING
-    if not differs:
-        return form.format(values[0])
-    text = form.format(sum(values) / len(values))
-    low, high = form.format(min(values)), form.format(max(values))
+        return _MISSING
+    if not varies:
+        return number_format.format(values[0])
+    text = number_format.format(sum(values) / len(values))
+    low, high = number_format.format(min(values)), number_format.format(max(values))
     return text if low == high else f"{text} ({low} to {high})"
 
 
 def to_csv(study: Study) -> str:
-    """Return a line a run, finished or not: every field of `result.json` as it is written there.
+    """Return CSV with a line per run, finished or not, and all fields of `result.json`.
 
-    Nested fields have dotted names.
+    Values are as in the file; nested fields have dotted names.
     """
     runs = [(row.label, run, row.published) for row in study.rows for run in row.runs]
     results = [_flat(run.result) for _, run, _ in runs]
@@ -67,8 +67,8 @@ def to_csv(study: Study) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["row", "run", "workdir", "finished", "published_top1", *fields])
     for (label, run, published), result in zip(runs, results, strict=True):
-        found = published.top1 if published else None
-        writer.writerow([*_names(label, run), True, found, *(result.get(f) for f in fields)])
+        top1 = published.top1 if published else None
+        writer.writerow([*_names(label, run), True, top1, *(result.get(f) for f in fields)])
     for label, run in study.unfinished:
         writer.writerow([*_names(label, run), False, None, *(None for _ in fields)])
     return buffer.getvalue()
@@ -79,6 +79,7 @@ def _names(label: str, run: Run) -> list[str]:
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """Return nested objects as one, with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, dict):

@@ -1,9 +1,7 @@
-"""A study as one table: for every row the mean over its seeds, and how sure that is.
+"""Statistics of a study: for each row the mean over its seeds, with a confidence interval.
 
-    python -m kd_jax.summary studies/table2
-
-Reads `study.json` and the runs' `result.json` alone, so it needs no accelerator and no JAX, and may
-be asked while the study goes on. Writes `table.md`, `table.csv` and `statistics.json` beside them.
+Reads only `study.json` and the `result.json` of its runs, so it needs no accelerator and no JAX and
+works while the study is running. `write` is what `python -m kd_jax.summary STUDY` calls.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ from typing import Any
 from kd_jax.runtime import atomic_files, text_tables
 from kd_jax.runtime.errors import UserError
 
-STUDY_FILE = "study.json"
+STUDY_FILE, SUMMARY_FILE = "study.json", "summary.json"
 MEASURES = {
-    "test_top1": "top-1 %",  # of the last step
-    "best_test_top1": "best top-1 %",  # of the step that was best on validation
+    "test_top1": "top-1 %",  # at the last step
+    "best_test_top1": "best top-1 %",  # at the step that was best on validation
     "agreement": "agreement %",
     "test_ece": "ECE %",
 }
@@ -30,13 +28,12 @@ _CONFIDENCE = 0.95
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean of some numbers, and half the width of its 95 % confidence interval.
+    """Return the mean of numbers and half the width of its 95 % confidence interval.
 
-    The interval is Student's, for the mean of a normal distribution of unknown variance; one number
-    has none.
+    The interval is Student's t, for the mean of a normal distribution with unknown variance.
 
     Returns:
-      `n`, `mean` (None if there is no number), `half_width` (None below two).
+      `n`, `mean` (None without a number), `half_width` (None with fewer than two).
     """
     from scipy import stats
 
@@ -50,20 +47,20 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str, Any]:
-    """Return the interval of the differences to a baseline, over the seeds that both have."""
+    """Return the interval of the differences to a baseline, over the seeds in both mappings."""
     return interval([value - baseline[seed] for seed, value in values.items() if seed in baseline])
 
 
 def read(root: Path) -> dict[str, Any]:
-    """Return what is written to `statistics.json`: of every row what its finished runs measured.
+    """Return the content of `summary.json`: the measures of each row over its finished runs.
 
     Args:
       root: directory of a study.
 
     Returns:
-      `title`, `baseline` and `rows`; a row has its `spec` (directories of the finished ones),
-      the names of those `missing`, what is `published`, and of every measure `by_seed`, `n`,
-      `mean`, `half_width` and the paired `difference` to the baseline.
+      `title`, `baseline` and `rows`. A row has `row` (its label), `runs` (directories of the
+      finished ones), `missing` (names of the others), `published`, `source`, and of each measure
+      `by_seed`, `n`, `mean`, `half_width` and the paired `difference` to the baseline.
 
     Raises:
       UserError: there is no study, or it is not what `kd_jax.study` writes.
@@ -81,6 +78,7 @@ def read(root: Path) -> dict[str, Any]:
 
 
 def _summarise(root: Path, study: Any) -> dict[str, Any]:
+    """Return `read`'s result for the content of a `study.json`."""
     results = {
         run["name"]: result
         for run in study["runs"]
@@ -92,7 +90,7 @@ def _summarise(root: Path, study: Any) -> dict[str, Any]:
     baseline = _by_seed(by_row[study["baseline"]], results)
     rows = []
     for label, runs in by_row.items():
-        own = _by_seed(runs, results)
+        by_seed = _by_seed(runs, results)
         rows.append(
             {
                 "row": label,
@@ -102,9 +100,9 @@ def _summarise(root: Path, study: Any) -> dict[str, Any]:
                 "source": runs[0]["source"],
                 **{
                     name: {
-                        **interval(list(own[name].values())),
-                        "by_seed": own[name],
-                        "difference": paired(own[name], baseline[name]),
+                        **interval(list(by_seed[name].values())),
+                        "by_seed": by_seed[name],
+                        "difference": paired(by_seed[name], baseline[name]),
                     }
                     for name in MEASURES
                 },
@@ -116,18 +114,23 @@ def _summarise(root: Path, study: Any) -> dict[str, Any]:
 def _by_seed(
     runs: Sequence[dict[str, Any]], results: Mapping[str, dict[str, Any]]
 ) -> dict[str, dict[int, float]]:
-    """Return, for every measure, what the finished runs of a row have of it."""
-    measured = {
+    """Return for each measure its values by seed, of the finished runs that have it.
+
+    Args:
+      runs: of a row, as in `study.json`.
+      results: contents of `result.json`, by the name of the run.
+    """
+    of_seed = {
         run["seed"]: measures(results[run["name"]]) for run in runs if run["name"] in results
     }
     return {
-        name: {s: value for s, own in measured.items() if (value := own[name]) is not None}
+        name: {seed: v for seed, values in of_seed.items() if (v := values[name]) is not None}
         for name in MEASURES
     }
 
 
 def measures(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return what a run's `result.json` has of every measure."""
+    """Return the measures of a run from the content of its `result.json`; None where missing."""
     best = result.get("best")
     return {
         "test_top1": result.get("test_top1"),
@@ -138,7 +141,7 @@ def measures(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def lines(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Return the table for people, header first; what there is not is a dash."""
+    """Return the table for people, the header first; a missing value is a dash."""
     any_published = any(row["published"] is not None for row in summary["rows"])
     rows = [HEADER + (["published top-1 %"] if any_published else [])]
     for row in summary["rows"]:
@@ -154,9 +157,10 @@ def lines(summary: Mapping[str, Any]) -> list[list[str]]:
 def line(
     label: str, count: str, intervals: Mapping[str, Any], difference: Mapping[str, Any] | None
 ) -> list[str]:
-    """Return a row under `HEADER`; the baseline has no difference to itself."""
-    means = (said(intervals[name], "{:.2f}") for name in MEASURES)
-    return [label, count, *means, "baseline" if difference is None else said(difference, "{:+.2f}")]
+    """Return a row under `HEADER`; `difference` is None for the baseline itself."""
+    means = (in_words(intervals[name], "{:.2f}") for name in MEASURES)
+    last = "baseline" if difference is None else in_words(difference, "{:+.2f}")
+    return [label, count, *means, last]
 
 
 def _count(row: Mapping[str, Any]) -> str:
@@ -164,16 +168,16 @@ def _count(row: Mapping[str, Any]) -> str:
     return f"{finished} of {finished + missing}" if missing else f"{finished}"
 
 
-def said(measured: Mapping[str, Any], form: str) -> str:
-    """Return an interval as people read it; a dash where there is no number."""
+def in_words(measured: Mapping[str, Any], number_format: str) -> str:
+    """Return an interval as `41.40 ± 0.25`; a dash if there is no number."""
     if measured["mean"] is None:
         return "-"
-    text, half = form.format(measured["mean"]), measured["half_width"]
-    return text if half is None else f"{text} ± {half:.2f}"
+    text, half_width = number_format.format(measured["mean"]), measured["half_width"]
+    return text if half_width is None else f"{text} ± {half_width:.2f}"
 
 
 def as_csv(summary: Mapping[str, Any]) -> str:
-    """Return the table for programs: every number unrounded, and the runs that it is of."""
+    """Return the table for programs: all numbers unrounded, with the runs that they come from."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     parts = ("n", "mean", "half_width")
@@ -195,14 +199,14 @@ def as_csv(summary: Mapping[str, Any]) -> str:
 
 
 def write(root: Path) -> str:
-    """Write `statistics.json`, `table.csv` and `table.md`, and return the last as text.
+    """Write `summary.json`, `table.csv` and `table.md`; return the table of the last.
 
     Raises:
       UserError: there is no study, or they cannot be written.
     """
     summary = read(root)
     table = text_tables.markdown(lines(summary))
-    atomic_files.write_json(root / "summary.json", summary)
+    atomic_files.write_json(root / SUMMARY_FILE, summary)
     atomic_files.write_whole(root / "table.csv", as_csv(summary).encode())
     atomic_files.write_whole(root / "table.md", f"# {summary['title']}\n\n{table}\n".encode())
     return table

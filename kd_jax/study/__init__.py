@@ -1,1 +1,1 @@
-"""Tables of runs: what a study is, and the processes that work it off."""
+"""Studies: a table of runs (`spec`), the processes that train them (`worker`), and their leases."""

@@ -1,29 +1,30 @@
-r"""Train a table of runs: what is missing is trained, what is done is skipped.
+r"""Train the runs of a study: missing runs are trained, finished ones are skipped.
 
     python -m kd_jax.study --config=configs/studies/NAME.py[:epochs=3,seeds=2] --workdir=DIR \
         [--teachers=DIR]
 
-The same command goes on with a study that was stopped, and tries again what failed. Started more
-than once on one directory, on one machine or on several, each process takes the next free run.
-Exit code 1 if a run failed; 75 if a signal stopped it.
+The same command continues a study that was stopped, and tries failed runs again. It may be started
+several times on one directory, on one machine or on several: each process trains the next free run.
+Exit code: 1 if a run failed, 75 if a signal stopped the process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
 
 from kd_jax.report import page as report_page
-from kd_jax.report import records, statistics
+from kd_jax.report import results, statistics
 from kd_jax.runtime import atomic_files, huge_pages, signals
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable, run_command
-from kd_jax.study import leases, spec, worker
+from kd_jax.study import lease_files, spec, worker
 from kd_jax.study.leases import Leases
 from kd_jax.training import workdir
 
@@ -31,17 +32,19 @@ _CONFIG = flags.DEFINE_string("config", "", "Study, e.g. configs/studies/table2.
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the study; made when missing.")
 _TEACHERS = flags.DEFINE_string("teachers", "", "Directory of the teachers' weights.")
 _STALE_MINUTES = flags.DEFINE_float(
-    "stale_minutes", 10.0, "After which silence a run is taken over.", lower_bound=0.2
+    "stale_minutes", 10.0, "Age at which the lease of a run is stale.", lower_bound=0.2
 )
-_COHORTS = flags.DEFINE_bool("cohorts", True, "Train together what shares teacher and views.")
-_MOST = flags.DEFINE_integer("most", 8, "Runs that train together.", lower_bound=1)
+_COHORTS = flags.DEFINE_bool(
+    "cohorts", True, "Train runs with the same teacher and views together."
+)
+_MOST = flags.DEFINE_integer("most", 8, "Most runs that are trained together.", lower_bound=1)
 
 EXIT_FAILED = 1
-_TABLES = ".tables"  # claimed by the process that writes what is of the whole study
+_TABLES = ".tables"  # lease of the process that writes the files of the whole study
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train what is missing, write the tables and the page, and name what failed."""
+    """Train the missing runs, write the tables and the page, and list the failed runs."""
     del argv
     if not _CONFIG.value:
         raise UserError("--config is missing: expected a study such as configs/studies/demo.py")
@@ -55,42 +58,47 @@ def main(argv: Sequence[str]) -> None:
     check(root, study)
     stop = signals.StopRequest().listen()
     most = _MOST.value if _COHORTS.value else 1
-    with Leases(root, 60 * _STALE_MINUTES.value, _leave_to_another) as own:
-        _wait_for_tables(own)
-        begin(root, study)
-        own.release(_TABLES, "done")
-        its = worker.start(study, root, teachers, most, own, stop)
+    with Leases(root, 60 * _STALE_MINUTES.value, _exit_on_lost_lease) as leases:
+        with _tables_lease(leases):
+            begin(root, study)
+        study_worker = worker.create(study, root, teachers, most, leases, stop)
         try:
-            worker.work(its)
+            study_worker.work()
         except signals.StoppedError as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(signals.EXIT_STOPPED)
-        _wait_for_tables(own)
-        print(f"\n{_tell(its)}")
-        own.release(_TABLES, "done")
-    failures = {run.name: failed for run in study.runs if (failed := its.failure(run))}
-    for name, failed in failures.items():
-        print(f"failed: {name}: {failed['error']}", file=sys.stderr)
+        with _tables_lease(leases):
+            print(f"\n{_write_report(root)}")
+    failures = {run.name: failure for run in study.runs if (failure := study_worker.failure(run))}
+    for name, failure in failures.items():
+        print(f"failed: {name}: {failure['error']}", file=sys.stderr)
     if failures:
         sys.exit(EXIT_FAILED)
 
 
-def _wait_for_tables(own: Leases) -> None:
-    while own.take(_TABLES) is None:
+@contextlib.contextmanager
+def _tables_lease(leases: Leases) -> Iterator[None]:
+    """Wait for the lease on the files of the whole study, and release it if the block succeeds."""
+    while leases.acquire(_TABLES) is None:
         time.sleep(worker.POLL_SECONDS)
+    yield
+    leases.release(_TABLES, "done")
 
 
 def check(root: Path, study: spec.Study) -> None:
-    """Raise `UserError` unless the directory is new, empty, or of a study with these runs.
+    """Check that a directory is new, empty, or of a study with these runs. Writes nothing.
 
-    Nothing is written. Runs may have been added or left out since; none may have another config.
+    Runs may have been added or left out since; the config of a run may not have changed.
+
+    Raises:
+      UserError: the directory is of something else, or a run has another config.
     """
     if root.exists() and not root.is_dir():
         raise UserError(f"the workdir {root} is a file: expected a directory, new or of a study")
     if root.is_dir() and not (root / statistics.STUDY_FILE).exists():
-        # A study that was killed in its first moment leaves its claims, and half a file.
-        left = [path for path in root.iterdir() if not atomic_files.is_partial(path)]
-        if any(path.name != leases.FOLDER for path in left):
+        # A study that was killed at its start leaves leases and a partial file.
+        paths = [path for path in root.iterdir() if not atomic_files.is_partial(path)]
+        if any(path.name != lease_files.FOLDER for path in paths):
             raise UserError(
                 f"the workdir {root} holds other files and no {statistics.STUDY_FILE}: expected a "
                 "new directory, or the one of an earlier start of this study"
@@ -100,15 +108,15 @@ def check(root: Path, study: spec.Study) -> None:
 
 
 def begin(root: Path, study: spec.Study) -> None:
-    """Write down what the study is."""
+    """Write `study.json`, and warn about runs that are no longer in the study."""
     rows = list(dict.fromkeys(run.row for run in study.runs))
-    before = atomic_files.read_json(root / statistics.STUDY_FILE) or {"runs": []}
+    previous = atomic_files.read_json(root / statistics.STUDY_FILE) or {"runs": []}
     names = {run.name for run in study.runs}
-    if gone := [run["name"] for run in before["runs"] if run["name"] not in names]:
+    if removed := [run["name"] for run in previous["runs"] if run["name"] not in names]:
         logger.warning(
-            "no longer in the study, and kept in %s: %s", root / spec.FOLDER, ", ".join(gone)
+            "no longer in the study, and kept in %s: %s", root / spec.FOLDER, ", ".join(removed)
         )
-    written = {
+    content = {
         "title": study.title,
         "baseline": study.baseline or rows[0],
         "runs": [
@@ -124,22 +132,22 @@ def begin(root: Path, study: spec.Study) -> None:
             for run in study.runs
         ],
     }
-    atomic_files.write_json(root / statistics.STUDY_FILE, written)
+    atomic_files.write_json(root / statistics.STUDY_FILE, content)
 
 
-def _tell(its: worker.Session) -> str:
-    """Write the tables and the page, and return the table and where they are."""
-    table = statistics.write(its.root)
-    lines = [table, "", f"tables: {its.root}/table.md, table.csv, summary.json"]
-    page = its.root / "report.html"
-    report_page.write_study(records.of_study(its.root), page)
-    lines.append(f"page: {page}")
-    return "\n".join(lines)
+def _write_report(root: Path) -> str:
+    """Write the tables and the page of a study; return the table and the paths of the files."""
+    table = statistics.write(root)
+    page = root / "report.html"
+    report_page.write_study(results.load_study(root), page)
+    tables = f"tables: {root}/table.md, table.csv, {statistics.SUMMARY_FILE}"
+    return "\n".join([table, "", tables, f"page: {page}"])
 
 
-def _leave_to_another(name: str, why: str) -> None:
+def _exit_on_lost_lease(name: str, reason: str) -> None:
+    """End this process, also its main thread, because another process may have the run."""
     print(
-        f"stopped: {name} {why}; the same command goes on with the other runs",
+        f"stopped: {name} {reason}; the same command goes on with the other runs",
         file=sys.stderr,
         flush=True,
     )

@@ -1,7 +1,7 @@
-"""What a study is: a list of runs, and how a file in `configs/studies/` writes one down.
+"""The specification of a study, a list of runs, and helpers for files in `configs/studies/`.
 
-Such a file has a `get_study(argument="")` that returns a `Study`. A row of its table is one
-question; the runs of a row differ in nothing but the seed.
+Such a file defines `get_study(argument="")`, which returns a `Study`. A row of its table is one
+question; the runs of a row differ only in the seed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kd_jax.config import config_file
 from kd_jax.data import sources, tfds_source
 from kd_jax.runtime.errors import UserError
 
-FOLDER = "runs"  # of a study's directory, with a directory for each run
+FOLDER = "runs"  # of a study's directory; it holds a workdir per run
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,99}")
 _WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".npz")
 
@@ -31,13 +31,13 @@ class Run:
     """One run of a study.
 
     Attributes:
-      name: of its directory; no other run of the study has it.
+      name: of its directory, unique in the study.
       row: of the table.
-      config: of the whole run. Where it names a teacher's architecture and no weights, the study
+      config: of the run. If it names a teacher's architecture without weights, `teacher_weights`
         finds them.
-      teacher: name of the run of this study whose student teaches this one; or empty.
-      published: top-1 in percent that others report for this row, or None.
-      source: where they do.
+      teacher: name of the run of this study that trains the teacher; empty if there is none.
+      published: published top-1 of this row in percent, or None.
+      source: of the published value.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Study:
 
     Attributes:
       title: of the page.
-      runs: in the order in which they are taken and shown.
-      baseline: the row that the others are compared with; the first one where it is empty.
+      runs: in the order in which they are trained and shown.
+      baseline: the row that the others are compared with; empty for the first row.
     """
 
     title: str
@@ -64,59 +64,59 @@ class Study:
 
 
 def of_seeds(row: str, config: ConfigDict, seeds: int, **options: Any) -> list[Run]:
-    """Return the runs of one row, under the seeds 0, 1, ...
+    """Return the runs of one row, with the seeds 0, 1, ...
 
     Args:
-      row: its label; the runs' names are made of it.
-      config: of all of them, but for the seed.
-      seeds: how many.
+      row: label, from which the names of the runs are made.
+      config: of all runs, except for the seed.
+      seeds: number of seeds.
       options: further attributes of `Run`.
     """
     runs = []
     for seed in range(seeds):
-        own = config.copy_and_resolve_references()
-        own.seed = seed
-        runs.append(Run(f"{slug(row)}-s{seed}", row, own.lock(), **options))
+        seed_config = config.copy_and_resolve_references()
+        seed_config.seed = seed
+        runs.append(Run(f"{slug(row)}-s{seed}", row, seed_config.lock(), **options))
     return runs
 
 
 def grid(config: ConfigDict, fields: Mapping[str, Sequence[Any]]) -> dict[str, ConfigDict]:
-    """Return a config for every combination of some fields' values.
+    """Return a config for each combination of values of some fields.
 
     Args:
-      config: the values of all other fields.
-      fields: dotted paths to the values that they take.
+      config: has the values of all other fields.
+      fields: values by the dotted path of the field.
 
     Returns:
-      labels such as `mixup.kind=none, distill.temperature=2.0` to configs; the last field changes
+      configs by labels such as `mixup.kind=none, distill.temperature=2.0`; the last field changes
       fastest.
     """
     configs = {}
     for values in itertools.product(*fields.values()):
-        chosen = dict(zip(fields, values, strict=True))
-        own = config.copy_and_resolve_references()
-        own.update_from_flattened_dict(chosen)
-        configs[", ".join(f"{path}={value}" for path, value in chosen.items())] = own
+        overrides = dict(zip(fields, values, strict=True))
+        combined = config.copy_and_resolve_references()
+        combined.update_from_flattened_dict(overrides)
+        configs[", ".join(f"{path}={value}" for path, value in overrides.items())] = combined
     return configs
 
 
 def slug(label: str) -> str:
-    """Return a label as a part of a name: lower case, and a dash for what is unsafe in a path."""
+    """Return a label as part of a file name: lower case, with dashes for unsafe characters."""
     return re.sub(r"[^a-z0-9._=+]+", "-", label.lower()).strip("-.")
 
 
 def options(argument: str, **defaults: Any) -> dict[str, Any]:
-    """Return the options of a study, from what stands behind the colon of `--config=FILE:ARGUMENT`.
+    """Parse the options of a study: the argument in `--config=FILE:ARGUMENT`.
 
     Args:
       argument: such as `epochs=3,seeds=2`.
-      defaults: every option that the study has, and its value where none is given; the given
-        value becomes of the same type, a number where it is None.
+      defaults: all options of the study with their default values. A value is converted to the
+        type of its default, or to a float if the default is None.
 
     Raises:
-      ValueError: an option is unknown, or its value is not of that type, or not above 0.
+      ValueError: an option is unknown, or its value has the wrong type or is not above 0.
     """
-    chosen = dict(defaults)
+    parsed = dict(defaults)
     for part in filter(None, argument.split(",")):
         name, _, text = part.partition("=")
         if name not in defaults:
@@ -124,23 +124,23 @@ def options(argument: str, **defaults: Any) -> dict[str, Any]:
             raise ValueError(f"{part!r} is no option of this study, expected {known}")
         kind = float if defaults[name] is None else type(defaults[name])
         try:
-            chosen[name] = kind(text)
+            parsed[name] = kind(text)
         except ValueError:
             raise ValueError(f"{part!r} is not understood, expected a number") from None
-        if kind is not str and not 0 < chosen[name] < 1e9:
+        if kind is not str and not 0 < parsed[name] < 1e9:
             raise ValueError(f"{part!r} is not possible, expected a number above 0")
-    return chosen
+    return parsed
 
 
 def take_fraction(config: ConfigDict, fraction: float) -> None:
-    """Train on the first part of a data set of tfds, and hold out as much less for validation.
+    """Use the first part of a tfds data set for training, and reduce validation in proportion.
 
     Args:
-      config: changed here.
+      config: changed in place.
       fraction: in (0, 1], a whole number of percent.
 
     Raises:
-      ValueError: it is not, or the data set has no parts.
+      ValueError: the fraction is something else, or the data set cannot be sliced.
     """
     if config.dataset.name in (sources.DIGITS, sources.FOLDER):
         raise ValueError(f"fraction={fraction} is for the data sets of tfds, expected 1")
@@ -153,10 +153,15 @@ def take_fraction(config: ConfigDict, fraction: float) -> None:
 
 
 def teacher_weights(run: Run, root: Path, teachers: Path | None) -> str:
-    """Return where the weights of a run's teacher are; empty for a run without one.
+    """Return the path of the weights of a run's teacher; empty for a run without a teacher.
+
+    Args:
+      run: of the study.
+      root: directory of the study, for a teacher that is a run.
+      teachers: directory of other teachers; None if there is none.
 
     Raises:
-      UserError: they are not there.
+      UserError: there are no weights.
     """
     options = run.config.teacher
     dataset = tfds_source.base_name(run.config.dataset.name)
@@ -188,7 +193,7 @@ def load(text: str) -> Study:
     """Return the study of `FILE` or `FILE:ARGUMENT`.
 
     Raises:
-      UserError: there is no such file, it is no study, or the study cannot be.
+      UserError: the file is missing or defines no study, or the study is invalid.
     """
     study = config_file.call(text, "get_study", "configs/studies/demo.py")
     name = text.partition(":")[0]
@@ -203,7 +208,7 @@ def load(text: str) -> Study:
 
 
 def _problems(study: Study) -> list[str]:
-    """Say everything that is wrong with a list of runs."""
+    """Return all problems of a study, as parts of a sentence."""
     problems = [] if study.runs else ["it has no runs, expected at least one"]
     rows = {run.row for run in study.runs}
     if study.baseline and study.baseline not in rows:
@@ -221,26 +226,28 @@ def _problems(study: Study) -> list[str]:
             )
         if run.teacher and run.teacher not in teachers:
             problems.append(f"the teacher of {run.name} is {run.teacher!r}, expected a run of it")
-        elif _is_in_a_ring(run.name, teachers):
+        elif _is_in_cycle(run.name, teachers):
             problems.append(f"{run.name} is its own teacher's teacher, expected a beginning")
     return problems + [problem for row in rows for problem in _problems_of_row(study, row)]
 
 
-def _is_in_a_ring(name: str, teachers: Mapping[str, str]) -> bool:
-    seen, at = {name}, teachers.get(name)
-    while at and at not in seen:
-        seen.add(at)
-        at = teachers.get(at)
-    return bool(at)
+def _is_in_cycle(name: str, teachers: Mapping[str, str]) -> bool:
+    """Return whether a run's chain of teachers comes back to a run of the chain."""
+    chain, teacher = {name}, teachers.get(name)
+    while teacher and teacher not in chain:
+        chain.add(teacher)
+        teacher = teachers.get(teacher)
+    return bool(teacher)
 
 
 def _problems_of_row(study: Study, row: str) -> list[str]:
+    """Return the problems of a row, whose runs must differ in the seed and in nothing else."""
     first, *others = [run for run in study.runs if run.row == row]
-    flat = config_lib.flatten(first.config) | {"published": first.published}
+    expected = config_lib.flatten(first.config) | {"published": first.published}
     problems, seeds = [], {first.config.seed}
     for run in others:
-        theirs = config_lib.flatten(run.config) | {"published": run.published}
-        changed = [path for path in flat | theirs if flat.get(path) != theirs.get(path)]
+        values = config_lib.flatten(run.config) | {"published": run.published}
+        changed = [path for path in expected | values if expected.get(path) != values.get(path)]
         if changed and changed != ["seed"]:
             problems.append(
                 f"{first.name} and {run.name} are of one row and differ in {', '.join(changed)}, "

@@ -11,7 +11,14 @@ import sys
 import pytest
 
 from helpers import ROOT, command
-from kd_jax.report import comparisons, drawing, records, result_table, statistics, table2
+from kd_jax.report import (
+    comparisons,
+    figure_style,
+    result_table,
+    results,
+    statistics,
+    table2,
+)
 from kd_jax.report import page as report_page
 from kd_jax.runtime.atomic_files import read_json
 from synthetic import ROWS, write_probe, write_run, write_study
@@ -73,7 +80,7 @@ def page_of(workdirs, tmp_path, title="a report"):
 
 
 def test_a_study_has_every_figure(study, tmp_path):
-    report_page.write_study(records.of_study(study), tmp_path / "page.html")
+    report_page.write_study(results.load_study(study), tmp_path / "page.html")
     page = Page((tmp_path / "page.html").read_text())
     assert [heading for heading in page.headings if heading] == list(HEADINGS)
     # 3 of accuracy, 3 over the epochs of 7 sections, 3 along the line, softmax, confusion.
@@ -95,7 +102,7 @@ def test_what_is_not_there_is_not_shown(tmp_path):
 
 
 def test_seeds_are_one_row_with_their_mean(study, tmp_path):
-    content = records.of_study(study)
+    content = results.load_study(study)
     assert [row.label for row in content.rows] == [name for name, *_ in ROWS]
     table = result_table.rows(content)
     resnet44 = dict(zip(table[0], table[2], strict=True))
@@ -111,18 +118,20 @@ def test_seeds_are_one_row_with_their_mean(study, tmp_path):
 
 
 def test_over_seeds_stands_what_the_summary_says(study, tmp_path):
-    report_page.write_study(records.of_study(study), tmp_path / "page.html")
+    report_page.write_study(results.load_study(study), tmp_path / "page.html")
     cells = Page((tmp_path / "page.html").read_text()).texts
     measured = {row["row"]: row for row in statistics.read(study)["rows"]}["T 10"]
     top1, difference = measured["test_top1"], measured["test_top1"]["difference"]
     assert f"{top1['mean']:.2f} ± {top1['half_width']:.2f}" in cells
     assert f"{difference['mean']:+.2f} ± {difference['half_width']:.2f}" in cells
     one_seed = write_study(tmp_path / "one", seeds=1)
-    assert "Over seeds" not in report_page.to_html(records.of_study(one_seed), tmp_path)
+    assert "Over seeds" not in report_page.to_html(results.load_study(one_seed), tmp_path)
 
 
 def test_the_csv_has_what_the_files_have(study, tmp_path):
-    report_page.write_study(records.of_study(study), tmp_path / "page.html", tmp_path / "runs.csv")
+    report_page.write_study(
+        results.load_study(study), tmp_path / "page.html", tmp_path / "runs.csv"
+    )
     lines = list(csv.DictReader(io.StringIO((tmp_path / "runs.csv").read_text())))
     assert len(lines) == 2 * len(ROWS) + 1
     for line in lines[:-1]:
@@ -136,7 +145,7 @@ def test_the_csv_has_what_the_files_have(study, tmp_path):
 
 
 def test_runs_are_compared_where_one_field_differs(study):
-    found = comparisons.find(records.of_study(study).rows)
+    found = comparisons.find(results.load_study(study).rows)
     assert [(c.field, [row.label for row in c.rows]) for c in found] == [
         ("teacher", ["ResNet44", "VGG11", "MobileNetV2"]),
         ("distill.temperature", ["T 2", "MobileNetV2", "T 10"]),
@@ -156,7 +165,7 @@ def test_other_fields_are_compared_too_and_lengths_are_told(tmp_path):
     ):
         write_run(tmp_path / name, overrides=overrides, epochs=epochs)
     names = ("same", "own crops", "longer", "both")
-    rows = records.of_runs({name: tmp_path / name for name in names}, "").rows
+    rows = results.load_runs({name: tmp_path / name for name in names}, "").rows
     found = {c.field: c for c in comparisons.find(rows)}
     assert set(found) == {"distill.view", "learning_rate"}
     assert set(found["distill.view"].labels) == {
@@ -175,11 +184,11 @@ def test_each_published_row_is_found_by_its_settings(row):
         "dataset.test_split": "test",
     }
     result = {"dataset": "cifar100", "student": "mobilenet_v3_small", "teacher": row.teacher}
-    assert table2.find(config, result).top1 == row.top1
-    assert table2.find(config | {"learning_rate": 0.5}, result) is None
-    assert table2.find(config | {"dataset.test_split": "test[:9]"}, result) is None
-    assert table2.find(config, result | {"dataset": "cifar10"}) is None
-    assert table2.find(config, result | {"student": "mobilenet_v3_small_cifar"}) is None
+    assert table2.find_published(config, result).top1 == row.top1
+    assert table2.find_published(config | {"learning_rate": 0.5}, result) is None
+    assert table2.find_published(config | {"dataset.test_split": "test[:9]"}, result) is None
+    assert table2.find_published(config, result | {"dataset": "cifar10"}) is None
+    assert table2.find_published(config, result | {"student": "mobilenet_v3_small_cifar"}) is None
 
 
 EVIL = "<script>alert(1)</script>\"'&$x_1$"
@@ -197,7 +206,7 @@ def test_what_files_say_is_escaped(tmp_path):
 
 
 def test_nothing_is_fetched_and_every_row_leads_to_its_files(study, tmp_path):
-    report_page.write_study(records.of_study(study), study / "page.html")
+    report_page.write_study(results.load_study(study), study / "page.html")
     text = (study / "page.html").read_text()
     page = Page(text)
     local = [r for r in page.references if not r.startswith(("#", "data:image/png;base64,"))]
@@ -211,7 +220,7 @@ def test_nothing_is_fetched_and_every_row_leads_to_its_files(study, tmp_path):
 
 
 def test_the_same_runs_give_the_same_page(study):
-    report_page.write_study(records.of_study(study), study / "page.html")
+    report_page.write_study(results.load_study(study), study / "page.html")
     first = (study / "page.html").read_bytes()
     # Another process has other hashes, so what depends on the order of a set would differ.
     arguments = ("kd_jax.report", f"--study={study}", f"--out={study}/page.html")
@@ -221,25 +230,40 @@ def test_the_same_runs_give_the_same_page(study):
     assert len(first) < 600_000
 
 
+def test_no_module_of_the_report_imports_jax():
+    code = (
+        "import importlib, pkgutil, sys; from kd_jax import report\n"
+        "for module in pkgutil.iter_modules(report.__path__):\n"
+        "    importlib.import_module(f'kd_jax.report.{module.name}')\n"
+        "print(len(report.__dict__) > 10, sorted({'jax', 'tensorflow', 'flax'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "True []"
+
+
 def test_the_report_needs_neither_jax_nor_tensorflow(study, tmp_path):
     code = (
-        "import sys; from kd_jax.report import page as report\n"
+        "import contextlib, runpy, sys\n"
         f"sys.argv = ['report', '--study={study}', '--out={tmp_path}/page.html']\n"
-        "report.main()\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    runpy.run_module('kd_jax.report', run_name='__main__')\n"
         "print(sorted({'jax', 'tensorflow', 'flax'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "page.html").exists()
 
 
 def test_a_log_that_a_kill_cut_short_is_read_as_far_as_it_goes(tmp_path):
     workdir = write_run(tmp_path / "w")
     log = workdir / "metrics.jsonl"
-    whole = len(records.read_run("w", workdir).val)
+    whole = len(results.load_run("w", workdir).val)
     log.write_text(log.read_text()[:-20] + '\n[1]\n{"kind": "val"}\n')
-    assert len(records.read_run("w", workdir).val) == whole - 1
+    assert len(results.load_run("w", workdir).val) == whole - 1
     with log.open("a") as file:
         file.write('{"kind": "val", "step": 199, "top1": NaN, "nll": "words"}\n')
     _, text, _ = page_of({"w": workdir, "again": workdir}, tmp_path)
@@ -248,7 +272,7 @@ def test_a_log_that_a_kill_cut_short_is_read_as_far_as_it_goes(tmp_path):
 
 def test_lines_beyond_the_colours_are_named(tmp_path):
     workdir = write_run(tmp_path / "w", epochs=2)
-    names = [f"run {i}" for i in range(drawing.MOST_LINES + 2)]
+    names = [f"run {i}" for i in range(figure_style.MOST_LINES + 2)]
     _, text, _ = page_of(dict.fromkeys(names, workdir), tmp_path)
     assert f"Not drawn, for want of colours: {names[-2]}, {names[-1]}." in text
 
@@ -260,11 +284,11 @@ def test_a_study_may_bring_what_is_published_and_may_have_nothing_yet(tmp_path):
     content = {"title": "t", "baseline": None, "runs": listed}
     listed[0] |= {"published": 39.5, "source": "somebody <2020>"}
     (tmp_path / "study.json").write_text(json.dumps(content))
-    markdown = report_page.write_study(records.of_study(tmp_path), tmp_path / "page.html")
+    markdown = report_page.write_study(results.load_study(tmp_path), tmp_path / "page.html")
     assert "39.50" in markdown
     assert "somebody &lt;2020&gt;" in (tmp_path / "page.html").read_text()
     (tmp_path / "a" / "result.json").unlink()
-    report_page.write_study(records.of_study(tmp_path), tmp_path / "page.html")
+    report_page.write_study(results.load_study(tmp_path), tmp_path / "page.html")
     page = Page((tmp_path / "page.html").read_text())
     assert page.headings == ["Unfinished"]
     assert "No run is finished yet." in page.texts
@@ -277,7 +301,7 @@ def test_seeds_are_averaged_where_all_of_them_are(tmp_path):
     runs.append({"name": "2", "row": "other", "workdir": "1", "published": None})
     content = {"title": "t", "baseline": None, "runs": runs}
     (tmp_path / "study.json").write_text(json.dumps(content))
-    study = records.of_study(tmp_path)
+    study = results.load_study(tmp_path)
     ends = [run.val[0]["top1"] for run in study.rows[0].runs]
     report_page.write_study(study, tmp_path / "page.html")
     assert f">row: {sum(ends) / 2:.1f}<" in (tmp_path / "page.html").read_text()

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from kd_jax.data import class_names
 from kd_jax.data.sources import Split
-from kd_jax.report import drawing, figures, probe_images
+from kd_jax.report import figure_style, figures, label_placement, probe_images
 
 
 @given(st.lists(st.floats(0, 1), max_size=15), st.floats(0, 0.3))
 def test_labels_are_spread_and_keep_their_order(heights, gap):
-    placed = drawing.spread(heights, gap)
+    placed = label_placement.spread(heights, gap)
     needed = min(gap, 1 / max(len(heights) - 1, 1))
     assert all(-1e-9 <= y <= 1 + 1e-9 for y in placed)
     ordered = [y for _, y in sorted(zip(heights, placed, strict=True))]
@@ -24,15 +24,15 @@ def test_labels_are_spread_and_keep_their_order(heights, gap):
 def test_labels_of_points_stand_on_nothing():
     points = [(0.68, 0.95), (0.82, 0.91), (0.905, 0.885), (0.09, 0.35), (0.09, 0.4)]
     labels = ["mobilenetv2_x0_75", "resnet44", "vgg11_bn", "", "no mixup"]
-    places = drawing.places(labels, points)
+    places = label_placement.place_labels(labels, points)
     boxes = [
-        drawing._box(place, drawing._LETTER * len(label))
+        label_placement.label_box(place, label_placement.LETTER_WIDTH * len(label))
         for place, label in zip(places, labels, strict=True)
         if label
     ]
     for i, box in enumerate(boxes):
         assert box[0] >= 0 and box[2] <= 1  # noqa: PT018
-        assert not any(drawing._overlap(box, other) for other in boxes[:i])
+        assert not any(label_placement.overlap(box, other) for other in boxes[:i])
 
 
 def test_a_line_ends_with_its_last_value_and_what_was_published():
@@ -71,13 +71,13 @@ def test_colours_are_legible_and_can_be_told_apart(mode, paper):
     def light(colour):
         return float(_linear(colour) @ (0.2126, 0.7152, 0.0722))
 
-    for name, pair in drawing.PALETTE.items():
+    for name, pair in figure_style.PALETTE.items():
         bright, dim = sorted((light(pair[mode]), light(paper)), reverse=True)
         assert (bright + 0.05) / (dim + 0.05) >= 4.5, name  # WCAG AA for small text
-    colours = [pair[mode] for name, pair in drawing.PALETTE.items() if name != "--muted"]
+    colours = [pair[mode] for name, pair in figure_style.PALETTE.items() if name != "--muted"]
     for vision, matrix in _VISIONS.items():
-        seen = [_lab(np.array(matrix) @ _linear(colour)) for colour in colours]
-        distances = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+        simulated = [_lab(np.array(matrix) @ _linear(colour)) for colour in colours]
+        distances = [np.linalg.norm(a - b) for i, a in enumerate(simulated) for b in simulated[:i]]
         assert min(distances) > 20, vision  # of 100 from black to white
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from helpers import run
-from kd_jax.report import page, records
+from kd_jax.report import page, results
 from kd_jax.runtime.atomic_files import read_json
 from kd_jax.runtime.errors import UserError
 from synthetic import write_study
@@ -45,7 +45,7 @@ def test_wrong_files_are_one_sentence(file, content, says, tmp_path):
         content = json.dumps(probe)
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(UserError, match=says):
-        page.write_study(records.of_study(study), tmp_path / "page.html")
+        page.write_study(results.load_study(study), tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from kd_jax.report import page as report_page
-from kd_jax.report import records
+from kd_jax.report import results
 from synthetic import write_study
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -33,9 +33,9 @@ addEventListener("load", () => {
     boxes.forEach(([text, box], i) => {
       if (box.right > frame.right + 1 || box.left < frame.left - 1)
         overlaps.push([svg.ariaLabel, text, "sticks out"]);
-      for (const [other, its] of boxes.slice(0, i)) {
-        const wide = Math.min(box.right, its.right) - Math.max(box.left, its.left);
-        const high = Math.min(box.bottom, its.bottom) - Math.max(box.top, its.top);
+      for (const [other, otherBox] of boxes.slice(0, i)) {
+        const wide = Math.min(box.right, otherBox.right) - Math.max(box.left, otherBox.left);
+        const high = Math.min(box.bottom, otherBox.bottom) - Math.max(box.top, otherBox.top);
         if (wide > 1 && high > 0.3 * box.height) overlaps.push([svg.ariaLabel, text, other]);
       }
     });
@@ -60,7 +60,7 @@ addEventListener("load", () => {
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     study = write_study(tmp_path_factory.mktemp("study"))
-    report_page.write_study(records.of_study(study), study / "page.html")
+    report_page.write_study(results.load_study(study), study / "page.html")
     return study / "page.html"
 
 
@@ -95,15 +95,15 @@ def measure(page, width, dark):
                                               ("small phone", False)])  # fmt: skip
 def test_nothing_sticks_out_and_no_label_lies_on_another(page, device, dark):
     width = WIDTHS_PX[device]
-    seen = measure(page, width, dark)
-    assert seen["inner"] == width
-    assert seen["scroll"] <= width
-    assert seen["figures"] == 29
-    assert seen["broken"] == 0
-    assert seen["overlaps"] == []
-    assert seen["smallest"] >= 5.5  # px; the heatmap's on a phone
-    assert seen["figureInk"] == seen["ink"]
-    assert seen["ink"] == ("rgb(233, 236, 239)" if dark else "rgb(22, 25, 29)")
+    measured = measure(page, width, dark)
+    assert measured["inner"] == width
+    assert measured["scroll"] <= width
+    assert measured["figures"] == 29
+    assert measured["broken"] == 0
+    assert measured["overlaps"] == []
+    assert measured["smallest"] >= 5.5  # px; the heatmap's on a phone
+    assert measured["figureInk"] == measured["ink"]
+    assert measured["ink"] == ("rgb(233, 236, 239)" if dark else "rgb(22, 25, 29)")
 
 
 def test_the_measure_sees_what_is_wrong(tmp_path):
@@ -113,10 +113,10 @@ def test_the_measure_sees_what_is_wrong(tmp_path):
         "<svg aria-label='a figure' viewBox='0 0 100 50' width='300'><text x='5' y='20'>one</text>"
         "<text x='8' y='20'>two</text><text x='95' y='40'>three</text></svg></body>"
     )
-    seen = measure(page, 390, dark=False)
-    assert seen["scroll"] > 390
-    assert seen["broken"] == 1
-    assert seen["overlaps"] == [["a figure", "two", "one"], ["a figure", "three", "sticks out"]]
+    measured = measure(page, 390, dark=False)
+    assert measured["scroll"] > 390
+    assert measured["broken"] == 1
+    assert measured["overlaps"] == [["a figure", "two", "one"], ["a figure", "three", "sticks out"]]
 
 
 @pytest.mark.parametrize(("device", "dark"), [("desktop", False), ("phone", True)])

@@ -11,7 +11,7 @@ import pytest
 
 from kd_jax.runtime import atomic_files
 from kd_jax.runtime.errors import UserError
-from kd_jax.study import __main__, leases
+from kd_jax.study import __main__, lease_files
 from kd_jax.training import workdir
 from tiny_runs import digits_config
 
@@ -106,7 +106,7 @@ def test_a_study_that_was_killed_in_its_first_moment_begins_again(tmp_path):
     from kd_jax.study.spec import Study
 
     left_by_a_killed_writer(tmp_path)
-    (tmp_path / leases.FOLDER).mkdir()
+    (tmp_path / lease_files.FOLDER).mkdir()
     __main__.check(tmp_path, Study("a study", ()))
     (tmp_path / "thesis.partial").touch()
     with pytest.raises(UserError, match=r"holds other files and no study\.json"):

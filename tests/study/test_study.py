@@ -19,7 +19,7 @@ from kd_jax.runtime.atomic_files import read_json, read_json_lines
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.signals import StopRequest
-from kd_jax.study import __main__, leases, spec, worker
+from kd_jax.study import __main__, lease_files, spec, worker
 from kd_jax.study.leases import Leases
 from kd_jax.training import cohort, workdir
 
@@ -94,11 +94,11 @@ def assert_same_table(root, other, rtol=1e-3):
         for seed, top1 in one["test_top1"]["by_seed"].items():
             assert top1 == pytest.approx(two["test_top1"]["by_seed"][seed], abs=2.0)
     for name in ("teacher-s0", *STUDENTS):
-        own, its = (
+        ours, theirs = (
             [r["loss"] for r in read_json_lines(d / "runs" / name / "metrics.jsonl") if "loss" in r]
             for d in (root, other)
         )
-        np.testing.assert_allclose(own, its, rtol=rtol)
+        np.testing.assert_allclose(ours, theirs, rtol=rtol)
 
 
 def starts(root, name):
@@ -111,9 +111,9 @@ def checkpoints(root, name="*"):
     return sum(path.name.isdecimal() for path in root.glob(f"runs/{name}/checkpoints/*"))
 
 
-def claimed(root, name):
+def lease_contents(root, name):
     paths = sorted((root / "claims" / name).glob("*.json"), key=lambda path: int(path.stem))
-    return [leases._read(path) for path in paths]  # {} while it is being written
+    return [lease_files.read(path) for path in paths]  # {} while it is being written
 
 
 def test_a_failed_run_is_named_and_the_others_finish(unbroken):
@@ -124,7 +124,7 @@ def test_a_failed_run_is_named_and_the_others_finish(unbroken):
     )
     for name in ("teacher-s0", *STUDENTS):
         assert read_json(root / "runs" / name / "result.json")["steps"] in (25, 40)
-        assert [record["ended"] for record in claimed(root, name)] == ["done"]
+        assert [record["ended"] for record in lease_contents(root, name)] == ["done"]
     table, summed = tables(root)
     assert table.split("\n", 2)[2].strip() in done.stdout
     assert [row["row"] for row in summed["rows"]] == [
@@ -154,24 +154,27 @@ def test_the_next_start_tries_it_again_and_leaves_what_is_done(unbroken, tiny, t
 
 def test_two_processes_share_the_runs_and_one_takes_over_from_the_other(half_done, unbroken, tiny):
     arguments = ("kd_jax.study", f"--config={tiny}", f"--workdir={half_done}")
-    before = len(claimed(half_done, STUDENTS[0]))
+    before = len(lease_contents(half_done, STUDENTS[0]))
     first, second = Command(*arguments), Command(*arguments)
-    makers = {}
+    owners = {}
 
     def both_train():
         for name in STUDENTS:
-            if len(own := claimed(half_done, name)) > before and "process" in own[-1]:
+            leases = lease_contents(half_done, name)
+            if len(leases) > before and "process" in leases[-1]:
                 saved = checkpoints(half_done, name)
-                makers[own[-1]["process"]] = (name, saved > 0 and "ended" not in own[-1])
-        return set(makers) >= {first.pid, second.pid} and makers[first.pid][1]
+                owners[leases[-1]["process"]] = (name, saved > 0 and "ended" not in leases[-1])
+        return set(owners) >= {first.pid, second.pid} and owners[first.pid][1]
 
     wait_for(both_train, second)
-    killed = makers[first.pid][0]
+    killed = owners[first.pid][0]
     first.kill()
     first.communicate()
     _, errors = second.communicate(timeout=200)
     assert second.returncode == 1, errors
-    by_whom = {name: [r["process"] for r in claimed(half_done, name)[before:]] for name in STUDENTS}
+    by_whom = {
+        name: [r["process"] for r in lease_contents(half_done, name)[before:]] for name in STUDENTS
+    }
     for name in STUDENTS:
         if name == killed:
             assert by_whom[name] == [first.pid, second.pid]
@@ -184,8 +187,8 @@ def test_two_processes_share_the_runs_and_one_takes_over_from_the_other(half_don
 
 
 @pytest.mark.slow
-def test_stray_files_and_failing_writes_among_the_claims(half_done, unbroken, tiny, monkeypatch):
-    monkeypatch.setattr(leases, "_HEARTBEAT_SECONDS", 0.05)
+def test_stray_files_and_failing_writes_among_the_leases(half_done, unbroken, tiny, monkeypatch):
+    monkeypatch.setattr("kd_jax.study.leases._REFRESH_SECONDS", 0.05)
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
     failures = {"utime": 0, "listdir": 0, "replace": 0}
 
@@ -204,9 +207,9 @@ def test_stray_files_and_failing_writes_among_the_claims(half_done, unbroken, ti
 
     for name in failures:
         monkeypatch.setattr(os, name, sometimes(name, getattr(os, name)))
-    with Leases(half_done, 600, pytest.fail) as own:
-        its = worker.start(spec.load(str(tiny)), half_done, None, 8, own, StopRequest())
-        worker.work(its)
+    with Leases(half_done, 600, pytest.fail) as leases:
+        study = spec.load(str(tiny))
+        worker.create(study, half_done, None, 8, leases, StopRequest()).work()
     assert min(failures.values()) > 3
     monkeypatch.undo()
     statistics.write(half_done)
@@ -268,7 +271,7 @@ def test_a_table_is_not_of_two_trajectories(tiny, tmp_path):
         __main__.check(tmp_path, listed)
 
 
-def test_what_belongs_together_is_claimed_and_trained_together(unbroken, tmp_path, monkeypatch,
+def test_what_belongs_together_is_acquired_and_trained_together(unbroken, tmp_path, monkeypatch,
                                                               caplog):  # fmt: skip
     """And where that fails, each alone: the one that cannot be is named, the other is trained."""
     logger.propagate = True
@@ -279,17 +282,18 @@ def test_what_belongs_together_is_claimed_and_trained_together(unbroken, tmp_pat
     config.teacher.weights, config.total_steps = weights, 6
     listed = []
     for temperatures in ((3.0, 4.0), (3.0, -1.0)):
-        named = spec.grid(config, {"distill.temperature": temperatures})
-        listed = [spec.Run(spec.slug(row), row, own) for row, own in named.items()]
+        configs = spec.grid(config, {"distill.temperature": temperatures})
+        listed = [spec.Run(spec.slug(row), row, config) for row, config in configs.items()]
         root = tmp_path / str(temperatures[1])
-        with Leases(root, 600, pytest.fail) as own:
-            its = worker.start(spec.Study("", tuple(listed)), root, None, 8, own, StopRequest())
-            assert len(its.groups) == 1
-            worker.work(its)
-            assert [its.is_done(one) for one in listed] == [True, temperatures[1] > 0]
+        with Leases(root, 600, pytest.fail) as leases:
+            study = spec.Study("", tuple(listed))
+            process = worker.create(study, root, None, 8, leases, StopRequest())
+            assert len(process.groups) == 1
+            process.work()
+            assert [process.is_done(one) for one in listed] == [True, temperatures[1] > 0]
     assert "--- together: distill.temperature=3.0, distill.temperature=4.0" in caplog.text
     assert "so one after another" in caplog.text
-    assert "temperature is -1" in its.failure(listed[1])["error"]
+    assert "temperature is -1" in process.failure(listed[1])["error"]
 
 
 def test_groups_are_of_one_key_and_not_too_large():
@@ -297,7 +301,7 @@ def test_groups_are_of_one_key_and_not_too_large():
     listed = [spec.Run(name, name, default_config()) for name in keys]
 
     def grouped(most):
-        found = worker.groups(listed, most, lambda one: keys[one.name])
+        found = worker.group_runs(listed, most, lambda one: keys[one.name])
         return ["".join(one.name for one in group) for group in found]
 
     assert grouped(8) == ["ace", "b", "d", "f"]

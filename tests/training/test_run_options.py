@@ -1,4 +1,4 @@
-"""Whole runs under the options that touch more than the step: teachers, views, early stopping."""
+"""Whole runs with the options that touch more than the step: teachers, views, early stopping."""
 
 import dataclasses
 import shutil
@@ -140,11 +140,11 @@ def test_answers_that_are_not_finite_in_validation_are_divergence(tmp_path, monk
     config = digits_config(2)
     config.eval_every_epochs = 10 * 32 / 1293
     original = fidelity.check_finite
-    seen = []
+    checked = []
 
     def second_is_broken(logits, whose="the"):
-        seen.append(whose)
-        if "val" in whose and sum("val" in each for each in seen) == 2:
+        checked.append(whose)
+        if "val" in whose and sum("val" in each for each in checked) == 2:
             logits = np.where(np.arange(len(logits))[:, None] < 5, np.nan, logits)
         original(logits, whose)
 

@@ -1,0 +1,281 @@
+"""The sections of a report made from logs and results of runs: a heading, text and figures each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kd_jax.report import comparisons, figure_style, figures, table2
+from kd_jax.report.comparisons import Comparison
+from kd_jax.report.rendering import Panel, Section
+from kd_jax.report.results import Row, Run, Study
+
+_TITLES = {
+    comparisons.TEACHER: "Teachers",
+    comparisons.TEMPERATURE: "Temperatures",
+    comparisons.LEARNING_RATE: "Learning rates",
+    comparisons.MIXUP: "Mixup",
+}
+_PUBLISHED = "Dotted, and in brackets: published top-1 on test ({source})."
+_MOST_LABELLED = 3  # points with the same x
+_Points = Sequence[tuple[float, float]]
+
+
+def accuracy(study: Study) -> Section | None:
+    """Compare the top-1 of all rows: with published values, by teacher, and by cost."""
+    if not study.rows:
+        return None
+    panels = (_overview(study), _by_teacher(study), _by_cost(study))
+    return Section("Accuracy", "", tuple(panel for panel in panels if panel))
+
+
+def _overview(study: Study) -> Panel:
+    rows = [
+        (row.label, row.values("test_top1"), row.published.top1 if row.published else None)
+        for row in study.rows
+    ]
+    several_seeds = any(len(row.runs) > 1 for row in study.rows)
+    caption = "A dot a run" + (", a bar at the mean of the seeds" if several_seeds else "")
+    sources = sorted({row.published.source for row in study.rows if row.published})
+    if sources:
+        caption += f"; diamonds: published ({', '.join(sources)})"
+    title = "Beside what was published" if sources else "Top-1, run by run"
+    return Panel(
+        caption=f"{caption}. From result.json: test_top1.",
+        title=title,
+        figure=figures.dots(rows, "top-1 on test, %"),
+    )
+
+
+def all_rows(study: Study) -> Section | None:
+    """Draw all rows over the epochs."""
+    if all(map(comparisons.learns_from_labels, study.rows)):
+        return None  # `from_scratch` draws them
+    title = "Over the epochs" if len(study.rows) == 1 else "All of them over the epochs"
+    return _over_epochs(title, "", [(row.label, row) for row in study.rows], references=False)
+
+
+def compared(study: Study) -> list[Section]:
+    """Draw each comparison that the configs allow."""
+    all_comparisons = comparisons.find(study.rows)
+    sections = []
+    for comparison in all_comparisons:
+        same_field = [other for other in all_comparisons if other.field == comparison.field]
+        pairs = list(zip(comparison.labels, comparison.rows, strict=True))
+        sections.append(
+            _over_epochs(
+                _heading(comparison, same_field), _conclusion(comparison), pairs, references=True
+            )
+        )
+    return [section for section in sections if section]
+
+
+def from_scratch(study: Study) -> Section | None:
+    """Draw the rows trained from labels alone."""
+    scratch = [row for row in study.rows if comparisons.learns_from_labels(row)]
+    distilled = {row.first.result["student"] for row in study.rows if row not in scratch}
+    if distilled:  # a row of another student is a teacher
+        scratch = [row for row in scratch if row.first.result["student"] in distilled]
+    title = "From scratch: the student alone, with labels"
+    if scratch and table2.trains_the_studys_student(scratch[0].first.result):
+        title += f" (the study's {table2.SCRATCH_FIGURE})"
+    pairs = [(row.label, row) for row in scratch]
+    return _over_epochs(title, "", pairs, references=True)
+
+
+def _by_teacher(study: Study) -> Panel | None:
+    """Draw the student's top-1 over its teacher's; None if all teachers have the same top-1."""
+    groups = [c.rows for c in comparisons.find(study.rows) if c.field == comparisons.TEACHER]
+    distilled = [row for row in study.rows if not comparisons.learns_from_labels(row)]
+    if groups:  # leave out rows that differ in another field too
+        distilled = [row for row in distilled if any(row in rows for rows in groups)]
+    points = [
+        figures.Point(row.label, x, y)
+        for row in distilled
+        if (x := row.mean("teacher_top1")) is not None and (y := row.mean("test_top1")) is not None
+    ]
+    if len({point.x for point in points}) < 2:
+        return None
+    caption = "A student a point. From result.json: teacher_top1 and test_top1."
+    if any(table2.trains_the_studys_student(row.first.result) for row in distilled):
+        teacher_top1 = {network.name: network.top1 for network in table2.TABLE_1}
+        points += [
+            figures.Point(student.teacher, teacher_top1[student.teacher], student.top1, True)
+            for student in table2.TABLE_2
+            if student.teacher and student.epochs == 400
+        ]
+        caption += " Hollow: the study's Tables 1 and 2, 400 epochs."
+    figure = figures.scatter(points, "student's top-1 on test, %", "teacher's top-1 on test, %")
+    return Panel(caption, "Is the better teacher the better one to learn from?", figure)
+
+
+def _by_cost(study: Study) -> Panel | None:
+    """Draw top-1 over multiply-adds; None if all networks cost the same."""
+    measured = [
+        (x, y, row.label)
+        for row in study.rows
+        if (x := row.mean("madds")) is not None and (y := row.mean("test_top1")) is not None
+    ]
+    by_cost = {x: sorted(point for point in measured if point[0] == x) for x, _, _ in measured}
+    labelled = {
+        label
+        for group in by_cost.values()
+        for _, _, label in (group if len(group) <= _MOST_LABELLED else group[-1:])
+    }
+    points = [figures.Point(label if label in labelled else "", x, y) for x, y, label in measured]
+    caption = "From result.json: madds and test_top1."
+    if len(labelled) < len(points):
+        caption += " Named: the best of those that cost the same."
+    if any(table2.trains_the_studys_student(row.first.result) for row in study.rows):
+        points += [
+            figures.Point(network.name, network.madds, network.top1, True)
+            for network in table2.TABLE_1
+        ]
+        caption += " Hollow: the study's Table 1."
+    if len({point.x for point in points}) < 2:
+        return None
+    figure = figures.scatter(points, "top-1 on test, %", "multiply-adds an image", log_x=True)
+    return Panel(caption, "What accuracy costs", figure)
+
+
+def _over_epochs(
+    title: str, text: str, pairs: Sequence[tuple[str, Row]], references: bool
+) -> Section | None:
+    """Draw accuracy, loss and fidelity over the epochs; None if the runs have no logs.
+
+    Args:
+      title: of the section.
+      text: of the section.
+      pairs: label and row of each line.
+      references: whether to draw published values too.
+    """
+    text += figures.omission_note([label for label, _ in pairs])
+    pairs = pairs[: figure_style.MOST_LINES]
+    published = [row.published for _, row in pairs if row.published] if references else []
+    sources = ", ".join(sorted({value.source for value in published}))
+    reference = _PUBLISHED.format(source=sources) if published else ""
+    legend = figures.legend_of([label for label, _ in pairs])
+    if legend:
+        pairs = [("", row) for _, row in pairs]
+    panels = [
+        _curves(pairs, "top-1 on validation, %", "val", "top1", "{:.1f}", reference),
+        _curves(pairs, "loss in training", "train", "loss", "{:.3g}"),
+        _curves(pairs, "KL to the teacher on validation, nats", "val", "kl_to_teacher", "{:.3f}")
+        or _curves(pairs, "NLL on validation, nats", "val", "nll", "{:.2f}"),
+    ]
+    drawn = tuple(panel for panel in panels if panel)
+    return Section(title, text.strip(), drawn, legend) if drawn else None
+
+
+def _curves(
+    pairs: Sequence[tuple[str, Row]],
+    quantity: str,
+    kind: str,
+    field: str,
+    number_format: str,
+    reference: str = "",
+) -> Panel | None:
+    """Draw one field of `metrics.jsonl` over the epochs; None if no run has it.
+
+    Args:
+      pairs: label and row of each line.
+      quantity: of the y axis.
+      kind: of the records, `train` or `val`.
+      field: of the records.
+      number_format: of the last value.
+      reference: a sentence for the caption; if not empty, published values are drawn.
+    """
+    lines = []
+    for label, row in pairs:
+        seeds = [points for run in row.runs if (points := _points(run, kind, field))]
+        seeds = _seeds_to_average(seeds)
+        published = row.published.top1 if reference and row.published else None
+        lines.append(figures.Line(label, seeds, published if seeds else None))
+    if not any(line.seeds for line in lines):
+        return None
+    several_seeds = any(len(line.seeds) > 1 for line in lines)
+    caption = f"From metrics.jsonl: {kind}, {field}"
+    caption += ", the mean of each epoch" if kind == "train" else ""
+    caption += "; lines: mean of the seeds, bands: lowest to highest" if several_seeds else ""
+    figure = figures.lines(lines, quantity, "epoch", number_format, percent=field == "top1")
+    return Panel(f"{caption}. {reference}".strip(), figure=figure)
+
+
+def _points(run: Run, kind: str, field: str) -> _Points:
+    """Return a field over the epochs; for training, where steps are noisy, the mean per epoch."""
+    records = run.val if kind == "val" else run.train
+    points = [(r["epoch"], r[field]) for r in records if _is_finite(r.get(field))]
+    if kind == "val" or not points:
+        return points
+    last = max(round(points[-1][0]), 1)  # a few steps beyond an epoch are no epoch of their own
+    by_epoch: dict[int, list[float]] = {}
+    for epoch, value in points:
+        by_epoch.setdefault(min(max(math.ceil(epoch), 1), last), []).append(value)
+    return [(epoch, sum(values) / len(values)) for epoch, values in by_epoch.items()]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _seeds_to_average(seeds: list[_Points]) -> list[_Points]:
+    """Return the seeds; only the first if no epoch is common to all of them."""
+    common = set.intersection(*({x for x, _ in points} for points in seeds)) if seeds else set()
+    return seeds if common else seeds[:1]
+
+
+def _heading(comparison: Comparison, same_field: Sequence[Comparison]) -> str:
+    """Return the heading of a comparison.
+
+    Args:
+      comparison: to be named.
+      same_field: all comparisons of its field, from which the heading must tell it apart.
+    """
+    title = _TITLES.get(comparison.field, comparison.field)
+    in_all = set.intersection(*(set(_shared_settings(other)) for other in same_field))
+    distinct = [words for words in _shared_settings(comparison) if words not in in_all]
+    title += f" at {', '.join(distinct)}" if distinct else ""
+    is_the_studys = table2.trains_the_studys_student(comparison.rows[0].first.result)
+    figure = table2.FIGURES.get(comparison.field) if is_the_studys else None
+    return f"{title} (the study's {figure})" if figure else title
+
+
+def _conclusion(comparison: Comparison) -> str:
+    """Return which row is the most accurate, how certain that is, and what all rows share."""
+    top1 = {
+        label: f"{row.mean('test_top1'):.2f}"
+        for label, row in zip(comparison.labels, comparison.rows, strict=True)
+    }
+    high, low = (choose(top1.values(), key=float) for choose in (max, min))
+    text = (
+        f"Highest on test: {_labels_with(top1, high)}, {high} %; "
+        f"lowest: {_labels_with(top1, low)}, {low} %."
+    )
+    if high == low:
+        text = f"On test all of them reach {high} %."
+    if all(len(row.runs) == 1 for row in comparison.rows):
+        text += " One seed each: a small difference may be chance."
+    if comparison.field == comparisons.TEMPERATURE:
+        text += " The losses are of different temperatures: compare their course, not their height."
+    return f"{text} {_shared_text(comparison)}"
+
+
+def _labels_with(top1: Mapping[str, str], value: str) -> str:
+    return " and ".join(label for label, label_top1 in top1.items() if label_top1 == value)
+
+
+def _shared_text(comparison: Comparison) -> str:
+    """Return a sentence on what the compared rows have in common."""
+    lengths = {round(row.first.result["epochs"]) for row in comparison.rows}
+    exception = "" if len(lengths) == 1 else " but the length of training"
+    shared = ", ".join(_shared_settings(comparison))
+    return f"The same in all: {shared}, and everything else in their configs{exception}."
+
+
+def _shared_settings(comparison: Comparison) -> list[str]:
+    """Return the common values, in words, of the other fields that the study compares."""
+    values = comparisons.study_values(comparison.rows[0])
+    words = {field: comparisons.in_words(field, value) for field, value in values.items()}
+    prefixes = {comparisons.TEACHER: "teacher ", comparisons.LEARNING_RATE: "learning rate "}
+    return [prefixes.get(f, "") + text for f, text in words.items() if f != comparison.field]
