@@ -116,7 +116,8 @@ def relative_schedule(
         warmup = (step + 1.0) / max(warmup_steps, 1)
         progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
         at = _Position(step, jnp.clip(progress, 0.0, 1.0), total_steps, steps_per_epoch)
-        return jnp.where(step < warmup_steps, warmup, shape(at, options))
+        later = shape(at, options)
+        return jnp.where(step < warmup_steps, warmup, later)
 
     return schedule
 
