@@ -1,12 +1,20 @@
-"""Networks that others have trained and published: their accuracy, and where their files are.
+"""Published weights of other projects: their accuracy, their addresses, and the download.
 
-Source of every name and figure: the README of chenyaofo/pytorch-cifar-models. The eight hex digits
-in a file's name are the first of its sha256.
+Source of every name and accuracy: the README of chenyaofo/pytorch-cifar-models. The name of a file
+ends with the first eight hex digits of its sha256. That is all the publisher states, and 32 bits
+are few: so the full digest of the first download that has these digits is kept in the cache, and
+every later use of the file must have the same one.
+
+The download does not use pooch: pooch checks only a digest that is known in full, so a wrong first
+download would get its final name before its digest could be compared.
 """
 
 from __future__ import annotations
 
+import hashlib
 import http.client
+import io
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -25,9 +33,9 @@ class Published(NamedTuple):
     """One published file.
 
     Attributes:
-      release: the release's tag.
-      sha256: the first eight digits.
-      top1, top5: percent on the test split, as published.
+      release: tag of the GitHub release.
+      sha256: first eight hex digits of the digest of the file.
+      top1, top5: accuracy on the test split in percent, as published.
     """
 
     release: str
@@ -39,7 +47,8 @@ class Published(NamedTuple):
 _RESNET, _VGG, _MOBILENETV2 = "resnet", "vgg", "mobilenetv2"
 _CIFAR_MODELS, _SHOWLO = "chenyaofo/pytorch-cifar-models", "ShowLo/MobileNetV3"
 _BIT = "none of this size: small ones, a definition in NumPy"
-# Whose outputs each network of the zoo gives, with the same weights: tests/golden holds them.
+# Architecture -> project whose network has the same outputs with the same weights. The outputs that
+# are compared are in tests/golden.
 REFERENCES = {
     **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet44", "resnet56"), _CIFAR_MODELS),
     **dict.fromkeys(("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"), _CIFAR_MODELS),
@@ -74,8 +83,8 @@ TABLE = {
     ("cifar10", "mobilenetv2_x1_0"): Published(_MOBILENETV2, "fe6a5b48", 93.79, 99.73),
     ("cifar10", "mobilenetv2_x1_4"): Published(_MOBILENETV2, "3bbbd6e2", 94.22, 99.80),
 }
-# Top-1 and top-5 that this project measured itself on all 10,000 test images with the published
-# weights; `tests/teachers/test_teachers.py` measures them again wherever the weights are at hand.
+# Top-1 and top-5 in percent, measured by this project on all 10,000 test images with the published
+# weights. Where the weights are available, `tests/teachers/test_teachers.py` measures them again.
 CERTIFIED = {
     ("cifar100", "resnet20"): (68.83, 91.01),
     ("cifar100", "resnet44"): (71.63, 91.58),
@@ -83,10 +92,10 @@ CERTIFIED = {
 
 
 def find(arch: str, dataset: str) -> Published:
-    """Return the published file of an architecture.
+    """Return the entry of an architecture and a data set in `TABLE`.
 
     Raises:
-      UserError: nobody we know of publishes one.
+      UserError: there is none.
     """
     if (dataset, arch) not in TABLE:
         known = ", ".join(name for of, name in TABLE if of == dataset) or "none"
@@ -98,37 +107,89 @@ def find(arch: str, dataset: str) -> Published:
 
 
 def fetch(arch: str, dataset: str, releases: str = RELEASES) -> Path:
-    """Return the local path of a published file, downloaded if it is not there yet.
+    """Return the path of a published file in the cache; download it if it is not there.
+
+    The digest is compared before a downloaded file is written, and at every later call. Several
+    processes may fetch one file at once: each replaces it with the same content.
 
     Args:
       arch, dataset: a key of `TABLE`.
       releases: address below which the file is `TAG/NAME`.
 
     Raises:
-      UserError: nothing is published, it cannot be fetched, or it is not the file that it should
-        be.
+      UserError: `TABLE` has no entry, the file cannot be fetched or written, or its digest is not
+        the expected one.
     """
     entry = find(arch, dataset)
     name = f"{dataset}_{arch}-{entry.sha256}.pt"
     url, path = f"{releases}/{entry.release}/{name}", caches.directory("published") / name
-    if not path.exists():
+    record = caches.directory("published_sha256") / f"{name}.sha256"
+    recorded = _read_record(record)
+    if path.exists():
+        digest = atomic_files.sha256_of(path)
+        _check_digest(digest, entry, recorded, record, str(path), f"remove it, and fetch {url}")
+    else:
         logger.info("fetching %s", url)
-        try:
-            with (
-                urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response,
-                atomic_files.replacing(path) as file,
-            ):
-                shutil.copyfileobj(response, file)
-        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
-            reason = getattr(error, "reason", error)
-            raise UserError(
-                f"{url} cannot be fetched ({reason}): fetch it where there is a network, and put "
-                f"it at {path}, or give the file itself as --src"
-            ) from None
-    digest = atomic_files.sha256_of(path)
+        content = _download(url, path)
+        digest = hashlib.sha256(content).hexdigest()
+        _check_digest(digest, entry, recorded, record, f"what came from {url}", "fetch it")
+        atomic_files.write_whole(path, content)
+    if recorded is None:
+        _write_record(record, digest, name)
+    return path
+
+
+def _download(url: str, path: Path) -> bytes:
+    """Return the content at an address; `path` is where an error says to put the file."""
+    content = io.BytesIO()
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+            shutil.copyfileobj(response, content)
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"{url} cannot be fetched ({reason}): fetch it where there is a network, and put "
+            f"it at {path}, or give the file itself as --src"
+        ) from None
+    return content.getvalue()
+
+
+def _check_digest(
+    digest: str, entry: Published, recorded: str | None, record: Path, subject: str, remedy: str
+) -> None:
+    """Raise `UserError` unless a digest begins as published and is the recorded one, if any."""
     if not digest.startswith(entry.sha256):
         raise UserError(
-            f"{path} has a sha256 that begins with {digest[:8]}, expected {entry.sha256}: it is "
-            f"cut short or another file; remove it, and fetch {url} again"
+            f"{subject} has a sha256 that begins with {digest[:8]}, expected {entry.sha256}: it is "
+            f"cut short or another file; {remedy} again"
         )
-    return path
+    if recorded not in (None, digest):
+        raise UserError(
+            f"{subject} has the sha256 {digest}, expected {recorded}, the one of the first "
+            f"download (kept in {record}): it is another file with the same first digits; {remedy} "
+            "again from a network that you trust"
+        )
+
+
+def _read_record(record: Path) -> str | None:
+    """Return the full digest of the first download; None if there is no record."""
+    try:
+        digest = record.read_text(errors="replace").split(" ")[0]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{record} cannot be read ({error.strerror}): make it readable") from None
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise UserError(
+            f"{record} does not begin with a sha256, expected 64 hex digits: remove it, and the "
+            "next use of the file makes it anew"
+        )
+    return digest
+
+
+def _write_record(record: Path, digest: str, name: str) -> None:
+    """Keep a digest, in the format of sha256sum. In a read-only cache, go on without it."""
+    try:
+        atomic_files.write_whole(record, f"{digest}  {name}\n".encode())
+    except UserError as error:
+        logger.warning("the sha256 of %s is not kept for its next use: %s", name, error)
