@@ -7,7 +7,8 @@ from typing import Any
 
 from kd_jax.runtime import atomic_files, devices
 from kd_jax.runtime.errors import UserError, reachable
-from kd_jax.training import certificates, provenance, setup, trajectory, workdir
+from kd_jax.teachers import certificate
+from kd_jax.training import provenance, setup, trajectory, workdir
 from kd_jax.training.checkpoints import Checkpoints, DamagedError
 from kd_jax.training.setup import RunSetup
 
@@ -35,7 +36,7 @@ def student(directory: Path, which: str) -> tuple[RunSetup, int, Any]:
     provenance.check_student(directory, run.start_digest)
     stored = atomic_files.read_json(directory / workdir.TEACHER_FILE)
     if run.teachers is not None and stored is not None:
-        certificates.check_same(stored, run.teachers, directory)
+        certificate.check_same(stored, run.teachers, directory)
     checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, keep=1, read_only=True)
     step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
     if step is None:

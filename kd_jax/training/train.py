@@ -22,7 +22,7 @@ from kd_jax.runtime import atomic_files, processes, signals
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError, UserError, reachable
-from kd_jax.training import certificates, cohort, provenance, setup, workdir
+from kd_jax.training import cohort, provenance, setup, teacher_check, workdir
 from kd_jax.training.checkpoints import DamagedError
 from kd_jax.training.evaluator import Evaluator
 from kd_jax.training.loop import Member, loop
@@ -91,7 +91,7 @@ def train_together(
         leader = Evaluator(first)
         evaluators = [leader, *(Evaluator(run, leader) for run in runs[1:])]
         _say_what_is_odd(configs[0])
-        certified = [certificates.certify(first, leader, place) for place in places]
+        certified = [teacher_check.certify(first, leader, place) for place in places]
         members, states = [], []
         for number, place in enumerate(places):
             processes.on_first(

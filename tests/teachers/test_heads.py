@@ -15,8 +15,8 @@ from kd_jax.data.dataset import DataSet
 from kd_jax.data.sources import Split
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
-from kd_jax.teachers import heads, load
-from kd_jax.training import certificates, setup
+from kd_jax.teachers import certificate, heads, load
+from kd_jax.training import setup, teacher_check
 from kd_jax.weights import saved_network
 from tiny_runs import digits_config
 
@@ -124,8 +124,8 @@ def test_a_teacher_is_fitted_and_never_under_on_mismatch(tmp_path):
 
 def test_what_differs_from_the_teachers_data_is_said_in_place_of_its_normalisation():
     own = card(certificate={"data_fingerprint": "a" * 64})
-    assert certificates.differences(own, dataset(fingerprint="a" * 64)) == []
-    words = certificates.differences(own, dataset(size=64))
+    assert certificate.differences(own, dataset(fingerprint="a" * 64)) == []
+    words = certificate.differences(own, dataset(size=64))
     assert words == [
         "its data had the fingerprint aaaaaaaa, this has ffffffff",
         "its images had 32 x 32 pixels, these have 64 x 64",
@@ -138,14 +138,14 @@ def test_what_differs_from_the_teachers_data_is_said_in_place_of_its_normalisati
     }  # fmt: skip
     options = default_config().teacher
     with pytest.raises(UserError, match="likely its normalisation") as plain:
-        certificates.check_claims(its, certified, options)
+        certificate.check_claims(its, certified, options)
     assert "other data" not in str(plain.value)
     assert "another order" not in str(plain.value)
     nameless = load.Teachers((load.Teacher(card(names=None), network, {}),), None)
     with pytest.raises(UserError, match=r"likely its normalisation .*; or .* another order than"):
-        certificates.check_claims(nameless, certified, options)
+        certificate.check_claims(nameless, certified, options)
     with pytest.raises(UserError, match=r"that is of other data .*fingerprint aaaaaaaa") as told:
-        certificates.check_claims(its, certified, options, [words])
+        certificate.check_claims(its, certified, options, [words])
     assert "normalisation" not in str(told.value)
 
 
@@ -161,7 +161,7 @@ def test_other_data_is_said_before_the_teacher_is_measured(tmp_path, monkeypatch
         raise KeyError(split)
 
     with caplog.at_level("WARNING"), pytest.raises(KeyError, match="test"):
-        certificates.certify(run, types.SimpleNamespace(members_logits=measured), tmp_path)
+        teacher_check.certify(run, types.SimpleNamespace(members_logits=measured), tmp_path)
 
 
 @pytest.mark.parametrize(("fields", "size", "says"), [
@@ -174,7 +174,7 @@ def test_the_size_of_images_differs_only_where_it_is_known(fields, size, says):
     own = card(**{"dataset": "imagenet2012"} | fields)
     if size:
         own = dataclasses.replace(own, image_shape=(size, size, 3))
-    assert certificates.differences(own, dataset(size=64)) == ([says] if says else [])
+    assert certificate.differences(own, dataset(size=64)) == ([says] if says else [])
 
 
 @pytest.mark.parametrize("own", [None, NAMES])

@@ -7,8 +7,8 @@ from kd_jax import recipes
 from kd_jax.config import default_config
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
-from kd_jax.teachers import load
-from kd_jax.training import certificates, setup
+from kd_jax.teachers import certificate, load
+from kd_jax.training import setup
 from kd_jax.training.evaluator import Evaluator
 from kd_jax.weights import published, saved_network
 
@@ -21,7 +21,7 @@ def certify(cifar100_dir, weights, **options):
     run = setup.build(config)
     logits = Evaluator(run).members_logits("test")
     labels = run.dataset.test.labels
-    return config, run.teachers, certificates.certificate(run.teachers, logits, labels, "")
+    return config, run.teachers, certificate.make(run.teachers, logits, labels, "")
 
 
 @pytest.mark.slow
@@ -34,10 +34,10 @@ def test_a_real_teacher_reaches_its_published_accuracy(arch, cifar100_dir, teach
     assert measured == pytest.approx((entry.top1, entry.top5), abs=0.005)
     assert measured == pytest.approx(published.CERTIFIED["cifar100", arch], abs=0.005)
     assert certified["examples"] == 10_000
-    certificates.check_claims(its, certified, config.teacher)
+    certificate.check_claims(its, certified, config.teacher)
     config.teacher.claimed_top1 = 75.0
     with pytest.raises(UserError, match=r"expected to reach 75\.00 % .*normalisation"):
-        certificates.check_claims(its, certified, config.teacher)
+        certificate.check_claims(its, certified, config.teacher)
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def test_the_normalisation_of_the_study_handicaps_its_teacher(cifar100_dir, teac
     )  # fmt: skip
     assert certified["top1"] == pytest.approx(61.65, abs=0.1)
     logger.propagate = True
-    certificates.check_claims(its, certified, recipes.apply("seed").teacher)
+    certificate.check_claims(its, certified, recipes.apply("seed").teacher)
     assert "handicapped teacher" in caplog.text
 
 

@@ -1,0 +1,199 @@
+"""The certificate of a run's teachers: what they are, and their measures on the test split.
+
+It is stored as `teacher.json` in the workdir when the run begins. A run can continue only with the
+same teachers (`check_same`), and they must reach the accuracy that is claimed for them
+(`check_claims`). `kd_jax.training.teacher_check` makes the certificate of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from kd_jax.data import dataset as dataset_lib
+from kd_jax.metrics import fidelity
+from kd_jax.runtime.console import logger
+from kd_jax.runtime.errors import UserError
+from kd_jax.teachers import heads, load
+from kd_jax.weights import saved_network
+
+_MEASURES = ("top1", "top5", "nll", "ece")  # of `fidelity.summary`: percent, nats
+
+
+def make(
+    teachers: load.Teachers, logits: np.ndarray, labels: np.ndarray, fingerprint: str
+) -> dict[str, Any]:
+    """Return the content of `teacher.json`.
+
+    Args:
+      teachers: the loaded teachers.
+      logits: float32 `[teachers, N, classes]` on the test split, each teacher with its own
+        normalisation.
+      labels: int `[N]`, labels of that split.
+      fingerprint: fingerprint of the data set.
+
+    Returns:
+      for one teacher its identity and its measures; for several the measures of the ensemble, and
+      `members`, the certificate of each.
+    """
+    members = [
+        _certificate_of(member.card, member_logits, labels, fingerprint)
+        for member, member_logits in zip(teachers.members, logits, strict=True)
+    ]
+    if len(members) == 1:
+        return members[0]
+    measures = fidelity.summary(np.asarray(teachers.ensemble.mean(logits)), labels)
+    return {
+        "arch": teachers.arch,
+        "sha256": teachers.sha256,
+        "data_fingerprint": fingerprint,
+        "split": "test",
+        "examples": len(labels),
+        "shares": list(teachers.ensemble.shares),
+        **{name: measures[name] for name in _MEASURES},
+        "members": members,
+    }
+
+
+def _certificate_of(
+    card: saved_network.ModelCard, logits: np.ndarray, labels: np.ndarray, fingerprint: str
+) -> dict[str, Any]:
+    measures = fidelity.summary(logits, labels)
+    return {
+        "arch": card.arch,
+        "source": card.source,
+        "sha256": card.sha256,
+        "arrays_sha256": card.arrays_sha256,
+        "dataset": card.dataset,
+        "data_fingerprint": fingerprint,
+        "split": "test",
+        "examples": len(labels),
+        "mean": list(card.mean),
+        "std": list(card.std),
+        **{name: measures[name] for name in _MEASURES},
+    }
+
+
+def check_same(stored: dict[str, Any], teachers: load.Teachers, directory: Path) -> None:
+    """Raise `UserError` unless the teachers are those that a run began with.
+
+    Args:
+      stored: content of the run's `teacher.json`. Old ones have only the digest of the file of
+        weights, not of its arrays. Then a warning says that the check is incomplete.
+      teachers: the loaded teachers.
+      directory: workdir of the run.
+    """
+    members = stored.get("members", [stored])
+    changed = []
+    if len(members) != len(teachers.members):
+        changed.append(f"{len(members)} teachers then, {len(teachers.members)} now")
+    for then, now in zip(members, teachers.members, strict=False):
+        field = "arrays_sha256" if "arrays_sha256" in then else "sha256"
+        for name in (field, "arch", "mean", "std"):
+            value = getattr(now.card, name)
+            value = list(value) if isinstance(value, tuple) else value
+            if then.get(name, value) != value:
+                changed.append(f"{name} {then[name]} then, {value} now")
+    if changed:
+        raise UserError(
+            f"the run in {directory} began with the teacher {stored.get('arch')}, and it is "
+            f"another now ({'; '.join(changed)}): give it the same weights and normalisation, or "
+            "take a new --workdir"
+        )
+    if not all("arrays_sha256" in member for member in members):
+        logger.warning(
+            "the run in %s is from before the arrays of teachers were hashed: if those of its "
+            "teacher %s were replaced since, agreement and divergence are of another teacher",
+            directory, stored.get("arch"),
+        )  # fmt: skip
+
+
+def differences(card: saved_network.ModelCard, dataset: dataset_lib.DataSet) -> list[str]:
+    """Return in words how a data set differs from the one a network was measured on or made for.
+
+    Compares the fingerprint and the size of images, as far as they are known. For imported weights
+    the size is known if it was given at import, or if all images of their data set have one size.
+    """
+    words = []
+    fingerprint = (card.certificate or {}).get("data_fingerprint")
+    if fingerprint is not None and fingerprint != dataset.fingerprint:
+        words.append(
+            f"its data had the fingerprint {fingerprint[:8]}, this has {dataset.fingerprint[:8]}"
+        )
+    is_size_known = (
+        card.certificate is not None
+        or card.dataset in dataset_lib.SMALL_IMAGES
+        or card.image_shape != dataset_lib.IMAGE_SHAPE  # the default without --image_size
+    )
+    if is_size_known and card.image_shape != dataset.image_shape:
+        (h, w, _), (height, width, _) = card.image_shape, dataset.image_shape
+        subject = "its images had" if card.certificate else "it is for images of"
+        words.append(f"{subject} {h} x {w} pixels, these have {height} x {width}")
+    return words
+
+
+def check_claims(
+    teachers: load.Teachers,
+    certified: dict[str, Any],
+    options: ConfigDict,
+    differing: Sequence[Sequence[str]] = (),
+) -> None:
+    """Compare the measured top-1 of each teacher with its claimed top-1; stop or warn.
+
+    Args:
+      teachers: the loaded teachers. Each card has its claim; for the first teacher
+        `options.claimed_top1` replaces it.
+      certified: as `make` returns it.
+      options: `config.teacher` with `tolerance_points` (percentage points) and `on_mismatch` (stop
+        or warn).
+      differing: `differences` of each teacher.
+
+    Raises:
+      UserError: they differ by more than the tolerance, and `on_mismatch` is stop.
+    """
+    for number, member in enumerate(teachers.members):
+        claimed = member.card.claimed_top1
+        if number == 0 and options.claimed_top1 is not None:
+            claimed = options.claimed_top1
+        if claimed is not None:
+            measured = certified.get("members", [certified])[number]
+            is_named = heads.names_of(member.card) is not None
+            _check_claim(
+                measured, claimed, options, differing[number] if differing else (), is_named
+            )
+
+
+def _check_claim(
+    certified: dict[str, Any],
+    claimed_top1: float,
+    options: ConfigDict,
+    differing: Sequence[str],
+    is_named: bool,
+) -> None:
+    if abs(certified["top1"] - claimed_top1) <= options.tolerance_points:
+        return
+    cause = (
+        f"likely its normalisation (mean {certified['mean']}, std {certified['std']}) or the file "
+        f"(sha256 {certified['sha256'][:8]}) is not the one it was published with; correct "
+        "config.teacher"
+    )
+    if differing:
+        cause = f"that is of other data ({'; '.join(differing)}); correct config.dataset"
+    if not is_named:
+        cause += (
+            "; or its outputs are in another order than the classes of the data, since it does not "
+            "name its own: import it with --class_names"
+        )
+    message = (
+        f"the teacher {certified['arch']} from {certified['source']} was expected to reach "
+        f"{claimed_top1:.2f} % top-1 on the test split of {certified['dataset']}, but reaches "
+        f"{certified['top1']:.2f} %: {cause}, or accept it with "
+        "--config.teacher.on_mismatch=warn"
+    )
+    if options.on_mismatch == "stop":
+        raise UserError(message)
+    logger.warning("the student gets a handicapped teacher: %s", message)

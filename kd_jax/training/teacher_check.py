@@ -1,0 +1,65 @@
+"""Measure the teachers of a run on the test split before the student trains.
+
+With a wrong normalisation, or with weights in the wrong place, a teacher still returns
+probabilities. They are only worse, and nothing but the student's accuracy would show it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kd_jax.runtime import atomic_files, processes
+from kd_jax.runtime.console import logger
+from kd_jax.teachers import certificate
+from kd_jax.training import workdir
+from kd_jax.training.evaluator import Evaluator
+from kd_jax.training.setup import RunSetup
+
+
+def certify(run: RunSetup, evaluator: Evaluator, directory: Path) -> dict[str, Any] | None:
+    """Return the certificate of a run's teachers: the stored one, or measured now.
+
+    The stored one is used if it is of the same data set. Nothing is written.
+
+    Args:
+      run: the run.
+      evaluator: evaluator of that run.
+      directory: workdir of that run.
+
+    Returns:
+      content of `teacher.json`, see `certificate.make`; None without a teacher.
+
+    Raises:
+      UserError: the run began with another teacher, or this one does not reach its claimed
+        accuracy.
+    """
+    teachers = run.teachers
+    if teachers is None:
+        return None
+    stored = processes.on_first(lambda: atomic_files.read_json(directory / workdir.TEACHER_FILE))
+    if stored is not None:
+        certificate.check_same(stored, teachers, directory)
+        if stored.get("data_fingerprint") == run.dataset.fingerprint:
+            return stored
+    differences = [certificate.differences(member.card, run.dataset) for member in teachers.members]
+    for member, words in zip(teachers.members, differences, strict=True):
+        if words:
+            logger.warning(
+                "the teacher %s was %s other data: %s", member.card.source,
+                "measured on" if member.card.certificate else "made for", "; ".join(words),
+            )  # fmt: skip
+    logger.info("measuring the teacher %s on the test split", teachers.arch)
+    measured = certificate.make(
+        teachers, evaluator.members_logits("test"), run.dataset.test.labels, run.dataset.fingerprint
+    )
+    for network in (*measured.get("members", ()), measured):
+        logger.info(
+            "teacher %s: top-1 %.2f %%, top-5 %.2f %%, sha256 %s",
+            network["arch"],
+            network["top1"],
+            network["top5"],
+            network["sha256"],
+        )
+    certificate.check_claims(teachers, measured, run.config.teacher, differences)
+    return measured
