@@ -1,1 +1,1 @@
-"""Teachers: loaded, with the outputs that the data set asks for."""
+"""Teachers: loading (`load`), matching outputs to classes (`heads`), and the `certificate`."""

@@ -21,7 +21,7 @@ from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import heads, load
 from kd_jax.weights import saved_network
 
-_MEASURES = ("top1", "top5", "nll", "ece")  # of `fidelity.summary`: percent, nats
+_MEASURES = ("top1", "top5", "nll", "ece")  # of `fidelity.summary`: percent, `nll` in nats
 
 
 def make(

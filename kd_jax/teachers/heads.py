@@ -1,7 +1,7 @@
-"""Fit a network to the classes of a data set, by their names.
+"""Select the outputs of a network that are the classes of a data set, by the names of the classes.
 
-A network gives a number for each class that it was trained on, in its own order. Whether that is
-the order of the data's labels only the names of the classes tell.
+A network has one output per class that it was trained on, in the order of its training. Only the
+names of the classes show whether that is the order of the data's labels.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ _MOST_SHOWN = 3
 
 
 def names_of(card: saved_network.ModelCard) -> Names:
-    """Return the names of a network's outputs; None where nobody knows them."""
-    own = card.class_names or class_names.NAMES.get(card.dataset)
-    return own if own is not None and len(own) == card.num_classes else None
+    """Return the names of a network's outputs; None if they are unknown."""
+    names = card.class_names or class_names.NAMES.get(card.dataset)
+    return names if names is not None and len(names) == card.num_classes else None
 
 
 def outputs(
     card: saved_network.ModelCard, names: Names, num_classes: int, dataset_name: str
 ) -> list[int] | None:
-    """Return which of a network's outputs are the classes of a data set, in their order.
+    """Return the index of the network's output for each class of a data set.
 
     Args:
-      card: of the network.
-      names: of the data set's classes, in the order of its labels; None where nobody knows them.
-      num_classes: of the data set.
-      dataset_name: for what is said.
+      card: card of the network.
+      names: names of the data set's classes, in the order of its labels; None if unknown.
+      num_classes: number of classes of the data set.
+      dataset_name: name of the data set, for messages.
 
     Returns:
-      None if it is all of them as they are.
+      a list of `num_classes` indices; None if outputs and classes are the same already.
 
     Raises:
-      UserError: it knows other classes, or the same in another order.
+      UserError: the network has other classes, or the same classes in another order.
     """
-    own = names_of(card)
-    if own is None or names is None:
+    output_names = names_of(card)
+    if output_names is None or names is None:
         if card.num_classes == num_classes:
             return None
         raise UserError(
@@ -56,24 +56,25 @@ def outputs(
             f"{num_classes}: take one of the same data set (a part of its classes is found by "
             "their names, which are not known of both: import it with --class_names)"
         )
-    theirs, wanted = [_plain(name) for name in own], [_plain(name) for name in names]
-    if theirs == wanted:
+    plain_outputs = [_plain(name) for name in output_names]
+    plain_names = [_plain(name) for name in names]
+    if plain_outputs == plain_names:
         return None
-    if set(wanted) < set(theirs) and len(set(theirs)) == len(theirs):
-        return [theirs.index(name) for name in wanted]
-    if sorted(wanted) == sorted(theirs):
-        pairs = [(n, a, b) for n, (a, b) in enumerate(zip(own, names, strict=True))
+    if set(plain_names) < set(plain_outputs) and len(set(plain_outputs)) == len(plain_outputs):
+        return [plain_outputs.index(name) for name in plain_names]
+    if sorted(plain_names) == sorted(plain_outputs):
+        pairs = [(n, a, b) for n, (a, b) in enumerate(zip(output_names, names, strict=True))
                  if _plain(a) != _plain(b)]  # fmt: skip
         raise UserError(
             f"the network {card.source} has the classes of {dataset_name} in another order "
             f"({_listed([f'{n} is {a} for it and {b} in the data' for n, a, b in pairs])}): name "
             "the classes so that their order is that of its training"
         )
-    strange = [name for name in names if _plain(name) not in theirs]
-    missing = [name for name in own if _plain(name) not in wanted]
+    unknown = [name for name in names if _plain(name) not in plain_outputs]
+    unused = [name for name in output_names if _plain(name) not in plain_names]
     raise UserError(
         f"the network {card.source} knows other classes than {dataset_name}: it does not know "
-        f"{_listed(strange)}, and {_listed(missing)} of it {'are' if len(missing) > 1 else 'is'} "
+        f"{_listed(unknown)}, and {_listed(unused)} of it {'are' if len(unused) > 1 else 'is'} "
         "not in the data; expected the classes of its training, under their names, or a part of "
         "them"
     )
@@ -82,15 +83,15 @@ def outputs(
 def fit(
     card: saved_network.ModelCard, variables: Any, names: Names, num_classes: int, dataset_name: str
 ) -> tuple[saved_network.ModelCard, Any]:
-    """Return a network that has the outputs of a data set and no others, in its order.
+    """Return a network whose outputs are the classes of a data set, in the order of its labels.
 
-    Of a network that knows more classes the others are taken out of the last layer, so that its
-    logits of the rest stay the same. Then nobody claims anything of it any more.
+    If the network has more classes, their columns are removed from the last layer; the other logits
+    stay the same. The new card has no claimed accuracy and no certificate.
 
-    Arguments and errors as `outputs`; `variables` are the network's.
+    Arguments and errors as for `outputs`; `variables` are the network's.
     """
-    chosen = outputs(card, names, num_classes, dataset_name)
-    if chosen is None:
+    indices = outputs(card, names, num_classes, dataset_name)
+    if indices is None:
         if names is not None and names_of(card) is None:
             logger.warning(
                 "the network %s does not name its classes: its %d outputs are taken for those of "
@@ -105,7 +106,7 @@ def fit(
     )  # fmt: skip
     flat = flax.traverse_util.flatten_dict(variables, keep_empty_nodes=True)
     for path in _head(card):
-        flat[path] = np.ascontiguousarray(np.asarray(flat[path])[..., chosen])
+        flat[path] = np.ascontiguousarray(np.asarray(flat[path])[..., indices])
     variables = flax.traverse_util.unflatten_dict(flat)
     card = dataclasses.replace(
         card,
@@ -119,14 +120,15 @@ def fit(
 
 
 def _head(card: saved_network.ModelCard) -> list[tuple[str, ...]]:
-    """Return the paths of the arrays that have one column a class."""
-    other = dataclasses.replace(card, num_classes=card.num_classes + 1)
-    own, wider = (models.flat_shapes(one.network(), card.image_shape) for one in (card, other))
-    return [path for path in own if own[path] != wider[path]]
+    """Return the paths of the arrays whose last axis is the classes."""
+    wider_card = dataclasses.replace(card, num_classes=card.num_classes + 1)
+    shapes = models.flat_shapes(card.network(), card.image_shape)
+    wider_shapes = models.flat_shapes(wider_card.network(), card.image_shape)
+    return [path for path in shapes if shapes[path] != wider_shapes[path]]
 
 
 def _plain(name: str) -> str:
-    """Return a name so that two spellings of it are equal: tfds writes `_` for a space."""
+    """Return the normal form of a name: Unicode NFC, and a space for each `_` (tfds writes `_`)."""
     return unicodedata.normalize("NFC", name).replace("_", " ")
 
 

@@ -1,4 +1,4 @@
-"""Teachers: loaded from wherever they are, frozen, with the outputs that the data set asks for."""
+"""Load teachers from files, directories or runs, and match their outputs to the data set."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from kd_jax.teachers import heads
 from kd_jax.teachers.heads import Names
 from kd_jax.weights import published, saved_network, state_files, torch_import
 
-HALF = (0.5, 0.5, 0.5)  # the study's code normalises every network's pixels by this mean and std
+HALF = (0.5, 0.5, 0.5)  # mean and std that the study's code uses for all networks
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A frozen network: what it is, how to apply it, and its variables."""
+    """A frozen network: its card, its module, and its variables."""
 
     card: saved_network.ModelCard
     network: models.Network
@@ -36,14 +36,14 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class Teachers:
-    """All teachers of a run, and how they speak together."""
+    """All teachers of a run, and how their outputs are combined."""
 
     members: tuple[Teacher, ...]
     ensemble: Ensemble
 
     @property
     def variables(self) -> tuple[Any, ...]:
-        """Of each member."""
+        """The variables of each member."""
         return tuple(member.variables for member in self.members)
 
     @property
@@ -53,7 +53,7 @@ class Teachers:
 
     @property
     def sha256(self) -> str:
-        """Of the weights; of several, the hash of their hashes."""
+        """Digest of the weights; of several members, the digest of their digests."""
         hashes = [member.card.sha256 for member in self.members]
         return (
             hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -61,22 +61,22 @@ class Teachers:
 
     @property
     def identity(self) -> str:
-        """Hash of all that their logits depend on: arrays, architectures, normalisations."""
+        """Digest of everything that the logits depend on: arrays, architectures, normalisations."""
         cards = [member.card for member in self.members]
         parts = [(card.arrays_sha256, card.arch, card.mean, card.std) for card in cards]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def load(options: ConfigDict, dataset_name: str) -> Teachers:
-    """Load the teachers that `config.teacher` names; the data itself is not needed.
+    """Load the teachers of `config.teacher`, without reading the data set.
 
     Args:
       options: `config.teacher`.
-      dataset_name: which the teachers must have been made for, without a version.
+      dataset_name: name of the data set to teach, without a version.
 
     Raises:
-      UserError: weights are not there, not readable, or not this network's; or a teacher is there
-        twice.
+      UserError: weights do not exist, cannot be read, or are of another network; or two teachers
+        are the same.
     """
     members = []
     for path, arch in [(options.weights, options.arch), *((path, "") for path in options.ensemble)]:
@@ -84,47 +84,51 @@ def load(options: ConfigDict, dataset_name: str) -> Teachers:
         if options.normalisation == "half":
             card = dataclasses.replace(card, mean=HALF, std=HALF)
         members.append((card, variables))
-    its = _together(members, options)
-    _check_different(its.members)
-    return its
+    teachers = _combine(members, options)
+    _check_different(teachers.members)
+    return teachers
 
 
-def _together(
+def _combine(
     members: Sequence[tuple[saved_network.ModelCard, Any]], options: ConfigDict
 ) -> Teachers:
-    its = [Teacher(card, card.network(options.dtype), own) for card, own in members]
-    shares = options.shares or (1,) * len(its)
+    teachers = [
+        Teacher(card, card.network(options.dtype), variables) for card, variables in members
+    ]
+    shares = options.shares or (1,) * len(teachers)
     ensemble = Ensemble(
-        networks=tuple(member.network for member in its),
+        networks=tuple(teacher.network for teacher in teachers),
         shares=tuple(share / sum(shares) for share in shares),
         combine=options.combine,
     )
-    return Teachers(tuple(its), ensemble)
+    return Teachers(tuple(teachers), ensemble)
 
 
-def fit(its: Teachers, options: ConfigDict, dataset: dataset_lib.DataSet, names: Names) -> Teachers:
-    """Return the teachers with the outputs that a data set asks for, see `heads.fit`.
+def fit(
+    teachers: Teachers, options: ConfigDict, dataset: dataset_lib.DataSet, names: Names
+) -> Teachers:
+    """Return the teachers with the classes of a data set as outputs, see `heads.fit`.
 
     Args:
-      its: as loaded.
+      teachers: the loaded teachers.
       options: `config.teacher`.
-      dataset: that they shall teach.
-      names: of its classes; None where nobody knows them.
+      dataset: the data set to teach.
+      names: names of its classes; None if unknown.
 
     Raises:
-      UserError: a teacher knows other classes, or is for images of another size.
+      UserError: a teacher has other classes, or is for images of another size.
     """
     members = []
-    for member in its.members:
+    for member in teachers.members:
         check_images(member.card, dataset.name, dataset.image_shape)
         members.append(
             heads.fit(member.card, member.variables, names, dataset.num_classes, dataset.name)
         )
-    return _together(members, options)
+    return _combine(members, options)
 
 
 def _check_different(members: Sequence[Teacher]) -> None:
-    """Raise `UserError` if a teacher is there twice, under whatever path."""
+    """Raise `UserError` if two teachers have the same arrays and normalisation."""
     first: dict[Any, Teacher] = {}
     for member in members if len(members) > 1 else ():
         key = member.card.arrays_sha256, member.card.mean, member.card.std
@@ -145,12 +149,12 @@ def read(
     Args:
       source: a file of weights, a directory made by `import_teacher`, or the workdir of a finished
         run.
-      arch: what it must be; a file needs it, for a directory it may be empty.
-      dataset_name: what it must have been made for.
-      field: the part of the config that names it, for what is said when it does not fit.
+      arch: expected architecture; required for a file, may be empty for a directory.
+      dataset_name: name of the data set whose classes it must know.
+      field: section of the config that contains `weights` and `arch`, for messages.
 
     Raises:
-      UserError: it is not there, not readable, or something else.
+      UserError: it does not exist, cannot be read, or is another network.
     """
     path = reachable(source, f"{field}.weights")
     if not path.exists():
@@ -185,7 +189,7 @@ def read(
 def check_images(
     card: saved_network.ModelCard, dataset_name: str, image_shape: tuple[int, int, int]
 ) -> None:
-    """Raise `UserError` unless a network's weights are right for images of this shape."""
+    """Raise `UserError` unless a network's weights have the right shapes for such images."""
     network = card.network()
     if models.flat_shapes(network, card.image_shape) != models.flat_shapes(network, image_shape):
         raise UserError(
@@ -207,22 +211,23 @@ def import_file(
 ) -> tuple[saved_network.ModelCard, dict[str, Any]]:
     """Return the card and the Flax variables of a network in a file of PyTorch-named weights.
 
-    A file of an architecture whose weights are published claims their published accuracy, until
-    somebody says otherwise: a run that uses it measures it. With other classes than those of the
-    data set it claims nothing.
+    If weights of the architecture are published, the card claims the published accuracy, and a run
+    with this teacher measures it. With other classes than those of the data set there is no claim.
 
     Args:
       arch: name in the zoo.
-      path: of the file.
-      dataset_name: what it was trained on; gives its classes, and its normalisation by default.
-      normalisation: mean and std of pixels in [0, 1], one value a channel.
-      num_classes: where the data set is not one that is known by name.
-      image_size: pixels a side.
-      key: of the wanted weights, where the file holds several sets, see `state_dicts.choose`.
-      names: of its classes, in the order of its outputs; by default those of the data set.
+      path: path of the file.
+      dataset_name: name of the data set that it was trained on; gives the defaults of
+        `normalisation`, `num_classes` and `names`.
+      normalisation: mean and std of pixels in [0, 1], one value per channel.
+      num_classes: number of classes; required for an unknown data set.
+      image_size: height and width of images, in pixels.
+      key: which set of weights, if the file has several, see `state_dicts.choose`.
+      names: names of the classes, in the order of the outputs.
 
     Raises:
-      UserError: the file or the architecture is not what it should be.
+      UserError: the file cannot be read, does not fit the architecture, or the data set is unknown
+        and classes or normalisation are missing.
     """
     normalisation = normalisation or dataset_lib.NORMALISATION.get(dataset_name)
     num_classes = num_classes or dataset_lib.NUM_CLASSES.get(dataset_name)
@@ -235,11 +240,15 @@ def import_file(
     state_dict = state_files.read(path, key)
     image_shape = (image_size, image_size, 3)
     variables = torch_import.from_state_dict(network, state_dict, image_shape)
-    of_dataset = class_names.NAMES.get(dataset_name)
-    # A network with another number of classes was not trained on that data set as it is.
-    is_whole = network.num_classes == dataset_lib.NUM_CLASSES.get(dataset_name)
-    names = names or (of_dataset if is_whole else None)
-    entry = published.TABLE.get((dataset_name, arch)) if is_whole and names == of_dataset else None
+    dataset_names = class_names.NAMES.get(dataset_name)
+    # With another number of classes it was not trained on the unchanged data set.
+    is_unchanged = network.num_classes == dataset_lib.NUM_CLASSES.get(dataset_name)
+    names = names or (dataset_names if is_unchanged else None)
+    entry = (
+        published.TABLE.get((dataset_name, arch))
+        if is_unchanged and names == dataset_names
+        else None
+    )
     card = saved_network.ModelCard(
         arch=arch,
         num_classes=network.num_classes,

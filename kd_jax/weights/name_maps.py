@@ -1,9 +1,9 @@
-"""How files of weights name and turn their arrays: as PyTorch, or as the `.npz` files of BiT.
+"""Names and axis orders of arrays in files of weights: PyTorch's, and those of BiT's `.npz` files.
 
-A layout is a pure function of a leaf's path and shape, and exact both ways. PyTorch's needs no
-table: the Flax submodules carry the PyTorch names, so a key is the path joined by dots with the
-last word translated. BiT's authors published their networks under the names of TensorFlow
-(`BiT-M-R50x1.npz`), and those that they distilled under big_vision's (`R50x1_224.npz`).
+A layout is a pure function of a leaf's path and shape, and is exact in both directions. PyTorch's
+needs no table: the Flax submodules have the PyTorch names, so a key is the path joined by dots with
+the last word translated. The authors of BiT published two layouts: the names of TensorFlow
+(`BiT-M-R50x1.npz`), and for distilled networks those of big_vision (`R50x1_224.npz`).
 
 Source: google-research/big_vision:big_vision/models/bit_paper.py, which reads both.
 """
@@ -22,13 +22,13 @@ Path = tuple[str, ...]
 
 
 class Layout(NamedTuple):
-    """One way to name and turn.
+    """One naming scheme with its axis orders.
 
     Attributes:
-      key: a leaf's path to its name in the file.
-      to_file, to_flax: `(path, array)` to the array as the other side has it.
-      head: name of the bias as long as there are classes; PyTorch's is BiT's, other networks are
-        told by their last matrix.
+      key: maps the path of a leaf to its name in the file.
+      to_file, to_flax: map `(path, array)` to the array in the axis order of the file or of Flax.
+      head: name of the bias with one value per class. In the PyTorch layout only BiT has it; for
+        other networks the last matrix gives the number of classes.
     """
 
     key: Callable[[Path], str]
@@ -37,11 +37,11 @@ class Layout(NamedTuple):
     head: str
 
     def shape(self, path: Path, flax_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape in the file of a leaf of this shape."""
+        """Return the shape that a leaf of shape `flax_shape` has in the file."""
         return self.to_file(path, np.broadcast_to(np.False_, flax_shape)).shape
 
     def num_classes(self, arrays: Mapping[str, np.ndarray]) -> int | None:
-        """Return how wide the head in a file is; None where it is not plain."""
+        """Return the number of classes of the head in a file; None if it cannot be determined."""
         if self.head in arrays:
             bias = arrays[self.head]
             return len(bias) if bias.ndim == 1 else None
@@ -99,7 +99,7 @@ def _is_norm(path: Path) -> bool:
 
 
 def _bit_words(path: Path, words: dict[str, str]) -> list[str]:
-    """Return the words between the root of the names and the leaf."""
+    """Return the words of a name without the first one and without the leaf."""
     inner = [words.get(word, word) for word in path[1:-1]]
     return [re.sub(r"body\.(block\d+)\.(unit\d+)", r"\1/\2", word) for word in inner]
 
@@ -134,10 +134,10 @@ BIT_BIG_VISION = Layout(_big_vision_key, _flax_to_big_vision, _big_vision_to_fla
 
 
 def recognise(arrays: Mapping[str, np.ndarray]) -> tuple[Layout, dict[str, np.ndarray]]:
-    """Return the layout of a file, and its weights without what else a checkpoint may hold.
+    """Return the layout of a file, and its weights without other contents of the checkpoint.
 
-    Some of the TensorFlow files number their convolutions (`standardized_conv2d_17`): the path
-    already says which is which, and the number is dropped.
+    Some of the TensorFlow files number their convolutions (`standardized_conv2d_17`). The rest of
+    the name is unique already, so the number is removed.
     """
     if any(name.startswith("resnet/") for name in arrays):
         weights = {

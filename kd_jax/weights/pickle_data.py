@@ -1,14 +1,14 @@
 """Read a pickle as data: nothing that it names is imported, called or built.
 
-A pickle is a program for a small stack machine. Python's own machine imports what the program
-names, calls it, and sets attributes of what comes back. This one knows the plain containers, and
-whoever uses it says what a name means; everything else is refused. Its memory is bounded by the
-length of the program, and by the number of its steps.
+A pickle is a program for a small stack machine. Python's own machine imports the names in the
+program, calls them, and sets attributes of the results. This machine supports the plain containers
+and the names that the caller defines, and refuses everything else. Its memory is bounded by the
+length of the program and by the number of its steps.
 
-A short program can describe a value of endless size, by naming one tuple many times. So no value of
-the program is ever hashed, compared or formatted before its type is known to be a plain one.
+A short program can describe a value of exponential size by referring to one tuple many times. So no
+value of the program is hashed, compared or formatted before its type is known to be a plain one.
 
-Source of the opcodes' meaning: Python's `pickletools`, which also takes the program apart.
+Source of the opcodes' meaning: Python's `pickletools`, which also splits the program into opcodes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 _MOST_BYTES = 8_000_000
-_MOST_STEPS = 400_000  # an object takes up to about a hundred bytes
+_MOST_STEPS = 400_000  # memory: one object has up to about 100 bytes
 _MOST_ARGUMENTS = 100
 _DEEPEST = 20  # tuples in tuples; the arguments of a tensor are three deep
 _LONGEST_KEY = 10_000
@@ -30,35 +30,36 @@ class RefusedError(Exception):
 
 
 class Name(NamedTuple):
-    """What a pickle calls by its module and its name."""
+    """Module and name of a function or class in a pickle."""
 
     module: str
     name: str
 
 
 class Thing:
-    """Stands for an object that is of no interest, and holds nothing."""
+    """Placeholder for an object that is not needed; it has no content."""
 
 
 Calls = Mapping[Name, Callable[..., Any] | None]
 
 
 def read(content: bytes, calls: Calls, load: Callable[[Any], Any]) -> Any:
-    """Return what a pickle describes.
+    """Return the value that a pickle describes.
 
-    Lists, tuples, dicts, strings, bytes and numbers are themselves, a set is a list, a name alone
-    is a `Name`. What a name makes when the pickle calls it is what `calls` gives, or a `Thing`.
-    Attributes that the pickle sets are left out.
+    Lists, tuples, dicts, strings, bytes and numbers are returned as such, a set as a list, a name
+    as a `Name`. When the pickle calls a name, the result is that of its function in `calls`, or a
+    `Thing`. Attributes that the pickle sets are ignored.
 
     Args:
       content: the pickle.
-      calls: all names that are allowed; each with a function of the arguments, or None.
-      load: the object that a persistent identifier stands for.
+      calls: all names that are allowed, each with a function of the call's arguments, or None for
+        a `Thing`.
+      load: maps a persistent identifier to its object.
 
     Raises:
-      RefusedError: it names something else.
-      ValueError: it is no pickle, or too long. Also what `calls` and `load` raise, and TypeError,
-        KeyError and IndexError for programs that make no sense.
+      RefusedError: it contains another name.
+      ValueError: it is not a pickle, or too long. Errors of `calls` and `load` are passed on, and
+        invalid programs also raise TypeError, KeyError and IndexError.
     """
     if len(content) > _MOST_BYTES:
         raise ValueError(f"its description has {len(content):,} bytes, more than {_MOST_BYTES:,}")
@@ -71,10 +72,10 @@ def read(content: bytes, calls: Calls, load: Callable[[Any], Any]) -> Any:
 
 
 def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
-    """Set an item of a dict, if its key can be hashed in a short time.
+    """Set an item of a dict, if hashing the key takes a short time.
 
     Raises:
-      ValueError: it cannot. Tuples in tuples are hashed by recursion, without end.
+      ValueError: it may take long: nested tuples are hashed by recursion, in exponential time.
     """
     parts = key if type(key) is tuple else (key,)
     if len(parts) > _MOST_PARTS or not all(map(_is_plain, parts)):
@@ -83,10 +84,10 @@ def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def check_arguments(arguments: Any) -> Any:
-    """Return the arguments of a call.
+    """Return the arguments of a call unchanged.
 
     Raises:
-      ValueError: they are no tuple or list, or too many: each call copies them.
+      ValueError: they are not a tuple or list, or too many: each call copies them.
     """
     if not isinstance(arguments, (tuple, list)) or len(arguments) > _MOST_ARGUMENTS:
         raise ValueError(f"a call has no arguments, or more than {_MOST_ARGUMENTS}")
@@ -112,19 +113,20 @@ _IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
 
 
 class _Machine:
-    """The stack, its marks, and the memo."""
+    """State of the stack machine: the stack, its marks, and the memo."""
 
     def __init__(self, calls: Calls, load: Callable[[Any], Any]):
         self.stack: list[Any] = []
-        self.copied = 0  # elements that a call has copied
+        self.copied = 0  # number of elements copied by calls
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
-        # How deep the tuples that hold tuples are, by their ids: kept, so that none is used again.
+        # id of a tuple that contains tuples -> (its depth, the tuple). The tuple is kept alive so
+        # that no other object gets its id.
         self._nested: dict[int, tuple[int, Any]] = {}
         self._calls, self._load = calls, load
 
     def step(self, name: str, argument: Any) -> None:
-        """Do what one opcode says."""
+        """Execute one opcode."""
         stack = self.stack
         if name in _PUSHED:
             stack.append(argument)
@@ -201,32 +203,32 @@ class _Machine:
     def _known(self, module: Any, name: Any) -> Name:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a name is no text")
-        found = Name(module, name)
-        if found not in self._calls:
-            raise RefusedError(".".join(found)[:100])
-        return found
+        full_name = Name(module, name)
+        if full_name not in self._calls:
+            raise RefusedError(".".join(full_name)[:100])
+        return full_name
 
     def _call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Name):
             raise ValueError("it calls something that is no function")
-        known = self._calls[function]
-        if known is None:
+        call = self._calls[function]
+        if call is None:
             return Thing()
-        made = known(*check_arguments(arguments))
-        if isinstance(made, dict):
+        result = call(*check_arguments(arguments))
+        if isinstance(result, dict):
             self.copied += sum(len(a) for a in arguments if isinstance(a, (tuple, list, dict)))
-        return made
+        return result
 
     def _tuple(self, items: list[Any]) -> tuple[Any, ...]:
-        """Return a tuple; lists and dicts may be deeper, as nothing walks through them."""
+        """Return a tuple of limited depth. Lists and dicts are never hashed and need no limit."""
         inner = (self._nested.get(id(x), (1,))[0] for x in items if type(x) is tuple)
         depth = 1 + max(inner, default=0)
         if depth > _DEEPEST:
             raise ValueError(f"its tuples are more than {_DEEPEST} deep")
-        made = tuple(items)
+        result = tuple(items)
         if depth > 1:
-            self._nested[id(made)] = depth, made
-        return made
+            self._nested[id(result)] = depth, result
+        return result
 
     def _set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]

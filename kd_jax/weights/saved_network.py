@@ -1,8 +1,8 @@
-"""A network on disk: `model.json` (what it is) beside `model.safetensors` (its variables).
+"""A network on disk: `model.json` (the model card) and `model.safetensors` (the variables).
 
-The same two files are written by `import_teacher` and by every finished run, so either directory
-can be a teacher. safetensors holds raw arrays and nothing that can run. The card has the digest of
-its arrays, and a network whose arrays have another one is refused.
+`import_teacher` and every finished run write the same two files, so both directories can be a
+teacher. safetensors contains raw arrays and no code. The card contains the digest of the arrays; a
+network whose arrays have another digest is refused.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ _SEPARATOR = "/"
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """What a stored network is.
+    """Description of a stored network.
 
     Attributes:
       arch: name in the zoo.
       num_classes: width of its head.
-      image_shape: `(H, W, C)` it was made for.
-      mean, std: its own normalisation of pixels in [0, 1].
-      dataset: what it was trained on.
-      claimed_top1: percent on that data set's test split; None if nobody claims any.
-      source: the file or run that it came from.
-      sha256: of that file, or of the stored arrays.
-      arrays_sha256: `digest_of` the arrays; empty in cards from before there was one.
-      class_names: of its outputs, in their order; None where nobody knows them.
-      certificate: what the run that trained it measured on the test split (percent, nats, number of
+      image_shape: `(H, W, C)` of its input images.
+      mean, std: normalisation of pixels in [0, 1], one value per channel.
+      dataset: name of the data set that it was trained on.
+      claimed_top1: claimed accuracy on the test split of that data set, in percent; None without a
+        claim.
+      source: name of the file or run that it comes from.
+      sha256: digest of that file, or of the stored arrays.
+      arrays_sha256: `digest_of` the arrays; empty in old cards.
+      class_names: names of its outputs, in their order; None if unknown.
+      certificate: measures of the run that trained it, on the test split (percent, nats, number of
         examples, fingerprint of the data); None for imported weights.
     """
 
@@ -63,16 +64,16 @@ class ModelCard:
     class_names: tuple[str, ...] | None = None
 
     def network(self, dtype: str = "float32") -> models.Network:
-        """Return the network that the variables belong to, see `models.build`."""
+        """Return the network of the variables, see `models.build`."""
         return models.build(self.arch, self.num_classes, self.mean, self.std, dtype=dtype)
 
 
 def save(directory: str | Path, card: ModelCard, variables: Mapping[str, Any]) -> None:
-    """Write a network into a directory: a kill at any moment leaves the old one or the new one.
+    """Write a network into a directory. A kill at any moment leaves the old or the new network.
 
-    The arrays first lie beside the old ones, under a name that has their digest. The network is the
-    new one from the moment its card is there, since `load` looks in both places. Of several writers
-    at once each waits for the one before.
+    The arrays are first written beside the old ones, to a file with their digest in its name. When
+    the card is replaced the new network is valid, because `load` looks for both files. Writers lock
+    the directory, so several at once take turns.
 
     Raises:
       UserError: it cannot be written.
@@ -88,7 +89,7 @@ def save(directory: str | Path, card: ModelCard, variables: Mapping[str, Any]) -
         try:
             os.replace(staged, directory / ARRAYS_FILE)
         except OSError as error:
-            # Without locks another writer of the same arrays may have been faster.
+            # On a file system without locks another writer may have renamed the same arrays.
             if not isinstance(error, FileNotFoundError) or not _holds(directory, card):
                 raise UserError(
                     f"{directory / ARRAYS_FILE} cannot be written ({error.strerror}): make the "
@@ -99,12 +100,13 @@ def save(directory: str | Path, card: ModelCard, variables: Mapping[str, Any]) -
 
 
 def _holds(directory: Path, card: ModelCard) -> bool:
+    """Return whether the stored arrays have the digest of a card."""
     variables = _read_arrays(directory / ARRAYS_FILE)
     return variables is not None and digest_of(variables) == card.arrays_sha256
 
 
 def may_be_written(directory: Path) -> bool:
-    """Tell whether a directory holds a network, or nothing but the pieces of a killed `save`."""
+    """Return whether a directory holds a network, or only files that a killed `save` left."""
     return (directory / CARD_FILE).exists() or all(
         atomic_files.is_partial(path) or path.match(_STAGED.format("*"))
         for path in directory.iterdir()
@@ -119,9 +121,9 @@ def _staged(directory: Path, card: ModelCard) -> Path:
 
 
 def digest_of(variables: Mapping[str, Any]) -> str:
-    """Return the hex sha256 of variables: every leaf's path, type, shape and bytes, by the paths.
+    """Return the hex sha256 of variables: path, dtype, shape and bytes of each leaf, in path order.
 
-    Bytes as in memory, which are the same on all machines but those of the other byte order.
+    The bytes are those in memory: machines of the same byte order give the same digest.
     """
     digest = hashlib.sha256()
     for name, leaf in sorted(flax.traverse_util.flatten_dict(dict(variables), sep="/").items()):
@@ -135,7 +137,7 @@ def load_card(directory: str | Path) -> ModelCard:
     """Return the card of a stored network.
 
     Raises:
-      UserError: the directory holds no such card, or a damaged one.
+      UserError: there is no card, or it is damaged.
     """
     path = Path(directory) / CARD_FILE
     try:
@@ -161,7 +163,7 @@ def load_card(directory: str | Path) -> ModelCard:
 
 
 def _check_values(card: ModelCard) -> None:
-    """Raise `ValueError` or `TypeError` at the first value of a card that cannot be."""
+    """Raise `ValueError` or `TypeError` at the first invalid value of a card."""
     for name in ("arch", "dataset", "source", "sha256", "arrays_sha256"):
         if not isinstance(getattr(card, name), str):
             raise TypeError(f"its {name} is no text")
@@ -184,14 +186,14 @@ def _check_values(card: ModelCard) -> None:
 
 
 def load(directory: str | Path) -> tuple[ModelCard, dict[str, Any]]:
-    """Return a stored network's card, which has the digest of its arrays, and its variables.
+    """Return the card of a stored network, with the digest of its arrays, and its variables.
 
     Raises:
-      UserError: files missing or damaged, arrays that are not the card's or do not fit its
-        architecture, or numbers that are not finite.
+      UserError: files are missing or damaged, the arrays have another digest or do not fit the
+        architecture, or values are not finite.
     """
     directory = Path(directory)
-    for _ in range(3):  # another process may just write a new network
+    for _ in range(3):  # another process may be writing a new network
         card = load_card(directory)
         for path in (directory / ARRAYS_FILE, _staged(directory, card)):
             variables = _read_arrays(path)
@@ -208,7 +210,7 @@ def load(directory: str | Path) -> tuple[ModelCard, dict[str, Any]]:
 
 
 def _read_arrays(path: Path) -> dict[str, Any] | None:
-    """Return the variables in a file; None where there is none."""
+    """Return the variables in a file; None if it does not exist."""
     try:
         arrays = safetensors.numpy.load_file(path)
     except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
@@ -219,16 +221,16 @@ def _read_arrays(path: Path) -> dict[str, Any] | None:
 
 
 def what_is_not_a_weight(path: tuple[str, ...], array: np.ndarray) -> str | None:
-    """Say in words what makes an array of a network useless; None if nothing does.
+    """Return in words why an array cannot be a network's: not finite, negative variance; or None.
 
     Args:
-      path: of the leaf in the variables.
-      array: floating-point.
+      path: path of the leaf in the variables.
+      array: its values, floating point.
     """
     array = np.asarray(array)
-    wrong = array.size - np.count_nonzero(np.isfinite(array))
-    if wrong:
-        return f"has {wrong} of {array.size} values that are not finite"
+    num_wrong = array.size - np.count_nonzero(np.isfinite(array))
+    if num_wrong:
+        return f"has {num_wrong} of {array.size} values that are not finite"
     if path[-1] == "var" and array.min(initial=0) < 0:
         return f"is a variance and has {array.min()}"
     return None
@@ -242,25 +244,25 @@ def check_fit(
 ) -> None:
     """Raise `UserError` unless the variables have the network's leaves, in float32 and finite."""
     expected = models.flat_shapes(network, image_shape)
-    given = flax.traverse_util.flatten_dict(dict(variables))
-    problems = [f"missing {'/'.join(path)}" for path in expected.keys() - given.keys()]
-    problems += [f"unexpected {'/'.join(path)}" for path in given.keys() - expected.keys()]
+    leaves = flax.traverse_util.flatten_dict(dict(variables))
+    problems = [f"missing {'/'.join(path)}" for path in expected.keys() - leaves.keys()]
+    problems += [f"unexpected {'/'.join(path)}" for path in leaves.keys() - expected.keys()]
     problems += [
-        f"{'/'.join(path)} has shape {given[path].shape}, expected {expected[path]}"
-        for path in expected.keys() & given.keys()
-        if given[path].shape != expected[path]
+        f"{'/'.join(path)} has shape {leaves[path].shape}, expected {expected[path]}"
+        for path in expected.keys() & leaves.keys()
+        if leaves[path].shape != expected[path]
     ]
     problems += [
         f"{'/'.join(path)} is {array.dtype}, expected float32"
-        for path, array in given.items()
+        for path, array in leaves.items()
         if array.dtype != np.float32
     ]
     if problems:
         raise UserError(
             f"{source} does not hold a {network.arch}: {'; '.join(sorted(problems)[:8])}"
         )
-    words = {"/".join(path): what_is_not_a_weight(path, given[path]) for path in given}
-    if broken := [f"{name} {said}" for name, said in sorted(words.items()) if said]:
+    words = {"/".join(path): what_is_not_a_weight(path, leaves[path]) for path in leaves}
+    if broken := [f"{name} {text}" for name, text in sorted(words.items()) if text]:
         raise UserError(
             f"the weights in {source} cannot be right: {'; '.join(broken[:8])}; import or train "
             "the network again"

@@ -1,4 +1,4 @@
-"""Find the weights of a network among what a file holds, whatever it calls them."""
+"""Select the weights of a network among the contents of a file, under whatever names they have."""
 
 from __future__ import annotations
 
@@ -9,77 +9,79 @@ from typing import Any
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 
-# Where training scripts keep a network; of several the first that is there is taken.
+# Keys under which training scripts store a network; the first that exists is used.
 _KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "student",
          "weights", "params", "module")  # fmt: skip
-# What holds tensors and is no network: the state of optimisers and the like begins so.
-_OTHERS = ("optim", "sched", "lr_", "scaler", "grad", "amp", "rng", "criterion", "loss", "callback")
+# Keys that begin so hold tensors of something else, such as the state of an optimiser.
+_OTHER_KEYS = ("optim", "sched", "lr_", "scaler", "grad", "amp", "rng", "criterion", "loss",
+               "callback")  # fmt: skip
 _DEEPEST = 3
-_LONGEST_KEY = 300  # letters: every set that is found keeps its keys
+_LONGEST_KEY = 300  # characters: the keys of all sets that are found are kept in memory
 _MOST_SETS = 100
 _MOST_NAMES = 10
-# Prefixes that wrappers put before every name: torch.compile, data parallel and averaged models,
-# and modules that hold the network as an attribute.
+# Prefixes that wrappers add to every name: torch.compile, data parallel and averaged models, and
+# modules with the network as an attribute.
 _PREFIXES = ("_orig_mod.", "module.", "model.", "net.", "network.", "student.")
 _COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 
 
 def choose(content: Any, key: str, path: Path, is_tensor: Callable[[Any], bool]) -> dict[str, Any]:
-    """Return the one dict of names with tensors that is meant.
+    """Return one set of weights: the dict of names to tensors that `key` selects.
 
     Args:
-      content: what the file holds.
-      key: where it is; for a dict in a dict the keys joined by dots. Or what the names of the
-        wanted tensors begin with, without the dot. Empty: the only one, or the one under the first
-        of the usual keys; of several it is said which.
-      path: of the file, for what is said.
-      is_tensor: tells whether a value is a tensor, which has a shape.
+      content: content of the file.
+      key: key of the dict; for a dict in a dict the keys joined by dots. Or a prefix of the wanted
+        names, without the dot. Empty: the only set, or the one under the first key of `_KEYS`; if
+        there are several, a warning says which is used.
+      path: path of the file, for messages.
+      is_tensor: returns whether a value is a tensor, which has a shape.
 
     Raises:
-      UserError: there is none, or none of this key, or several that nothing tells apart.
+      UserError: there is no set, none with this key, or several without a usual key.
     """
-    found = _find(content, path, is_tensor)
-    if not found:
+    sets = _find(content, path, is_tensor)
+    if not sets:
         raise UserError(
             f"{path} holds no state dict (names with tensors): save the model's state_dict()"
         )
     if key:
-        return _of_key(found, key, path)
-    if len(found) == 1:
-        return next(iter(found.values()))
-    usual = [name for known in _KEYS for name in found if known in name.split(".")]
+        return _of_key(sets, key, path)
+    if len(sets) == 1:
+        return next(iter(sets.values()))
+    usual = [name for known in _KEYS for name in sets if known in name.split(".")]
     if not usual:
         raise UserError(
-            f"{path} holds several sets of weights ({_some(found)}): choose one with "
+            f"{path} holds several sets of weights ({_shortened(sets)}): choose one with "
             "kd_jax.import_teacher --key=NAME, or save the model's state_dict() alone"
         )
-    taken = usual[0]
-    if others := [name for name in found if name not in ("", taken)]:
+    selected = usual[0]
+    if others := [name for name in sets if name not in ("", selected)]:
         logger.warning(
             "%s holds several sets of weights: %s is taken; %s can be had with "
-            "kd_jax.import_teacher --key=NAME", path, taken, _some(others),
+            "kd_jax.import_teacher --key=NAME", path, selected, _shortened(others),
         )  # fmt: skip
-    if "" in found:
-        logger.warning("%s: %s is taken; the tensors beside it are left out", path, taken)
-    return found[taken]
+    if "" in sets:
+        logger.warning("%s: %s is taken; the tensors beside it are left out", path, selected)
+    return sets[selected]
 
 
 def under(arrays: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
-    """Return the arrays whose names begin with a key and a dot or a slash, without these.
+    """Return the arrays whose names begin with `key` and a dot or a slash; the prefix is removed.
 
     Raises:
-      UserError: no name begins so.
+      UserError: there are none.
     """
     for prefix in (f"{key}.", f"{key}/"):
         if inner := {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}:
             return inner
     raise UserError(
-        f"{path} has no weights under --key={key}: expected one of {_some(_firsts(arrays))}"
+        f"{path} has no weights under --key={key}: expected one of "
+        f"{_shortened(_first_words(arrays))}"
     )
 
 
 def without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arrays by their names in the network itself: what wrappers put before them is gone."""
+    """Return arrays by their names in the network, without prefixes and counters of wrappers."""
     kept = {name: array for name, array in arrays.items() if name not in _COUNTERS}
     while kept:
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in kept)), None)
@@ -91,7 +93,7 @@ def without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def common_prefix(names: Mapping[str, Any]) -> str:
-    """Return the words, each with its dot, that all names begin with; empty if there are none."""
+    """Return the longest common prefix of all names in whole words, with its last dot; or empty."""
     words = [name.split(".")[:-1] for name in names]
     shared = []
     for column in zip(*words, strict=False):
@@ -102,10 +104,10 @@ def common_prefix(names: Mapping[str, Any]) -> str:
 
 
 def _find(content: Any, path: Path, is_tensor: Callable[[Any], bool]) -> dict[str, dict[str, Any]]:
-    """Return every dict of tensors by its keys; of those that hold other values too, the tensors.
+    """Return every dict of tensors by its keys; of dicts with other values too, only the tensors.
 
-    The latter only where they look like a network's, or where nothing else is found: measured
-    numbers are tensors too.
+    Dicts with other values count only if they look like a network, or if there is nothing else:
+    metrics are tensors too.
     """
     search = _Search(is_tensor)
     search.look(content, "")
@@ -114,68 +116,70 @@ def _find(content: Any, path: Path, is_tensor: Callable[[Any], bool]) -> dict[st
             "%s has more dicts than are looked at: of %d sets of weights the first are, and names "
             "of up to %d letters", path, _MOST_SETS, _LONGEST_KEY,
         )  # fmt: skip
-    sets = search.found
+    sets = search.sets
     likely = {name: tensors for name, (tensors, is_likely) in sets.items() if is_likely}
     return likely or {name: tensors for name, (tensors, _) in sets.items()}
 
 
 class _Search:
-    """What was found, by its keys, each with whether it is likely to be a network's.
+    """Recursive search for dicts of tensors. A dict under several keys is added once.
 
-    A dict that has several keys is found once.
+    Attributes:
+      sets: joined keys -> (tensors by name, whether they are likely a network's).
+      left_out: whether a limit was reached.
     """
 
     def __init__(self, is_tensor: Callable[[Any], bool]):
-        self.found: dict[str, tuple[dict[str, Any], bool]] = {}
+        self.sets: dict[str, tuple[dict[str, Any], bool]] = {}
         self.left_out = False
         self._is_tensor = is_tensor
-        self._seen: set[int] = set()
+        self._visited: set[int] = set()
 
     def look(self, node: Any, name: str) -> None:
-        """Add the dicts of tensors in a value, which lies under these keys."""
-        if not isinstance(node, dict) or id(node) in self._seen or name.count(".") >= _DEEPEST:
+        """Add all dicts of tensors in a value; `name` is its joined keys."""
+        if not isinstance(node, dict) or id(node) in self._visited or name.count(".") >= _DEEPEST:
             return
-        if len(self.found) >= _MOST_SETS:
+        if len(self.sets) >= _MOST_SETS:
             self.left_out = True
             return
-        self._seen.add(id(node))
+        self._visited.add(id(node))
         tensors = {k: v for k, v in node.items() if isinstance(k, str) and self._is_tensor(v)}
         if node and len(tensors) == len(node):
-            self.found[name] = node, True
+            self.sets[name] = node, True
             return
-        before = len(self.found)
+        before = len(self.sets)
         for key, value in node.items():
-            if isinstance(key, str) and not key[:_LONGEST_KEY].lower().startswith(_OTHERS):
+            if isinstance(key, str) and not key[:_LONGEST_KEY].lower().startswith(_OTHER_KEYS):
                 if len(key) <= _LONGEST_KEY:
                     self.look(value, f"{name}.{key}" if name else key)
                 elif isinstance(value, dict):
                     self.left_out = True
         if tensors:
-            # A network has a kernel or a matrix; a set under a usual name need not prove itself.
+            # A network has a kernel or a matrix. A set under a usual key counts without one.
             has_matrix = any(len(tensor.shape) > 1 for tensor in tensors.values())
             is_usual = name.rpartition(".")[2] in _KEYS
-            if has_matrix or is_usual or len(self.found) == before:
-                self.found[name] = tensors, has_matrix or is_usual
+            if has_matrix or is_usual or len(self.sets) == before:
+                self.sets[name] = tensors, has_matrix or is_usual
 
 
-def _of_key(found: Mapping[str, dict[str, Any]], key: str, path: Path) -> dict[str, Any]:
-    if key in found:
-        return found[key]
-    inside = [name for name in found if any(n.startswith(f"{key}.") for n in found[name])]
+def _of_key(sets: Mapping[str, dict[str, Any]], key: str, path: Path) -> dict[str, Any]:
+    if key in sets:
+        return sets[key]
+    inside = [name for name in sets if any(n.startswith(f"{key}.") for n in sets[name])]
     if len(inside) == 1:
-        return under(found[inside[0]], key, path)
-    names = [*filter(None, found), *(n for arrays in found.values() for n in _firsts(arrays))]
+        return under(sets[inside[0]], key, path)
+    names = [*filter(None, sets), *(n for arrays in sets.values() for n in _first_words(arrays))]
     raise UserError(
-        f"{path} has no weights under --key={key}: expected one of {_some(names) or 'none'}"
+        f"{path} has no weights under --key={key}: expected one of {_shortened(names) or 'none'}"
     )
 
 
-def _firsts(arrays: Mapping[str, Any]) -> list[str]:
-    """Return the first words of names."""
+def _first_words(arrays: Mapping[str, Any]) -> list[str]:
+    """Return the different first words of names, in order."""
     return list(dict.fromkeys(name.replace("/", ".").split(".")[0] for name in arrays))
 
 
-def _some(names: Any) -> str:
+def _shortened(names: Any) -> str:
     listed = [name[:80] or "one that has no name" for name in names]
     more = f" and {len(listed) - _MOST_NAMES} more" if len(listed) > _MOST_NAMES else ""
     return ", ".join(listed[:_MOST_NAMES]) + more

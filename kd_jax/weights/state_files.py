@@ -1,4 +1,7 @@
-"""Read named weights from whatever file they are in, running nothing that is in it."""
+"""Read the named weights in a file, whatever its format, without running code from the file.
+
+A new format needs a reader here, its suffix in `SUFFIXES`, and a branch in `read`.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ import safetensors.numpy
 from kd_jax.runtime.errors import UserError
 from kd_jax.weights import state_dicts, torch_file
 
-_MOST_DEFLATED = 1032  # bytes that one byte can stand for, by the format of zlib
+_MOST_DEFLATED = 1032  # the highest compression ratio of zlib
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".npz")
 _ACCEPTED = (
     "expected a file as torch.save, safetensors or numpy.savez writes it "
     f"({', '.join(SUFFIXES)}), with PyTorch's names of a network in the zoo"
 )
-# What a file is by its first bytes, or else by the end of its name.
+# Formats that are not read, recognised by the first bytes of the file or by the suffix.
 _BEGINNINGS = {
     b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes it (.h5)",
     b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": "written by PyTorch before 1.6",
@@ -49,14 +52,14 @@ _ENDINGS = {
 
 
 def read(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
-    """Return the arrays of a file by the names that they have there.
+    """Return the arrays of a file by their names in it.
 
     Args:
-      path: `.safetensors`, `.npz`, or anything else as `torch.save` writes it.
-      key: of the wanted weights, where a file holds several sets, see `state_dicts.choose`.
+      path: `.safetensors`, `.npz`; any other suffix is read as a file of `torch.save`.
+      key: which set of weights, if the file has several, see `state_dicts.choose`.
 
     Raises:
-      UserError: the file is not there, is damaged, or holds more than arrays.
+      UserError: the file does not exist, is damaged, or contains more than arrays.
     """
     path = Path(path)
     check(path)
@@ -70,7 +73,7 @@ def read(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
 
 
 def check(path: Path) -> None:
-    """Raise `UserError` unless a file is there, and is not known to be of another program."""
+    """Raise `UserError` if a file does not exist or is known to have a format that is not read."""
     if not path.is_file():
         raise UserError(f"no file of weights at {path}: expected a {', '.join(SUFFIXES)} file")
     if foreign := _foreign(path):
@@ -78,18 +81,19 @@ def check(path: Path) -> None:
 
 
 def _foreign(path: Path) -> str | None:
-    """Return what a file is that none of the readers is for; None where one may be."""
+    """Return the name of a format that is not read; None if the file may be readable."""
     try:
         with open(path, "rb") as file:
             first = file.read(64)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): make it readable") from None
-    # It begins with the length of its header, which is below 2^32 and may have any first bytes.
+    # A safetensors file begins with the length of its header, 8 bytes and below 2^32, so its first
+    # bytes may be those of another format.
     may_be_safetensors = path.suffix == ".safetensors" and first[4:8] == bytes(4)
     for beginning, kind in _BEGINNINGS.items():
         if first.startswith(beginning) and not may_be_safetensors:
             return kind
-    is_archive = first.startswith(b"PK")  # Lightning's .ckpt is what torch.save writes
+    is_archive = first.startswith(b"PK")  # Lightning's .ckpt is a file of torch.save
     if path.suffix == ".keras" or not is_archive:
         return _ENDINGS.get(path.suffix.lower())
     return None
@@ -129,7 +133,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 f"{path} has {name} of {array.dtype}: expected arrays of numbers, as "
                 "numpy.savez(path, **arrays) writes them"
             )
-    # V2 is what NumPy makes of bfloat16.
+    # NumPy stores bfloat16 as V2.
     return {
         name: array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
         for name, array in arrays.items()
@@ -137,16 +141,19 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
-    """Raise `ValueError` unless an entry is an array that it can hold: NumPy makes room for it."""
+    """Raise `ValueError` if an entry declares an array larger than its bytes can be.
+
+    NumPy allocates the declared size before it reads.
+    """
     with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)
-        read = {
+        read_header = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }.get(version)
-        if read is None:
+        if read_header is None:
             raise ValueError(f"{entry.filename[:100]} is of a later version of NumPy's format")
-        shape, _, dtype = read(file)
+        shape, _, dtype = read_header(file)
     declared = math.prod(shape) * dtype.itemsize
     if declared > min(entry.file_size, _MOST_DEFLATED * entry.compress_size + 1000):
         raise ValueError(f"{entry.filename[:100]} declares {declared:,} bytes and holds fewer")

@@ -1,11 +1,11 @@
-"""Read the tensors of a PyTorch file without PyTorch, and without running what is in it.
+"""Read the tensors of a PyTorch file without PyTorch, and without running code from the file.
 
-A `.pth` file is a zip archive: a pickle that describes the tensors, and one raw file a storage.
-Doing it here spares every user a PyTorch installation (gigabytes) for a table of arrays; where
-PyTorch is installed the tests compare the two readers.
+A `.pth` file is a zip archive: a pickle that describes the tensors, and one raw file per storage.
+With this reader, users need no PyTorch (gigabytes) to read a table of arrays. Where PyTorch is
+installed, the tests compare the two readers.
 
-What is read is bounded by what the file holds: every storage once, no more of it than its tensors
-take, nothing compressed. The arrays are views of that, and cannot be written to.
+Memory is bounded by the size of the file: each storage is read once, only the range that its
+tensors use, and nothing compressed is read. The arrays are read-only views of these buffers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kd_jax.weights.torch_pickle import Tensor
 
 _SLACK_BYTES = 16_000_000
 _CHUNK_BYTES = 1_000_000
-_MOST_DIRECTORY_BYTES = 4_000_000  # of the archive: about 50,000 entries
+_MOST_DIRECTORY_BYTES = 4_000_000  # of the archive's table of contents: about 50,000 entries
 
 
 def read_state_dict(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
@@ -32,11 +32,11 @@ def read_state_dict(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
 
     Args:
       path: a file written by `torch.save` of PyTorch 1.6 or newer.
-      key: which of several, see `state_dicts.choose`.
+      key: which set of weights, if the file has several, see `state_dicts.choose`.
 
     Raises:
-      UserError: no such file, not such a file, truncated, or it holds something that is not known
-        to be harmless.
+      UserError: there is no such file, it is of another format or truncated, or it contains names
+        that are not known to be harmless.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,9 +77,9 @@ def read_state_dict(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
 
 
 def _small(path: Path) -> Path:
-    """Return the path, unless the archive's table of contents alone would fill the memory."""
+    """Return the path; raise `ValueError` if the archive's table of contents is too large."""
     with open(path, "rb") as file:
-        # What zipfile itself asks before it reads the table whole; there is no public way.
+        # zipfile calls this before it reads the whole table; there is no public function for it.
         end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end and end[zipfile._ECD_SIZE] > _MOST_DIRECTORY_BYTES:  # type: ignore[attr-defined]
         raise ValueError("its table of contents has tens of thousands of entries")
@@ -94,7 +94,7 @@ def _root(archive: zipfile.ZipFile) -> str:
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-    """Return an entry that is as torch.save writes it: as it is."""
+    """Return an entry; raise `ValueError` if it is compressed, which torch.save never does."""
     entry = archive.getinfo(name)
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
         raise ValueError(f"{name[:100]} is compressed, which torch.save does not do")
@@ -108,8 +108,15 @@ def _content(archive: zipfile.ZipFile, name: str) -> bytes:
 def _arrays(
     archive: zipfile.ZipFile, folder: str, tensors: Mapping[str, Tensor], order: Literal["<", ">"]
 ) -> dict[str, np.ndarray]:
-    """Return the arrays that tensors describe; what is read was measured before."""
-    ranges: dict[str, tuple[int, int]] = {}  # of bytes, of each storage
+    """Return the arrays of tensors. Sizes are checked before anything is read.
+
+    Args:
+      archive: the open file.
+      folder: folder of the storages in the archive.
+      tensors: names to tensors.
+      order: byte order of the elements.
+    """
+    ranges: dict[str, tuple[int, int]] = {}  # storage -> range of bytes that its tensors use
     for tensor in set(tensors.values()):
         if tensor.size:
             width = tensor.dtype.itemsize
@@ -119,9 +126,9 @@ def _arrays(
             )  # fmt: skip
     declared = sum(tensor.size * tensor.dtype.itemsize for tensor in set(tensors.values()))
     to_read = sum(end - begin for begin, end in ranges.values())
-    holds = sum(_entry(archive, folder + key).file_size for key in ranges)
+    stored = sum(_entry(archive, folder + key).file_size for key in ranges)
     on_disk = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
-    if to_read > 2 * declared + _SLACK_BYTES or max(to_read, holds) > on_disk:
+    if to_read > 2 * declared + _SLACK_BYTES or max(to_read, stored) > on_disk:
         raise ValueError(
             f"its tensors have {declared:,} bytes, but take {to_read:,} of {on_disk:,} bytes to "
             "read: save them with .clone()"
@@ -147,15 +154,15 @@ def _arrays(
 
 
 def _part(archive: zipfile.ZipFile, name: str, begin: int, end: int) -> bytes:
-    """Return a part of an entry; all of it is looked at, so that its checksum is compared."""
+    """Return bytes `begin` to `end` of an entry. The rest is read too, to verify its checksum."""
     with archive.open(_entry(archive, name)) as file:
         if begin == 0 and end == archive.getinfo(name).file_size:
             content = file.read()
         else:
-            parts, at = [], 0
+            parts, position = [], 0
             while chunk := file.read(_CHUNK_BYTES):
-                parts.append(chunk[max(begin - at, 0) : max(end - at, 0)])
-                at += len(chunk)
+                parts.append(chunk[max(begin - position, 0) : max(end - position, 0)])
+                position += len(chunk)
             content = b"".join(parts)
     if len(content) != end - begin:
         raise EOFError(f"{name[:100]} is shorter than its tensors")

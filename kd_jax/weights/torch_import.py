@@ -1,6 +1,7 @@
-"""State dict <-> Flax variables, under PyTorch's names or another layout of `name_maps`.
+"""Convert a state dict to Flax variables and back, in PyTorch's layout or another of `name_maps`.
 
-Every missing, unexpected or misshapen key is told at once, by the file's own name for it.
+One error lists all keys that are missing, unexpected or of a wrong shape, by their names in the
+file.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from kd_jax.runtime.errors import UserError
 from kd_jax.weights import name_maps, saved_network, state_dicts
 
 _NOT_WEIGHTS = "num_batches_tracked"
-_MOST_KEYS = 10  # that a message names
-_LONGEST = 80  # letters of a name in a file
+_MOST_KEYS = 10  # in a message
+_LONGEST = 80  # characters of a name in a message
 
 
 def from_state_dict(
@@ -27,34 +28,34 @@ def from_state_dict(
     """Return Flax variables with the weights of a state dict, as float32.
 
     Args:
-      network: what the weights are for; its head must have the file's number of classes.
+      network: the network of the weights; its head must have the file's number of classes.
       state_dict: names of any layout to arrays. PyTorch's `num_batches_tracked` is not a weight and
-        is left out.
-      image_shape: `(H, W, C)` of the images it will see.
+        is ignored.
+      image_shape: `(H, W, C)` of its input images.
 
     Raises:
-      UserError: all keys that are missing, unexpected or of another shape, at once.
+      UserError: keys are missing, unexpected, of another shape or dtype, or not finite.
     """
     expected = models.flat_shapes(network, image_shape)
-    layout, given = name_maps.recognise(state_dict)
-    # Parameters before running statistics: they say more to who has the wrong file.
+    layout, arrays = name_maps.recognise(state_dict)
+    # Parameters before running statistics: in the error they are more useful.
     in_order = sorted(expected, key=lambda path: path[0] != "params")
     keys = {layout.key(path): path for path in in_order}
-    given = {key: value for key, value in given.items() if not key.endswith(_NOT_WEIGHTS)}
-    problems = [f"missing {key}" for key in keys if key not in given]
-    problems += [f"unexpected {key[:_LONGEST]}" for key in given if key not in keys]
+    arrays = {key: value for key, value in arrays.items() if not key.endswith(_NOT_WEIGHTS)}
+    problems = [f"missing {key}" for key in keys if key not in arrays]
+    problems += [f"unexpected {key[:_LONGEST]}" for key in arrays if key not in keys]
     flat: dict[tuple[str, ...], np.ndarray] = {}
     broken: list[str] = []
     for key, path in keys.items():
-        if key not in given:
+        if key not in arrays:
             continue
-        want = layout.shape(path, expected[path])
-        if given[key].shape != want:
-            problems.append(f"{key} has shape {given[key].shape}, expected {want}")
+        shape = layout.shape(path, expected[path])
+        if arrays[key].shape != shape:
+            problems.append(f"{key} has shape {arrays[key].shape}, expected {shape}")
             continue
-        array = _as_float32(layout.to_flax(path, given[key]))
+        array = _as_float32(layout.to_flax(path, arrays[key]))
         if array is None:
-            problems.append(f"{key} holds {given[key].dtype}, expected floating-point numbers")
+            problems.append(f"{key} holds {arrays[key].dtype}, expected floating-point numbers")
             continue
         flat[path] = array
         if words := saved_network.what_is_not_a_weight(path, array):
@@ -63,7 +64,7 @@ def from_state_dict(
         more = f"; and {len(problems) - _MOST_KEYS} more" if len(problems) > _MOST_KEYS else ""
         raise UserError(
             f"the weights do not fit {network.arch} with {network.num_classes} classes: "
-            f"{_suggest(layout, given)}; {'; '.join(problems[:_MOST_KEYS])}{more}"
+            f"{_suggest(layout, arrays)}; {'; '.join(problems[:_MOST_KEYS])}{more}"
         )
     if broken:
         raise UserError(
@@ -74,28 +75,30 @@ def from_state_dict(
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray | None:
-    """Return an array as float32, or None if it is of other numbers, as a quantised network's."""
+    """Return an array as float32; None if its dtype is not floating point (quantised weights)."""
     if array.dtype.kind in "biuc":
         return None
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told
+    with np.errstate(
+        over="ignore"
+    ):  # too large values become infinite, and the caller refuses them
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def to_state_dict(
     variables: Mapping[str, Any], layout: name_maps.Layout = name_maps.PYTORCH
 ) -> dict[str, np.ndarray]:
-    """Return Flax variables under a layout's names: the inverse of `from_state_dict`."""
+    """Return the state dict of Flax variables in a layout: the inverse of `from_state_dict`."""
     flat = flax.traverse_util.flatten_dict(dict(variables))
     return {layout.key(path): layout.to_file(path, np.asarray(leaf)) for path, leaf in flat.items()}
 
 
-def _suggest(layout: name_maps.Layout, given: Mapping[str, np.ndarray]) -> str:
-    """Say which architecture of the zoo the keys and shapes fit, whatever the head's width.
+def _suggest(layout: name_maps.Layout, arrays: Mapping[str, np.ndarray]) -> str:
+    """Return in words which architecture of the zoo the keys and shapes fit, for any head width.
 
-    With a prefix that all keys have in common and without it.
+    Also tries the keys without their common prefix.
     """
-    prefix = state_dicts.common_prefix(given) if layout is name_maps.PYTORCH else ""
-    inner = {key.removeprefix(prefix): array for key, array in given.items()}
+    prefix = state_dicts.common_prefix(arrays) if layout is name_maps.PYTORCH else ""
+    inner = {key.removeprefix(prefix): array for key, array in arrays.items()}
     classes = layout.num_classes(inner)
     fits = ""
     if classes is not None:
@@ -103,10 +106,10 @@ def _suggest(layout: name_maps.Layout, given: Mapping[str, np.ndarray]) -> str:
         for arch in zoo.NAMES:
             network = models.build(arch, classes, (0.5,), (0.5,))
             expected = models.flat_shapes(network, (32, 32, 3))
-            wanted = {
+            expected_in_file = {
                 layout.key(path): layout.shape(path, shape) for path, shape in expected.items()
             }
-            if wanted == shapes:
+            if expected_in_file == shapes:
                 fits = f"they fit {arch} with {classes} classes"
                 break
     if not prefix:

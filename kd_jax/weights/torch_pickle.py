@@ -1,4 +1,4 @@
-"""What the pickle of a PyTorch file says: where its tensors lie, and what may be beside them."""
+"""Read the pickle of a PyTorch file: the position of each tensor, and which names are allowed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DTYPES: dict[str, tuple[str, Any]] = {
 _BY_NAME = {name: np.dtype(dtype) for name, dtype in _DTYPES.values()}
 _STORAGES = {Name(module, name): np.dtype(dtype) for name, (_, dtype) in _DTYPES.items()
              for module in ("torch", "torch.storage")}  # fmt: skip
-# Numbers that no network here has: tensors of them are of no interest.
+# Dtypes that no network of kd_jax has: tensors of them are not read.
 _OTHER_DTYPES = ("complex32", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "uint16",
                  "uint32", "uint64", "qint8", "quint8", "qint32")  # fmt: skip
 _OTHER_STORAGES = {
@@ -38,7 +38,15 @@ _MOST_DIMENSIONS = 32  # of an array in NumPy
 
 
 class Tensor(NamedTuple):
-    """What the pickle says of a tensor: where it lies in its storage; steps count elements."""
+    """A tensor as the pickle describes it: a strided view of a storage.
+
+    Attributes:
+      key: name of the storage.
+      dtype: dtype of the elements.
+      offset: index of its first element in the storage.
+      shape: shape.
+      steps: strides, in elements.
+    """
 
     key: str
     dtype: np.dtype
@@ -48,7 +56,7 @@ class Tensor(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The number of its elements."""
+        """Number of its elements."""
         size = 1
         for length in self.shape:
             size *= length
@@ -56,26 +64,35 @@ class Tensor(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The element after its last."""
+        """Index after its last element in the storage."""
         pairs = zip(self.shape, self.steps, strict=True)
         return self.offset + 1 + sum((length - 1) * step for length, step in pairs)
 
 
 class _Storage(NamedTuple):
-    """A run of elements in a file of its own; a type that no pickle can make itself."""
+    """One file of elements in the archive. A pickle cannot create this type itself.
+
+    Attributes:
+      key: name of the file.
+      dtype: dtype of the elements.
+      length: number of elements.
+    """
 
     key: str
     dtype: np.dtype
-    held: int
+    length: int
 
 
 def describe(content: bytes) -> Any:
-    """Return what a pickle describes, with a `Tensor` for every tensor, see `pickle_data.read`."""
+    """Return the value that a pickle describes, with a `Tensor` for each tensor.
+
+    Errors as of `pickle_data.read`.
+    """
     return pickle_data.read(content, _CALLS, _storage)
 
 
 def _storage(identifier: Any) -> Any:
-    """Return the storage that an identifier stands for; whatever it holds comes from the file."""
+    """Return the storage of a persistent identifier. The identifier is untrusted data."""
     kind, storage, key, _, size = identifier if isinstance(identifier, tuple) else (None,) * 5
     if not isinstance(kind, str) or kind != "storage" or not isinstance(storage, Name):
         raise pickle_data.RefusedError("a persistent identifier that is no storage")
@@ -89,41 +106,42 @@ def _storage(identifier: Any) -> Any:
 
 
 def _tensor(storage: Any, offset: int, shape: Any, steps: Any, *_: Any) -> Any:
-    """Return a tensor that lies inside its storage and repeats no part of it."""
+    """Return a tensor; it must be inside its storage and not repeat parts of it."""
     if isinstance(storage, pickle_data.Thing):
         return storage
     if not isinstance(storage, _Storage):
         raise ValueError("a tensor has no storage")
     tensor = Tensor(storage.key, storage.dtype, _whole(offset), _sizes(shape), _sizes(steps))
-    # Steps come from the file: one outside the storage would read foreign memory, and a step of 0
-    # makes many elements of one.
+    # Steps are untrusted: a large one would read memory outside the storage, and a step of 0 would
+    # make many elements from one.
     if len(tensor.shape) != len(tensor.steps):
         raise ValueError(f"a tensor of shape {tensor.shape} has the steps {tensor.steps}")
-    if tensor.size and (tensor.end > storage.held or tensor.size > tensor.end - tensor.offset):
+    if tensor.size and (tensor.end > storage.length or tensor.size > tensor.end - tensor.offset):
         raise ValueError(
-            f"a tensor of shape {tensor.shape} reaches outside its storage of {storage.held} "
+            f"a tensor of shape {tensor.shape} reaches outside its storage of {storage.length} "
             "elements, or repeats a part of it (save it with .clone())"
         )
     return tensor
 
 
 def _tensor_of_type(storage: Any, offset: int, shape: Any, steps: Any, *more: Any) -> Any:
-    """Return a tensor whose storage has bytes, and whose type is named beside it."""
-    wanted = more[2]
-    if not isinstance(wanted, Name) or wanted.module != "torch":
+    """Return a tensor whose storage is of bytes, and whose dtype is an extra argument."""
+    dtype_name = more[2]
+    if not isinstance(dtype_name, Name) or dtype_name.module != "torch":
         raise ValueError("a tensor is of a type that is none of PyTorch's")
-    if wanted in _OTHER_TYPES or isinstance(storage, pickle_data.Thing):
+    if dtype_name in _OTHER_TYPES or isinstance(storage, pickle_data.Thing):
         return pickle_data.Thing()
-    if wanted.name not in _BY_NAME:
-        raise ValueError(f"a tensor is of the type {wanted.name[:100]}")
+    if dtype_name.name not in _BY_NAME:
+        raise ValueError(f"a tensor is of the type {dtype_name.name[:100]}")
     if not isinstance(storage, _Storage):
         raise ValueError("a tensor has no storage")
-    own = _BY_NAME[wanted.name]
-    held = storage.held * storage.dtype.itemsize // own.itemsize
-    return _tensor(_Storage(storage.key, own, held), offset, shape, steps)
+    dtype = _BY_NAME[dtype_name.name]
+    length = storage.length * storage.dtype.itemsize // dtype.itemsize
+    return _tensor(_Storage(storage.key, dtype, length), offset, shape, steps)
 
 
 def _tensor_with_attributes(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    """Return the tensor without its Python attributes."""
     make = _CALLS.get(function) if isinstance(function, Name) else None
     if make is None or make is _tensor_with_attributes:
         raise ValueError("a tensor is made by something that makes none")
@@ -151,14 +169,15 @@ def _first(value: Any = (), *_: Any) -> Any:
 def _dict(content: Any = (), *_: Any) -> dict[Any, Any]:
     if isinstance(content, dict):
         return content
-    made: dict[Any, Any] = {}
+    result: dict[Any, Any] = {}
     for key, value in content:
-        pickle_data.set_item(made, key, value)
-    return made
+        pickle_data.set_item(result, key, value)
+    return result
 
 
-# All that a pickle may name: what torch.load(weights_only=True) lets pass (PyTorch's
-# torch/_weights_only_unpickler.py), and what else is often beside weights. None: of no interest.
+# All names that a pickle may contain: those that torch.load(weights_only=True) allows (PyTorch's
+# torch/_weights_only_unpickler.py), and others that are common beside weights. None: the result of
+# the call is not needed.
 _CALLS: dict[Name, Any] = {
     Name("torch._utils", "_rebuild_tensor"): _tensor,
     Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
