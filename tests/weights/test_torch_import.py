@@ -1,10 +1,8 @@
 """PyTorch files: read exactly, refused with one sentence, never run."""
 
 import contextlib
-import http.client
 import io
 import pickle
-import urllib.request
 import zipfile
 
 import ml_dtypes
@@ -15,11 +13,9 @@ import safetensors.numpy
 from helpers import golden_state_dict, write_pth
 from kd_jax import models
 from kd_jax.models import zoo
-from kd_jax.runtime import atomic_files
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import load
 from kd_jax.weights import (
-    published,
     saved_network,
     state_dicts,
     state_files,
@@ -199,83 +195,6 @@ def test_a_part_of_a_stored_network_is_told_from_foreign_weights(tmp_path):
     )
     with pytest.raises(UserError, match=r"give its directory, .*own, as"):
         state_files.read(tmp_path / "own" / "model.safetensors")
-
-
-@pytest.fixture
-def releases(tmp_path, monkeypatch):
-    """A directory as the publisher's releases, and a cache of our own."""
-    monkeypatch.setenv("KD_JAX_CACHE_DIR", str(tmp_path / "cache"))
-    (tmp_path / "releases" / "resnet").mkdir(parents=True)
-    return tmp_path / "releases"
-
-
-def publish(releases, monkeypatch):
-    """Put a file there as if it were the published ResNet20; return its path."""
-    write_pth(releases / "x.pth", golden_state_dict("resnet20"))
-    digest = atomic_files.sha256_of(releases / "x.pth")[:8]
-    entry = published.TABLE["cifar100", "resnet20"]._replace(sha256=digest)
-    monkeypatch.setitem(published.TABLE, ("cifar100", "resnet20"), entry)
-    return (releases / "x.pth").rename(releases / "resnet" / f"cifar100_resnet20-{digest}.pt")
-
-
-def test_a_published_file_is_fetched_once_and_checked(releases, monkeypatch):
-    file = publish(releases, monkeypatch)
-    path = published.fetch("resnet20", "cifar100", releases.as_uri())
-    assert path.read_bytes() == file.read_bytes()
-    file.unlink()
-    assert published.fetch("resnet20", "cifar100", releases.as_uri()) == path
-    card, _ = load.import_file("resnet20", path, "cifar100")
-    assert card.claimed_top1 == 68.83
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"begins with \w{8}, expected \w{8}: it is cut short"):
-        published.fetch("resnet20", "cifar100", releases.as_uri())
-
-
-def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(releases):
-    with pytest.raises(UserError) as caught:
-        published.fetch("vgg11_bn", "cifar100", releases.as_uri())
-    assert "/vgg/cifar100_vgg11_bn-57d0759e.pt cannot be fetched" in str(caught.value)
-    assert "cache/published/cifar100_vgg11_bn-57d0759e.pt, or give" in str(caught.value)
-    assert not list((releases.parent / "cache").rglob("*.p*t*"))
-
-
-def test_two_downloads_of_one_file_do_not_meet(releases, monkeypatch):
-    """The second begins and ends while the first reads: each has a name of its own till the end."""
-    content = publish(releases, monkeypatch).read_bytes()
-    fetched = []
-
-    class Slow(io.BytesIO):
-        def read(self, *size):
-            if not fetched:
-                fetched.append(None)
-                monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(content))
-                fetched.append(published.fetch("resnet20", "cifar100"))
-                fetched[1].unlink()  # so that what is there in the end is the first one's
-            return super().read(*size)
-
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Slow(content))
-    path = published.fetch("resnet20", "cifar100")
-    assert fetched == [None, path]
-    assert path.read_bytes() == content
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
-
-
-def test_a_download_that_is_cut_short_leaves_nothing(releases, monkeypatch):
-    class Cut(io.BytesIO):
-        def read(self, *size):
-            if content := super().read(5):
-                return content
-            raise http.client.IncompleteRead(b"", 100)
-
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Cut(b"ten bytes."))
-    with pytest.raises(UserError, match=r"cannot be fetched \(IncompleteRead.*fetch it where"):
-        published.fetch("resnet20", "cifar100")
-    assert not any(path.is_file() for path in (releases.parent / "cache").rglob("*"))
-
-
-def test_nobody_publishes_that(releases):
-    with pytest.raises(UserError, match=r"no published weights of mobilenet_v3_small.*resnet44"):
-        published.fetch("mobilenet_v3_small", "cifar100", releases.as_uri())
 
 
 def test_a_stored_network_is_read_back_exactly(tmp_path):
