@@ -26,7 +26,7 @@ def test_the_weights_of_a_teacher_are_found_by_name(tmp_path):
     assert spec.teacher_weights(one, tmp_path, None) == ""
 
 
-STUDIES = ("table2", "repaired", "first_table", "demo")
+STUDIES = ("table2", "reproduced", "repaired", "first_table", "demo")
 
 
 @pytest.mark.parametrize("name", STUDIES)
