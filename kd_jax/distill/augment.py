@@ -140,36 +140,37 @@ def mix(first: jax.Array, second: jax.Array, lam: jax.Array) -> jax.Array:
     return lam * first + (1.0 - lam) * second
 
 
-def draw_share(key: jax.Array, alpha: float) -> jax.Array:
-    """Draw the share of an example in its mixture from Beta(alpha, alpha); 1 is uniform."""
+def draw_lam(key: jax.Array, alpha: float) -> jax.Array:
+    """Draw lambda, the weight of an example in its mixture, from Beta(alpha, alpha)."""
     if alpha == 1.0:
         return jax.random.uniform(key)
     return jax.random.beta(key, alpha, alpha)
 
 
-def box_mask(keys: jax.Array, shares: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Return where the example itself is seen, bool `[n, H, W]`: outside of a box, for CutMix.
+def box_mask(keys: jax.Array, lam: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Return the pixels that show the example itself, bool `[n, H, W]`: outside a box, for CutMix.
 
-    The box has the image's shape and about `1 - share` of its area, its centre is anywhere, and
-    what lies beyond the border is cut off: the true share is the mean of the mask.
+    The box has the aspect ratio of the image and `1 - lam` of its area. Its centre is uniform over
+    the image, and it is cut off at the border: so the true weight of the example is the mean of the
+    mask.
 
     Args:
-      keys: keys `[n]`, which nothing else was drawn from.
-      shares: float32 `[n]`.
+      keys: keys `[n]`, from which nothing else is drawn.
+      lam: float32 `[n]`.
       size: `(H, W)`.
 
     Source: Yun et al. 2019, section 3.1.
     """
 
-    def inside(key: jax.Array, share: jax.Array) -> jax.Array:
+    def inside(key: jax.Array, lam: jax.Array) -> jax.Array:
         centre = jax.random.uniform(key, (2,))
         spans = []
         for axis, length in enumerate(size):
-            half = jnp.sqrt(1.0 - share) * length / 2
+            half = jnp.sqrt(1.0 - lam) * length / 2
             low = jnp.round(centre[axis] * length - half)
             high = jnp.round(centre[axis] * length + half)
             line = jnp.arange(length)
             spans.append((line >= low) & (line < high))
         return spans[0][:, None] & spans[1][None, :]
 
-    return ~jax.vmap(inside)(keys, shares)
+    return ~jax.vmap(inside)(keys, lam)

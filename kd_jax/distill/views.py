@@ -23,12 +23,12 @@ class Views(NamedTuple):
       student: pixels float32 `[n, H, W, C]` in [0, 1].
       teacher: the same array (`distill.view` same), its own (independent), or None (fixed: its
         logits are known).
-      share: float32 `[n]`, how much of the view is the example itself; 1 without mixup.
+      lam: float32 `[n]`, mixup's weight of the example itself; 1 without mixup.
     """
 
     student: jax.Array
     teacher: jax.Array | None
-    share: jax.Array
+    lam: jax.Array
 
 
 def make(
@@ -41,7 +41,7 @@ def make(
     """Make the views of one step.
 
     Under `independent` the teacher's crops and mirrorings are drawn apart from the student's; the
-    mixup partner and its share are common, or the two would look at different mixtures.
+    mixup partner and lambda are common, or the two would look at different mixtures.
 
     Args:
       images: uint8 `[N, H, W, C]`, the training set; not read when the batch is streamed.
@@ -58,22 +58,22 @@ def make(
     else:
         rows, partner_rows = jnp.asarray(batch.example), jnp.asarray(batch.partner)
     assert images is not None
-    share, mask = None, None
+    lam, mask = None, None
     if config.mixup.kind != "none":
-        share, keys = _shares(batch, seed, step, config)
+        lam, keys = _draw_lam(batch, seed, step, config)
         if config.mixup.method == "cutmix":
-            mask = augment.box_mask(keys, share, images.shape[1:3])
-            share = jnp.mean(mask, axis=(1, 2))
+            mask = augment.box_mask(keys, lam, images.shape[1:3])
+            lam = jnp.mean(mask, axis=(1, 2))
 
     def view(stream: int) -> jax.Array:
         key = augment.stream_key(seed, step, stream)
         own = _look_up(images, rows, batch.position, key, config)
-        if share is None:
+        if lam is None:
             return own
         partner = _look_up(images, partner_rows, batch.partner_position, key, config)
         if mask is not None:
             return jnp.where(mask[..., None], own, partner)
-        return augment.mix(own, partner, share)
+        return augment.mix(own, partner, lam)
 
     student = view(augment.STREAM_CROP_FLIP)
     teacher: jax.Array | None = student
@@ -81,7 +81,7 @@ def make(
         teacher = view(augment.STREAM_TEACHER_CROP_FLIP)
     elif config.distill.view == "fixed":
         teacher = None
-    return Views(student, teacher, jnp.ones(len(student)) if share is None else share)
+    return Views(student, teacher, jnp.ones(len(student)) if lam is None else lam)
 
 
 def _look_up(
@@ -100,10 +100,10 @@ def _look_up(
     return augment.to_pixels(pixels)
 
 
-def _shares(
+def _draw_lam(
     batch: Batch, seed: jax.Array, step: jax.Array, config: ConfigDict
 ) -> tuple[jax.Array, jax.Array]:
-    """Return each example's own share, float32 `[n]`, and a key for the rest of it, `[n]`."""
+    """Return lambda of each example, float32 `[n]`, and a key for the box of CutMix, `[n]`."""
     key = augment.stream_key(seed, step, augment.STREAM_LAMBDA)
     options = config.mixup
     if options.kind == "batch":
@@ -114,4 +114,4 @@ def _shares(
     else:
         keys = augment.position_keys(key, batch.position)
     pairs = jax.vmap(jax.random.split)(keys)
-    return jax.vmap(lambda k: augment.draw_share(k, options.alpha))(pairs[:, 0]), pairs[:, 1]
+    return jax.vmap(lambda k: augment.draw_lam(k, options.alpha))(pairs[:, 0]), pairs[:, 1]
