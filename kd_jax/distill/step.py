@@ -64,9 +64,11 @@ def make_cohort_step(
             lambda part: gradients_of(states, constants, part), batch, config.accumulate
         )
         gradients = mean_over_devices(gradients, statistics_are_equal=config.batch_norm.sync)
-        updates = map(apply_gradients, students, states, gradients)
-        new_states, metrics = zip(*updates, strict=True)
-        return new_states, metrics
+        updates = [
+            apply_gradients(spec, state, grads)
+            for spec, state, grads in zip(students, states, gradients, strict=True)
+        ]
+        return tuple(state for state, _ in updates), tuple(metrics for _, metrics in updates)
 
     return step
 
