@@ -1,7 +1,8 @@
-"""What the networks see in one step: the student's pixels and the teacher's.
+"""Views of one step: the pixels of the student and of the teacher.
 
-Everything is a function of (seed, step, position in the global batch), so no number of devices
-changes it. A partner's pixels are made anew from its own index and position, wherever it lives.
+They are a function of (seed, step, position in the global batch), so they do not depend on the
+number of devices. The pixels of a mixup partner are computed again from its own index and position,
+since the partner may be on another device.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from kd_jax.distill import augment
 
 
 class Views(NamedTuple):
-    """One device's part of a step's views.
+    """Views of one step, the part of one device.
 
     Attributes:
       student: pixels float32 `[n, H, W, C]` in [0, 1].
-      teacher: the same array (`distill.view` same), its own (independent), or None (fixed: its
-        logits are known).
+      teacher: by `distill.view`: the same array (`same`), an array of its own (`independent`), or
+        None (`fixed`: the teacher's logits are known).
       lam: float32 `[n]`, mixup's weight of the example itself; 1 without mixup.
     """
 
@@ -40,8 +41,8 @@ def make(
 ) -> Views:
     """Make the views of one step.
 
-    Under `independent` the teacher's crops and mirrorings are drawn apart from the student's; the
-    mixup partner and lambda are common, or the two would look at different mixtures.
+    Under `independent` the crops and flips of the teacher are drawn apart from the student's. The
+    mixup partner and lambda are common, so that both see a mixture of the same examples.
 
     Args:
       images: uint8 `[N, H, W, C]`, the training set; not read when the batch is streamed.
@@ -50,10 +51,10 @@ def make(
       config: `augment`, `mixup`, `distill.view` and `batch_size` are read.
     """
     if isinstance(batch, Streamed):
-        given, batch = batch, batch.batch
-        count = len(given.own)
-        both = [given.own] if given.partner is None else [given.own, given.partner]
-        images = jnp.concatenate(both)
+        streamed, batch = batch, batch.batch
+        count = len(streamed.own)
+        pixels = [streamed.own] if streamed.partner is None else [streamed.own, streamed.partner]
+        images = jnp.concatenate(pixels)
         rows, partner_rows = jnp.arange(count), jnp.arange(count, 2 * count)
     else:
         rows, partner_rows = jnp.asarray(batch.example), jnp.asarray(batch.partner)
@@ -67,13 +68,13 @@ def make(
 
     def view(stream: int) -> jax.Array:
         key = augment.stream_key(seed, step, stream)
-        own = _look_up(images, rows, batch.position, key, config)
+        example = _augment(images, rows, batch.position, key, config)
         if lam is None:
-            return own
-        partner = _look_up(images, partner_rows, batch.partner_position, key, config)
+            return example
+        partner = _augment(images, partner_rows, batch.partner_position, key, config)
         if mask is not None:
-            return jnp.where(mask[..., None], own, partner)
-        return augment.mix(own, partner, lam)
+            return jnp.where(mask[..., None], example, partner)
+        return augment.mix(example, partner, lam)
 
     student = view(augment.STREAM_CROP_FLIP)
     teacher: jax.Array | None = student
@@ -84,10 +85,10 @@ def make(
     return Views(student, teacher, jnp.ones(len(student)) if lam is None else lam)
 
 
-def _look_up(
+def _augment(
     images: jax.Array, indices: Array, positions: Array, key: jax.Array, config: ConfigDict
 ) -> jax.Array:
-    """Return the augmented pixels of some examples, float32 `[n, H, W, C]`."""
+    """Return the augmented pixels of the examples at `indices`, float32 `[n, H, W, C]`."""
     options, keys = config.augment, augment.position_keys(key, positions)
     if options.crop_area < 1:
         pixels = augment.resized_crop(
