@@ -24,7 +24,9 @@ from kd_jax.config import default_config
 from kd_jax.data import sampler
 from kd_jax.data.dataset import NORMALISATION, load
 from kd_jax.distill import ensemble
+from kd_jax.distill import state as state_lib
 from kd_jax.distill import step as step_lib
+from kd_jax.distill.student import StudentSpec
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime.errors import run_command
 from kd_jax.teachers import load as load_lib
@@ -52,22 +54,22 @@ def main(argv: Sequence[str]) -> None:
         variables = tuple(load_lib.load(base.teacher, "cifar100").variables)
     group = ensemble.Ensemble((network,), (1.0,), "probabilities")
     student = models.build(_STUDENT, 100, *normalisation, axis_name=devices_lib.AXIS)
-    pupils = []
+    specs = []
     for temperature in _TEMPERATURES:
         config = base.copy_and_resolve_references()
         config.distill.temperature, config.log_every_steps = temperature, 1
         optimizer = optimizer_lib.build(config, total_steps=10**5, warmup_steps=100)
-        pupils.append(step_lib.Alone(config, student, optimizer))
-    constants = devices_lib.replicate(step_lib.Constants(train.images, None, variables), devices)
+        specs.append(StudentSpec(config, student, optimizer))
+    constants = devices_lib.replicate(state_lib.Constants(train.images, None, variables), devices)
     first = student.init(0, (32, 32, 3))
 
-    def side(members: Sequence[step_lib.Alone]) -> _Side:
-        states = tuple(step_lib.init_state(m.config, first, m.optimizer) for m in members)
+    def side(members: Sequence[StudentSpec]) -> _Side:
+        states = tuple(state_lib.init_state(m.config, first, m.optimizer) for m in members)
         step = step_lib.make_cohort_step(members, group)
         mapped = devices_lib.pmap(step, devices, (False, False, True), donate_argnums=0)
         return _Side(mapped, devices_lib.replicate(states, devices), constants, devices, len(train))
 
-    together, alone = side(pupils), [side([pupil]) for pupil in pupils]
+    together, alone = side(specs), [side([spec]) for spec in specs]
     ours = np.array(together.losses(_STEPS.value))
     own = np.concatenate([np.array(each.losses(_STEPS.value)) for each in alone], axis=1)
     print(f"largest relative difference of {ours.size} losses: {np.abs(ours / own - 1).max():.1e}")
@@ -101,7 +103,7 @@ class _Side:
         jax.block_until_ready(metrics)
         return time.perf_counter() - began
 
-    def _next(self) -> step_lib.Metrics:
+    def _next(self) -> state_lib.Metrics:
         batch = sampler.batch_at(self._number, _BATCH, self._examples, 0)
         self._number += 1
         cut = devices_lib.shard(batch, self._devices)

@@ -13,6 +13,7 @@ from kd_jax.config import default_config
 from kd_jax.data import sampler
 from kd_jax.data.dataset import NORMALISATION
 from kd_jax.distill import ensemble
+from kd_jax.distill import state as state_lib
 from kd_jax.distill import step as step_lib
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.training import optimizer as optimizer_lib
@@ -42,8 +43,10 @@ def train_step(
     config = default_config()
     config.batch_size = batch_size
     devices = devices_for(batch_size)
-    pupil = models.build(student, 100, *_NORMALISATION, axis_name=devices_lib.AXIS, dtype=dtype)
-    group, constants = None, step_lib.Constants(images)
+    student_network = models.build(
+        student, 100, *_NORMALISATION, axis_name=devices_lib.AXIS, dtype=dtype
+    )
+    group, constants = None, state_lib.Constants(images)
     if teacher:
         network = models.build(teacher, 100, *_NORMALISATION, dtype=dtype)
         group = ensemble.Ensemble((network,), (1.0,), "probabilities")
@@ -52,8 +55,8 @@ def train_step(
         config.distill.label_weight, config.mixup.kind = 1.0, "none"
         constants = constants._replace(labels=np.arange(len(images), dtype=np.int32) % 100)
     optimizer = optimizer_lib.build(config, total_steps=10**6, warmup_steps=0)
-    state = step_lib.init_state(config, pupil.init(0, _IMAGE_SHAPE), optimizer)
-    step = step_lib.make_train_step(config, pupil, group, optimizer)
+    state = state_lib.init_state(config, student_network.init(0, _IMAGE_SHAPE), optimizer)
+    step = step_lib.make_train_step(config, student_network, group, optimizer)
     mapped = devices_lib.pmap(step, devices, (False, False, True), donate_argnums=0)
     held = {"state": devices_lib.replicate(state, devices)}
     constants = devices_lib.replicate(constants, devices)

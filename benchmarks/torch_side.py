@@ -79,16 +79,19 @@ def study_step(
         for _ in range(2)
     ]
     endless = [itertools.chain.from_iterable(itertools.repeat(loader)) for loader in loaders]
-    master, pupil = torch_models.MODELS[teacher]().eval(), torch_models.MODELS[student]().train()
-    optimizer = torch.optim.Adam(pupil.parameters(), 1e-3, weight_decay=1e-4)
+    teacher_network, student_network = (
+        torch_models.MODELS[teacher]().eval(),
+        torch_models.MODELS[student]().train(),
+    )
+    optimizer = torch.optim.Adam(student_network.parameters(), 1e-3, weight_decay=1e-4)
     criterion = nn.KLDivLoss(reduction="sum")
 
     def step(number: int) -> None:
         first, second = (next(batches) for batches in endless)
         share = torch.rand(batch_size, 1, 1, 1)
         mixed = share * first + (1 - share) * second
-        target = functional.softmax(master(mixed) / TEMPERATURE, -1)
-        own = functional.log_softmax(pupil(mixed) / TEMPERATURE, -1)
+        target = functional.softmax(teacher_network(mixed) / TEMPERATURE, -1)
+        own = functional.log_softmax(student_network(mixed) / TEMPERATURE, -1)
         optimizer.zero_grad()
         criterion(own, target).backward()
         optimizer.step()

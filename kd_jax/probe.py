@@ -25,7 +25,7 @@ _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "last", ["last", "best"], "The newest checkpoint, or the best on val."
 )
 _OUT = flags.DEFINE_string("out", None, "File for all results, as JSON.")
-SHARES = tuple(i / 10 for i in range(11))  # of an image in its mixture with the next
+LAMS = tuple(i / 10 for i in range(11))  # of an image in its mixture with the next
 _MOST_CONFUSED = 10  # pairs of classes that are printed
 
 
@@ -85,11 +85,11 @@ def along_the_line(
     from kd_jax.report import probe_images
 
     records, examples = [], []
-    for share in SHARES:
-        teacher = evaluator.teacher_logits_of_mixtures("test", share)
-        student = evaluator.student_logits(variables, "test", share)
+    for lam in LAMS:
+        teacher = evaluator.teacher_logits_of_mixtures("test", lam)
+        student = evaluator.student_logits(variables, "test", lam)
         metrics = {
-            "share": share,
+            "share": lam,
             "teacher_entropy": fidelity.entropy(teacher),
             "student_entropy": fidelity.entropy(student),
             "agreement": fidelity.agreement(student, teacher),
@@ -97,7 +97,7 @@ def along_the_line(
             "kl_to_teacher": fidelity.kl_to_teacher(student, teacher),
         }
         records.append({name: round(value, 6) for name, value in metrics.items()})
-        examples += probe_images.mixtures(split, share, teacher, student)
+        examples += probe_images.mixtures(split, lam, teacher, student)
     return records, examples
 
 

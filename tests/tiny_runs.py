@@ -13,6 +13,7 @@ from kd_jax import models
 from kd_jax.config import default_config
 from kd_jax.data import sampler
 from kd_jax.distill import ensemble
+from kd_jax.distill import state as state_lib
 from kd_jax.distill import step as step_lib
 from kd_jax.kernels import lowering as lowering_lib
 from kd_jax.models import layers, resnet
@@ -65,12 +66,12 @@ def set_up(config, axis_name=devices_lib.AXIS):
     student = tiny(axis_name=axis_name, dropout_rate=config.student.dropout)
     teacher = tiny((0.4,) * 3)
     optimizer = optimizer_lib.build(config, total_steps=100, warmup_steps=5)
-    state = step_lib.init_state(config, student.init(config.seed, (32, 32, 3)), optimizer)
+    state = state_lib.init_state(config, student.init(config.seed, (32, 32, 3)), optimizer)
     alone = ensemble.Ensemble((teacher,), (1.0,), "probabilities")
     step = step_lib.make_train_step(config, student, alone, optimizer)
     teacher_variables = teacher.init(9, (32, 32, 3))
     teacher_variables["params"]["fc"]["kernel"] *= 100.0  # or an untrained teacher knows nothing
-    return step, state, step_lib.Constants(IMAGES, None, (teacher_variables,))
+    return step, state, state_lib.Constants(IMAGES, None, (teacher_variables,))
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,1 +1,1 @@
-"""The method: augmentation, views, teachers' targets, losses, and the training step."""
+"""The method: augmentation, views, ensembles of teachers, losses, and the training step."""

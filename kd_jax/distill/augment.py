@@ -1,7 +1,7 @@
 """Crop, flip, mixup and CutMix, as pure functions of pixels and keys.
 
-Randomness is keyed by the example's position in the global batch, never by the device that holds
-it, so any number of devices sees the same views.
+Random keys depend on an example's position in the global batch and not on the device that holds
+it, so any number of devices makes the same views.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import jax.numpy as jnp
 
 from kd_jax.data.sampler import Array
 
-# Streams of randomness of one step. New ones are added at the end: the numbers are part of what
-# makes a run reproducible.
+# Streams of random numbers of one step. Add new ones at the end: a run is reproducible only while
+# the numbers stay.
 STREAM_CROP_FLIP, STREAM_LAMBDA, STREAM_DROPOUT, STREAM_TEACHER_CROP_FLIP = range(4)
 
 
 def stream_key(seed: jax.Array, step: jax.Array, stream: int) -> jax.Array:
-    """Return the key of one stream of randomness at one step: a pure function of the three."""
+    """Return the key of one stream of random numbers at one step, a function of its arguments."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), stream)
 
 
 def position_keys(key: jax.Array, positions: Array) -> jax.Array:
-    """Return one key per example, from its position in the global batch.
+    """Return a key for each example, from its position in the global batch.
 
     Args:
       key: a stream's key.
@@ -42,17 +42,17 @@ def crop_and_flip(
     crop_pad_px: int,
     flip: bool,
 ) -> jax.Array:
-    """Gather examples, each cropped from its zero-padded image and perhaps mirrored.
+    """Gather examples, crop each from its zero-padded image, and mirror some of them.
 
-    Gathering, cropping and flipping are one gather of rows and columns: no padded copy is made.
+    All three are one gather of rows and columns: no padded copy is made.
 
     Args:
       images: uint8 `[N, H, W, C]`, the whole set.
       indices: int32 `[n]` into `images`.
       keys: keys `[n]`.
       crop_pad_px: the crop's origin is uniform over `[-crop_pad_px, crop_pad_px]` in both
-        directions; pixels outside the image are black. 0 turns it off.
-      flip: mirror left to right with probability one half.
+        directions; pixels outside the image are black. 0: no crop.
+      flip: mirror left to right with probability 1/2.
 
     Returns:
       uint8 `[n, H, W, C]`.
@@ -81,27 +81,29 @@ def crop_and_flip(
     return jnp.where(inside[..., None], pixels, 0)
 
 
-_LEAST_ASPECT = 3 / 4  # of a random crop's width over its height, beside the image's; and inverse
+# Smallest width over height of a random crop, relative to the image's; the largest is its inverse.
+_LEAST_ASPECT = 3 / 4
 
 
 def resized_crop(
     images: jax.Array, indices: Array, keys: jax.Array, *, crop_area: float, flip: bool
 ) -> jax.Array:
-    """Gather examples, each a random part scaled back to the image's size, and perhaps mirrored.
+    """Gather examples, scale a random part of each to the image's size, and mirror some of them.
 
     Args:
       images: uint8 `[N, H, W, C]`, the whole set.
       indices: int32 `[n]` into `images`.
       keys: keys `[n]`.
-      crop_area: the part's share of the area is uniform over `[crop_area, 1]`; its shape beside the
-        image's is log-uniform over [3/4, 4/3], cut off where it would be larger than the image.
-      flip: mirror left to right with probability one half.
+      crop_area: the area of the part, relative to the image's, is uniform over `[crop_area, 1]`.
+        Its aspect ratio, relative to the image's, is log-uniform over [3/4, 4/3]. A side that would
+        be longer than the image's is cut to it.
+      flip: mirror left to right with probability 1/2.
 
     Returns:
       float32 `[n, H, W, C]` of the same range as the images, interpolated linearly.
 
-    Source: Szegedy et al. 2014, section 6. At the part's border the pixels beyond it have a share,
-    where others cut first and scale then.
+    Source: Szegedy et al. 2014, section 6. At its border, pixels just outside the part contribute
+    to the interpolation. Implementations that crop before they scale differ there.
     """
     size = images.shape[1:3]
 
@@ -127,49 +129,50 @@ def resized_crop(
 
 
 def to_pixels(images: jax.Array) -> jax.Array:
-    """Return images of bytes as float32 pixels in [0, 1]."""
+    """Return uint8 images as float32 pixels in [0, 1]."""
     return images.astype(jnp.float32) / 255.0
 
 
 def mix(first: jax.Array, second: jax.Array, lam: jax.Array) -> jax.Array:
-    """Return `lam * first + (1 - lam) * second`; `lam` is a scalar or one value an example.
+    """Return `lam * first + (1 - lam) * second`; `lam` is a scalar, or `[n]` for `n` examples.
 
-    Source: Zhang et al. 2018 (mixup), applied to the inputs alone: labels are not mixed here.
+    Source: Zhang et al. 2018 (mixup).
     """
     lam = lam.reshape(lam.shape + (1,) * (first.ndim - lam.ndim)) if lam.ndim else lam
     return lam * first + (1.0 - lam) * second
 
 
-def draw_share(key: jax.Array, alpha: float) -> jax.Array:
-    """Draw the share of an example in its mixture from Beta(alpha, alpha); 1 is uniform."""
+def draw_lam(key: jax.Array, alpha: float) -> jax.Array:
+    """Draw lambda, the weight of an example in its mixture, from Beta(alpha, alpha)."""
     if alpha == 1.0:
         return jax.random.uniform(key)
     return jax.random.beta(key, alpha, alpha)
 
 
-def box_mask(keys: jax.Array, shares: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Return where the example itself is seen, bool `[n, H, W]`: outside of a box, for CutMix.
+def box_mask(keys: jax.Array, lam: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Return the pixels that show the example itself, bool `[n, H, W]`: outside a box, for CutMix.
 
-    The box has the image's shape and about `1 - share` of its area, its centre is anywhere, and
-    what lies beyond the border is cut off: the true share is the mean of the mask.
+    The box has the aspect ratio of the image and `1 - lam` of its area. Its centre is uniform over
+    the image, and it is cut off at the border: so the true weight of the example is the mean of the
+    mask.
 
     Args:
-      keys: keys `[n]`, which nothing else was drawn from.
-      shares: float32 `[n]`.
+      keys: keys `[n]`, from which nothing else is drawn.
+      lam: float32 `[n]`.
       size: `(H, W)`.
 
     Source: Yun et al. 2019, section 3.1.
     """
 
-    def inside(key: jax.Array, share: jax.Array) -> jax.Array:
+    def inside(key: jax.Array, lam: jax.Array) -> jax.Array:
         centre = jax.random.uniform(key, (2,))
         spans = []
         for axis, length in enumerate(size):
-            half = jnp.sqrt(1.0 - share) * length / 2
+            half = jnp.sqrt(1.0 - lam) * length / 2
             low = jnp.round(centre[axis] * length - half)
             high = jnp.round(centre[axis] * length + half)
             line = jnp.arange(length)
             spans.append((line >= low) & (line < high))
         return spans[0][:, None] & spans[1][None, :]
 
-    return ~jax.vmap(inside)(keys, shares)
+    return ~jax.vmap(inside)(keys, lam)

@@ -1,4 +1,4 @@
-"""One teacher or several, as what the student is asked to match."""
+"""One or several teachers: their logits, and the targets that a student matches."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kd_jax.models import Network, Variables
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """Frozen networks and their shares.
+    """Frozen networks and their weights in the target.
 
     Attributes:
-      networks: each with its own normalisation and dtype; at least one.
-      shares: positive, one a network; they sum to 1.
-      combine: `probabilities`, one target, the mean of the softened predictions (of the logits,
-        for a loss on logits); or `losses`, a target a network, whose losses are averaged. For the
-        forward KL both have one gradient, since the cross-entropy is linear in the target; so they
-        have for the squared error. (big_vision sums the KLs: that is `losses` with the learning
-        rate times the number of teachers, which Adam does not even see.)
+      networks: at least one, each with its own normalisation and dtype.
+      shares: weights of the networks, positive, with sum 1.
+      combine: `probabilities`: one target, the mean of the softened predictions (of the logits, for
+        a loss on logits). `losses`: one target for each network, and the mean of their losses. For
+        the forward KL both have the same gradient, since the cross-entropy is linear in the target;
+        for the squared error too. (big_vision sums the KLs. That equals `losses` with the learning
+        rate times the number of teachers; Adam's updates do not depend on such a factor.)
     """
 
     networks: tuple[Network, ...]
@@ -39,16 +39,16 @@ class Ensemble:
           pixels: float32 `[n, H, W, C]` in [0, 1].
         """
         pairs = zip(self.networks, variables, strict=True)
-        return jnp.stack([network.logits(own, pixels) for network, own in pairs])
+        return jnp.stack([network.logits(each, pixels) for network, each in pairs])
 
     def targets(
         self, logits: jax.Array, loss: str, temperature: float
     ) -> tuple[tuple[jax.Array, ...], tuple[float, ...]]:
-        """Return the logits `[n, classes]` to match, and their shares.
+        """Return the logits `[n, classes]` of each target, and the weight of each in the loss.
 
         Args:
-          logits: as `logits` gives them.
-          loss: a choice of `config.distill.loss`; not all of them have a temperature.
+          logits: `[networks, n, classes]`, from `logits`.
+          loss: a choice of `config.distill.loss`; some have no temperature.
           temperature: T > 0.
         """
         if len(self.networks) == 1 or self.combine == "losses":
@@ -58,7 +58,7 @@ class Ensemble:
         return (self.mean(logits, 1.0 if loss in losses.ON_CHOICE else temperature),), (1.0,)
 
     def mean(self, logits: Array, temperature: float = 1.0) -> jax.Array:
-        """Return one `[n, classes]` for all networks, see `losses.mean_of_probabilities`."""
+        """Return logits `[n, classes]` of the ensemble, see `losses.mean_of_probabilities`."""
         if len(self.networks) == 1:
             return jnp.asarray(logits[0])
         return losses.mean_of_probabilities(

@@ -1,8 +1,8 @@
-"""Losses of distillation. Every one works on logits, in float32 log space.
+"""Losses of distillation, functions of logits, computed in float32 log space.
 
-Probabilities are never formed before a logarithm is taken, so all losses stay finite for any
-finite logits, and bfloat16 networks are compared in float32. Classes are summed over unless a
-docstring says otherwise; what is returned is one value an example, float32 `[n]`, in nats.
+No logarithm of a probability is taken, so all losses are finite for any finite logits, and
+bfloat16 networks are compared in float32. Unless a docstring says otherwise, a loss sums over
+classes and returns one value for each example, float32 `[n]`, in nats.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# Losses, by their names in `config.distill.loss`, that compare logits and not softened predictions:
-# several teachers are then one by the mean of their logits. And the loss that reads only the
-# teachers' choice, whatever the temperature.
+# Names in `config.distill.loss`. `ON_LOGITS` compare logits and not softened predictions: then the
+# target of several teachers is the mean of their logits. `ON_CHOICE` read only the class that the
+# teachers choose, which the temperature does not change.
 ON_LOGITS = ("squared_error",)
 ON_CHOICE = ("hard_label",)
 
@@ -37,8 +37,8 @@ def kl_divergence(
 ) -> jax.Array:
     """Forward KL(teacher || student) of the softened predictions, times temperature squared.
 
-    The factor T^2 keeps the gradient's size independent of T: as T grows, the gradient tends to
-    that of (1 / (2 * classes)) * squared distance of the centred logits.
+    The factor T^2 makes the size of the gradient independent of T: as T grows, the gradient tends
+    to that of (1 / (2 * classes)) * squared distance of the centred logits.
 
     Args:
       teacher_logits: `[..., classes]`, any float dtype.
@@ -59,7 +59,7 @@ def reverse_kl(
 ) -> jax.Array:
     """KL(student || teacher) of the softened predictions, times temperature squared.
 
-    It asks the student to put no probability where the teacher has none. Arguments as
+    It penalises probability of the student where the teacher has none. Arguments as
     `kl_divergence`.
     """
     return kl_divergence(student_logits, teacher_logits, temperature)
@@ -68,7 +68,9 @@ def reverse_kl(
 def jensen_shannon(
     teacher_logits: jax.Array, student_logits: jax.Array, temperature: float
 ) -> jax.Array:
-    """Mean of the KLs of both to their mean, times temperature squared; at most T^2 log 2.
+    """Mean of KL(teacher || m) and KL(student || m), where m is the mean prediction, times T^2.
+
+    It is at most T^2 log 2.
 
     Arguments as `kl_divergence`. Source: Lin 1991.
     """
@@ -83,7 +85,7 @@ def jensen_shannon(
 def squared_error(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Array:
     """Half the squared difference of the logits, averaged over classes: no temperature.
 
-    The limit of T^2 KL for great T, except that a shift common to all classes counts too.
+    It is the limit of T^2 KL for large T, except that a shift common to all classes counts too.
 
     Source: Ba and Caruana 2014; Kim et al. 2021.
     """
@@ -92,12 +94,12 @@ def squared_error(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.A
 
 
 def hard_label(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Array:
-    """Cross-entropy on the class that the teacher would choose: no temperature.
+    """Cross-entropy on the class of the teacher's largest logit: no temperature.
 
-    NaN where a logit of the teacher is not finite: arg-max would choose it without a word.
+    NaN where a logit of the teacher is not finite, since arg-max would choose a NaN silently.
     """
-    chosen = jnp.argmax(teacher_logits, axis=-1)
-    loss = -jnp.take_along_axis(log_probs(student_logits), chosen[..., None], axis=-1)[..., 0]
+    choice = jnp.argmax(teacher_logits, axis=-1)
+    loss = -jnp.take_along_axis(log_probs(student_logits), choice[..., None], axis=-1)[..., 0]
     return jnp.where(jnp.isfinite(teacher_logits).all(axis=-1), loss, jnp.nan)
 
 
@@ -115,10 +117,10 @@ def dist(
     Args:
       teacher_logits, student_logits: `[n, classes]`.
       temperature: T > 0.
-      inter: weight of the correlation over classes, example by example.
+      inter: weight of the correlation over classes, for each example.
       intra: weight of the correlation over examples, averaged over classes.
-      gather: makes `[global n, classes]` of a device's `[n, classes]`, since the correlation over
-        examples belongs to the whole batch.
+      gather: returns `[global n, classes]` from a device's `[n, classes]`: the correlation over
+        examples is one of the global batch.
 
     Source: Huang et al. 2022, section 3.
     """
@@ -130,10 +132,10 @@ def dist(
 
 
 def _correlation(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
-    """Return Pearson's correlation along an axis; 0 where one does not vary, and still smooth."""
+    """Return Pearson's correlation along an axis; 0 with a finite slope where one is constant."""
     a = a - jnp.mean(a, axis=axis, keepdims=True)
     b = b - jnp.mean(b, axis=axis, keepdims=True)
-    tiny = 1e-12  # against the infinite slope of a root at 0
+    tiny = 1e-12  # the slope of a square root at 0 is infinite
     lengths = jnp.sqrt(jnp.sum(a**2, axis=axis) + tiny) * jnp.sqrt(jnp.sum(b**2, axis=axis) + tiny)
     return jnp.sum(a * b, axis=axis) / lengths
 
@@ -147,10 +149,11 @@ def dkd(
     target: float,
     others: float,
 ) -> jax.Array:
-    """Decoupled KD: the KL about the labelled class, and that among the others, weighed apart.
+    """Decoupled KD: weighted sum of two KLs, times temperature squared.
 
-    Times temperature squared. `kl_divergence` is the case of `target` 1 and, as `others`, the
-    teacher's own probability of all other classes: what tames the second part in ordinary KD.
+    The first is that of the labelled class against the rest, the second that among the other
+    classes. `kl_divergence` is the case of `target` 1 and `others` equal to the teacher's
+    probability of all other classes, a factor that makes the second part small in ordinary KD.
 
     Args:
       teacher_logits, student_logits: `[n, classes]`.
@@ -180,7 +183,7 @@ def dkd(
 def standardize(logits: jax.Array) -> jax.Array:
     """Return logits with mean 0 and standard deviation 1 over the classes, float32.
 
-    The student need then match the teacher's logits only up to shift and scale.
+    The student then has to match the teacher's logits only up to shift and scale.
 
     Source: Sun et al. 2024.
     """
@@ -192,12 +195,12 @@ def standardize(logits: jax.Array) -> jax.Array:
 def mean_of_probabilities(logits: jax.Array, shares: jax.Array, temperature: float) -> jax.Array:
     """Return logits `[..., classes]` whose softened prediction is the weighted mean of several.
 
-    `softmax(result / T)` is the mean of `softmax(logits[k] / T)`: so every loss on logits takes
-    an ensemble as one teacher.
+    `softmax(result / T)` is the mean of `softmax(logits[k] / T)`: so every loss can treat an
+    ensemble as one teacher.
 
     Args:
       logits: `[teachers, ..., classes]`.
-      shares: `[teachers]`, which sum to 1.
+      shares: `[teachers]`, weights with sum 1.
       temperature: T > 0.
     """
     weights = jnp.log(shares).reshape(-1, *(1,) * (logits.ndim - 1))
@@ -207,14 +210,14 @@ def mean_of_probabilities(logits: jax.Array, shares: jax.Array, temperature: flo
 def mean_of_logits(logits: jax.Array, shares: jax.Array) -> jax.Array:
     """Return the weighted mean of several logits, float32 `[..., classes]`.
 
-    Half the squared distance to it differs from the mean of those to each by a constant. Arguments
-    as `mean_of_probabilities`.
+    Half the squared distance to this mean, and the mean of half the squared distances to each,
+    differ by a constant. Arguments as `mean_of_probabilities`.
     """
     return jnp.tensordot(shares, logits.astype(jnp.float32), axes=1)
 
 
 def smooth_labels(label_probs: jax.Array, smoothing: float) -> jax.Array:
-    """Spread the share `smoothing` of label probabilities `[..., classes]` over all classes.
+    """Spread the fraction `smoothing` of label probabilities `[..., classes]` over all classes.
 
     Source: Szegedy et al. 2016, section 7.
     """

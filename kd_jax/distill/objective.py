@@ -1,4 +1,4 @@
-"""The loss of a student, as its config describes it: to its teachers, to the labels, or to both."""
+"""The loss of a student by its config: to its teachers, to the labels, or to both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def distillation_loss(
     Args:
       options: `config.distill`.
       teacher_logits, student_logits: `[n, classes]`.
-      labels: int `[n]`, read by `dkd` alone.
+      labels: int `[n]`; only `dkd` reads them.
     """
     temperature = options.temperature
     teacher, student = teacher_logits, student_logits
@@ -74,9 +74,9 @@ def student_loss(
       config: `distill` is read.
       student_logits: `[n, classes]`.
       teacher_logits: `[n, classes]` of each target; not read when `label_weight` is 1.
-      shares: of the targets, which sum to 1.
+      shares: weights of the targets, with sum 1.
       label_probs: `[n, classes]`; not read when `label_weight` is 0.
-      labels: int `[n]`, of the examples themselves; read by losses that need them.
+      labels: int `[n]`, of the examples themselves; only `dkd` reads them.
     """
     weight = config.distill.label_weight
     loss = jnp.zeros(student_logits.shape[:1])

@@ -1,7 +1,8 @@
-"""What the networks see in one step: the student's pixels and the teacher's.
+"""Views of one step: the pixels of the student and of the teacher.
 
-Everything is a function of (seed, step, position in the global batch), so no number of devices
-changes it. A partner's pixels are made anew from its own index and position, wherever it lives.
+They are a function of (seed, step, position in the global batch), so they do not depend on the
+number of devices. The pixels of a mixup partner are computed again from its own index and position,
+since the partner may be on another device.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from kd_jax.distill import augment
 
 
 class Views(NamedTuple):
-    """One device's part of a step's views.
+    """Views of one step, the part of one device.
 
     Attributes:
       student: pixels float32 `[n, H, W, C]` in [0, 1].
-      teacher: the same array (`distill.view` same), its own (independent), or None (fixed: its
-        logits are known).
-      share: float32 `[n]`, how much of the view is the example itself; 1 without mixup.
+      teacher: by `distill.view`: the same array (`same`), an array of its own (`independent`), or
+        None (`fixed`: the teacher's logits are known).
+      lam: float32 `[n]`, mixup's weight of the example itself; 1 without mixup.
     """
 
     student: jax.Array
     teacher: jax.Array | None
-    share: jax.Array
+    lam: jax.Array
 
 
 def make(
@@ -40,8 +41,8 @@ def make(
 ) -> Views:
     """Make the views of one step.
 
-    Under `independent` the teacher's crops and mirrorings are drawn apart from the student's; the
-    mixup partner and its share are common, or the two would look at different mixtures.
+    Under `independent` the crops and flips of the teacher are drawn apart from the student's. The
+    mixup partner and lambda are common, so that both see a mixture of the same examples.
 
     Args:
       images: uint8 `[N, H, W, C]`, the training set; not read when the batch is streamed.
@@ -50,30 +51,30 @@ def make(
       config: `augment`, `mixup`, `distill.view` and `batch_size` are read.
     """
     if isinstance(batch, Streamed):
-        given, batch = batch, batch.batch
-        count = len(given.own)
-        both = [given.own] if given.partner is None else [given.own, given.partner]
-        images = jnp.concatenate(both)
+        streamed, batch = batch, batch.batch
+        count = len(streamed.own)
+        pixels = [streamed.own] if streamed.partner is None else [streamed.own, streamed.partner]
+        images = jnp.concatenate(pixels)
         rows, partner_rows = jnp.arange(count), jnp.arange(count, 2 * count)
     else:
         rows, partner_rows = jnp.asarray(batch.example), jnp.asarray(batch.partner)
     assert images is not None
-    share, mask = None, None
+    lam, mask = None, None
     if config.mixup.kind != "none":
-        share, keys = _shares(batch, seed, step, config)
+        lam, keys = _draw_lam(batch, seed, step, config)
         if config.mixup.method == "cutmix":
-            mask = augment.box_mask(keys, share, images.shape[1:3])
-            share = jnp.mean(mask, axis=(1, 2))
+            mask = augment.box_mask(keys, lam, images.shape[1:3])
+            lam = jnp.mean(mask, axis=(1, 2))
 
     def view(stream: int) -> jax.Array:
         key = augment.stream_key(seed, step, stream)
-        own = _look_up(images, rows, batch.position, key, config)
-        if share is None:
-            return own
-        partner = _look_up(images, partner_rows, batch.partner_position, key, config)
+        example = _augment(images, rows, batch.position, key, config)
+        if lam is None:
+            return example
+        partner = _augment(images, partner_rows, batch.partner_position, key, config)
         if mask is not None:
-            return jnp.where(mask[..., None], own, partner)
-        return augment.mix(own, partner, share)
+            return jnp.where(mask[..., None], example, partner)
+        return augment.mix(example, partner, lam)
 
     student = view(augment.STREAM_CROP_FLIP)
     teacher: jax.Array | None = student
@@ -81,13 +82,13 @@ def make(
         teacher = view(augment.STREAM_TEACHER_CROP_FLIP)
     elif config.distill.view == "fixed":
         teacher = None
-    return Views(student, teacher, jnp.ones(len(student)) if share is None else share)
+    return Views(student, teacher, jnp.ones(len(student)) if lam is None else lam)
 
 
-def _look_up(
+def _augment(
     images: jax.Array, indices: Array, positions: Array, key: jax.Array, config: ConfigDict
 ) -> jax.Array:
-    """Return the augmented pixels of some examples, float32 `[n, H, W, C]`."""
+    """Return the augmented pixels of the examples at `indices`, float32 `[n, H, W, C]`."""
     options, keys = config.augment, augment.position_keys(key, positions)
     if options.crop_area < 1:
         pixels = augment.resized_crop(
@@ -100,10 +101,10 @@ def _look_up(
     return augment.to_pixels(pixels)
 
 
-def _shares(
+def _draw_lam(
     batch: Batch, seed: jax.Array, step: jax.Array, config: ConfigDict
 ) -> tuple[jax.Array, jax.Array]:
-    """Return each example's own share, float32 `[n]`, and a key for the rest of it, `[n]`."""
+    """Return lambda of each example, float32 `[n]`, and a key for the box of CutMix, `[n]`."""
     key = augment.stream_key(seed, step, augment.STREAM_LAMBDA)
     options = config.mixup
     if options.kind == "batch":
@@ -114,4 +115,4 @@ def _shares(
     else:
         keys = augment.position_keys(key, batch.position)
     pairs = jax.vmap(jax.random.split)(keys)
-    return jax.vmap(lambda k: augment.draw_share(k, options.alpha))(pairs[:, 0]), pairs[:, 1]
+    return jax.vmap(lambda k: augment.draw_lam(k, options.alpha))(pairs[:, 0]), pairs[:, 1]

@@ -1,8 +1,8 @@
-"""How good a student is, and how like its teacher: NumPy functions of logits.
+"""Accuracy of a student, and its agreement with its teacher: NumPy functions of logits.
 
-Every one looks at all examples of a split at once, so nothing is an average of averages. A NaN is
-neither larger nor smaller than anything: counted, it would be always right. So logits that are not
-finite raise `DivergedError` in all of them.
+Each takes all examples of a split at once, so no result is an average of averages. All of them
+raise `DivergedError` for logits that are not finite: no comparison with NaN is true, so a label
+with a NaN would have rank 0 and count as correct.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def check_finite(logits: np.ndarray, whose: str = "the") -> None:
 
     Args:
       logits: float `[..., N, classes]`.
-      whose: of what network on which images, to begin the sentence.
+      whose: the network and the images, as the error's sentence begins.
     """
     finite = np.isfinite(logits).all(axis=-1)
     if not finite.all():
@@ -28,7 +28,7 @@ def check_finite(logits: np.ndarray, whose: str = "the") -> None:
 
 
 def choices(logits: np.ndarray) -> np.ndarray:
-    """Return the class of the largest logit, int `[N]`; of equals the lowest."""
+    """Return the class of the largest logit, int `[N]`; of equal logits the lowest class."""
     check_finite(logits)
     return logits.argmax(axis=-1)
 
@@ -42,11 +42,11 @@ def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return how many classes stand before the label, int `[N]`; of equals the lower index wins."""
+    """Return the rank of the label, int `[N]`, from 0; of equal logits the lower class is first."""
     check_finite(logits)
-    own = np.take_along_axis(logits, labels[:, None], axis=-1)
+    label_logits = np.take_along_axis(logits, labels[:, None], axis=-1)
     before = np.arange(logits.shape[-1]) < labels[:, None]
-    return np.sum((logits > own) | ((logits == own) & before), axis=-1)
+    return np.sum((logits > label_logits) | ((logits == label_logits) & before), axis=-1)
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
@@ -78,7 +78,7 @@ def agreement(student_logits: np.ndarray, teacher_logits: np.ndarray) -> float:
 
 
 def agreement_top5(student_logits: np.ndarray, teacher_logits: np.ndarray) -> float:
-    """Return the percentage of examples whose teacher's choice is among the student's first 5."""
+    """Return the percentage of examples whose teacher's class is among the student's first 5."""
     return top_k(student_logits, choices(teacher_logits), 5)
 
 
@@ -89,15 +89,15 @@ def entropy(logits: np.ndarray) -> float:
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return how many examples of each group were taken for each group, int `[groups, groups]`.
+    """Return the confusion matrix of groups of classes, int `[groups, groups]`, counts of examples.
 
     Args:
       logits: float `[N, classes]`.
       labels: int `[N]`.
-      groups: int `[classes]`, the group of each class; `arange(classes)` for the classes alone.
+      groups: int `[classes]`, the group of each class; `arange(classes)` for single classes.
 
     Returns:
-      rows are what the examples are, columns what they were taken for.
+      rows are true groups, columns predicted ones.
     """
     size = int(groups.max()) + 1
     counts = np.zeros((size, size), int)
@@ -115,7 +115,7 @@ def kl_to_teacher(student_logits: np.ndarray, teacher_logits: np.ndarray) -> flo
 def summary(
     logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Return every measure of one split, rounded where floats stop meaning anything.
+    """Return every measure of one split, rounded to six digits after the point.
 
     Args:
       logits: float `[N, classes]`.

@@ -15,7 +15,7 @@ from kd_jax.data.sources import Split
 from kd_jax.metrics import fidelity
 
 # The weight of an image in its mixture: one example for each, evenly spaced over the split.
-MIXTURE_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.5)
+MIXTURE_LAMS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.5)
 _TOP = 3
 _CONFIDENCE = 0.9  # of the image whose softmax is shown: high, yet other classes have a share
 
@@ -30,13 +30,13 @@ def png(pixels: np.ndarray) -> str:
 
 
 def mixtures(
-    split: Split, share: float, teacher_logits: np.ndarray, student_logits: np.ndarray
+    split: Split, lam: float, teacher_logits: np.ndarray, student_logits: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Return the examples of one mixing weight; none if it is not in `MIXTURE_SHARES`.
+    """Return the examples of one mixing weight; none if it is not in `MIXTURE_LAMS`.
 
     Args:
       split: the images, each of which is mixed with the next.
-      share: weight of an image in its mixture.
+      lam: weight of an image in its mixture.
       teacher_logits, student_logits: float `[N, classes]`, of all mixtures.
 
     Returns:
@@ -44,17 +44,17 @@ def mixtures(
       and the three most probable classes of `teacher` and `student`.
     """
     count, records = len(split), []
-    for number, example_share in enumerate(MIXTURE_SHARES):
-        if example_share != share:
+    for number, example_lam in enumerate(MIXTURE_LAMS):
+        if example_lam != lam:
             continue
-        index = number * count // len(MIXTURE_SHARES)
+        index = number * count // len(MIXTURE_LAMS)
         pair = (index, (index + 1) % count)
         first, second = (split.images[i].astype(np.float64) for i in pair)
-        mixed = np.round(share * first + (1 - share) * second).astype(np.uint8)
+        mixed = np.round(lam * first + (1 - lam) * second).astype(np.uint8)
         images = [{"image": png(split.images[i]), "label": int(split.labels[i])} for i in pair]
         records.append(
             {
-                "share": share,
+                "share": lam,
                 "own": images[0],
                 "other": images[1],
                 "mixture": png(mixed),

@@ -11,6 +11,7 @@ import numpy as np
 
 from kd_jax import config as config_lib
 from kd_jax.data import prefetch, sampler
+from kd_jax.distill import state as state_lib
 from kd_jax.distill import step as step_lib
 from kd_jax.runtime import devices, processes
 from kd_jax.runtime.signals import StopRequest
@@ -18,7 +19,9 @@ from kd_jax.training import fixed_view
 from kd_jax.training.evaluator import Evaluator
 from kd_jax.training.setup import RunSetup
 
-Call = Callable[[step_lib.States, Any], tuple[step_lib.States, step_lib.Metrics, jax.Array | None]]
+Call = Callable[
+    [state_lib.States, Any], tuple[state_lib.States, state_lib.Metrics, jax.Array | None]
+]
 
 
 def calls(start: int, end: int, size: int, must_end: Iterable[int]) -> Iterator[range]:
@@ -59,7 +62,7 @@ def prepare(
     """
     first = runs[0]
     ensemble = first.teachers.ensemble if first.teachers else None
-    step = several(step_lib.make_cohort_step(runs, ensemble))
+    step = several(step_lib.make_cohort_step([run.spec for run in runs], ensemble))
     options = [run.config.distill for run in runs]
     labels, logits = None, None
     variables: tuple[Any, ...] = ()
@@ -72,19 +75,19 @@ def prepare(
         else:
             variables = evaluator.teacher_variables
     images: Any = evaluator.images("train") if first.resident else None
-    constants = step_lib.Constants(images, labels, variables, logits)
+    constants = state_lib.Constants(images, labels, variables, logits)
     if processes.count() == 1:
         alone = devices.pmap(step, first.devices, (False, False, True), donate_argnums=0)
         return lambda states, batch: (*alone(states, constants, batch), None)
 
     def voting(
-        states: step_lib.States, constants: step_lib.Constants, batch: Any, vote: jax.Array
-    ) -> tuple[step_lib.States, step_lib.Metrics, jax.Array]:
+        states: state_lib.States, constants: state_lib.Constants, batch: Any, vote: jax.Array
+    ) -> tuple[state_lib.States, state_lib.Metrics, jax.Array]:
         return *step(states, constants, batch), jax.lax.pmax(vote, devices.AXIS)
 
     together = devices.pmap(voting, first.devices, (False, False, True, True), donate_argnums=0)
 
-    def call(states: step_lib.States, batch: Any) -> tuple[Any, Any, jax.Array]:
+    def call(states: state_lib.States, batch: Any) -> tuple[Any, Any, jax.Array]:
         vote = np.full(len(first.devices), stop.requested is not None, np.int32)
         return together(states, constants, batch, vote)
 

@@ -22,21 +22,21 @@ _MOST_IN_FLIGHT = 2  # batches dispatched and not yet finished, as in the loop
 def make_predict_step(
     logits_of: Callable[[Any, jax.Array], jax.Array],
 ) -> Callable[..., jax.Array]:
-    """Return the per-device step `(variables, own, others, share) -> logits` in eval mode.
+    """Return the per-device step `(variables, own, others, lam) -> logits` in eval mode.
 
     `logits_of(variables, pixels)` gives `[..., n, classes]`. `own` is this device's part of the
-    images to look at, uint8 `[n, H, W, C]`. `share` is None, or how much of each is itself while
-    the rest is the image of `others`. The logits returned are those of all devices, float32
+    images to look at, uint8 `[n, H, W, C]`. `lam` is None, or the weight of each in its
+    mixture with the image of `others`. The logits returned are those of all devices, float32
     `[..., global n, classes]`.
     """
 
     def predict(
-        variables: Any, own: jax.Array, others: jax.Array | None, share: jax.Array | None
+        variables: Any, own: jax.Array, others: jax.Array | None, lam: jax.Array | None
     ) -> jax.Array:
         pixels = augment.to_pixels(own)
-        if share is not None:
+        if lam is not None:
             assert others is not None
-            pixels = augment.mix(pixels, augment.to_pixels(others), share)
+            pixels = augment.mix(pixels, augment.to_pixels(others), lam)
         logits = logits_of(variables, pixels)
         return jax.lax.all_gather(logits, devices_lib.AXIS, axis=logits.ndim - 2, tiled=True)
 
@@ -56,24 +56,24 @@ class Predictor:
         self._devices, self._batch_size = devices, batch_size
         predict = make_predict_step(logits_of)
 
-        def resident(variables: Any, images: jax.Array, index: jax.Array, share: Any) -> jax.Array:
-            others = None if share is None else images[(index + 1) % len(images)]
-            return predict(variables, images[index], others, share)
+        def resident(variables: Any, images: jax.Array, index: jax.Array, lam: Any) -> jax.Array:
+            others = None if lam is None else images[(index + 1) % len(images)]
+            return predict(variables, images[index], others, lam)
 
         self._resident = devices_lib.pmap(resident, devices, (False, False, True, False))
         self._streamed = devices_lib.pmap(predict, devices, (False, True, True, False))
 
     def logits(
-        self, variables: Any, images: jax.Array | np.ndarray, share: float | None = None
+        self, variables: Any, images: jax.Array | np.ndarray, lam: float | None = None
     ) -> np.ndarray:
         """Return float32 `[..., N, classes]` for all N images, each looked at exactly once.
 
         Args:
           variables: replicated over the devices.
           images: uint8 `[N, H, W, C]`, replicated; or in host memory, and brought over in parts.
-          share: None, or how much of each image is itself and not the image after it.
+          lam: weight of each image in its mixture with the next; None: no mixture.
         """
-        mixture = None if share is None else np.float32(share)
+        mixture = None if lam is None else np.float32(lam)
         count, batch = len(images), self._batch_size
         parts: list[Any] = []
         for first in range(0, count, batch):
@@ -85,7 +85,7 @@ class Predictor:
             index = np.minimum(np.arange(first, first + batch, dtype=np.int32), count - 1)
             cut = devices_lib.shard(index, self._devices)
             if isinstance(images, np.ndarray):
-                others = None if share is None else images[(cut + 1) % count]
+                others = None if lam is None else images[(cut + 1) % count]
                 parts.append(self._streamed(variables, images[cut], others, mixture))
             else:
                 parts.append(self._resident(variables, images, cut, mixture))
@@ -110,8 +110,8 @@ class _Common:
         variables = its_teachers.variables if its_teachers else ()
         return devices_lib.replicate(variables, self._experiment.devices)
 
-    def ask(self, images: jax.Array | np.ndarray, share: float | None = None) -> np.ndarray:
-        logits = self._teachers.logits(self.teacher_variables, images, share)
+    def ask(self, images: jax.Array | np.ndarray, lam: float | None = None) -> np.ndarray:
+        logits = self._teachers.logits(self.teacher_variables, images, lam)
         its_teachers = self._experiment.teachers
         assert its_teachers is not None
         for member, own in zip(its_teachers.members, logits, strict=True):
@@ -180,25 +180,25 @@ class Evaluator:
         """Return `members_logits` of a split's first images, computed now."""
         return self._common.ask(self.images(split)[:count])
 
-    def student_logits(self, variables: Any, split: str, share: float | None = None) -> np.ndarray:
+    def student_logits(self, variables: Any, split: str, lam: float | None = None) -> np.ndarray:
         """Return the student's logits, float32 `[N, classes]`, see `Predictor.logits`.
 
         Args:
           variables: `params` and `batch_stats`, replicated over the devices.
           split: `train`, `val` or `test`.
-          share: of each image in its mixture with the next; None: no mixture.
+          lam: weight of each image in its mixture with the next; None: no mixture.
 
         Raises:
           DivergedError: not all are finite.
         """
-        logits = self._student.logits(variables, self.images(split), share)
+        logits = self._student.logits(variables, self.images(split), lam)
         fidelity.check_finite(logits, f"on the {split} split the student's")
         return logits
 
-    def teacher_logits_of_mixtures(self, split: str, share: float) -> np.ndarray:
+    def teacher_logits_of_mixtures(self, split: str, lam: float) -> np.ndarray:
         """Return `teacher_logits` of mixtures of each image with the next."""
         assert self._experiment.teachers is not None
-        members = self._common.ask(self.images(split), share)
+        members = self._common.ask(self.images(split), lam)
         return np.asarray(self._experiment.teachers.ensemble.mean(members))
 
     def measure_student(self, variables: Any, split: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from kd_jax.data import sampler
-from kd_jax.distill import step as step_lib
+from kd_jax.distill import state as state_lib
 from kd_jax.kernels import forms
 from kd_jax.runtime import devices, processes
 from kd_jax.runtime.console import logger
@@ -56,8 +56,8 @@ class MemberError(UserError):
 
 
 def loop(
-    members: Sequence[Member], states: step_lib.States, stop: StopRequest, until: int | None = None
-) -> tuple[step_lib.States, float | None]:
+    members: Sequence[Member], states: state_lib.States, stop: StopRequest, until: int | None = None
+) -> tuple[state_lib.States, float | None]:
     """Train to the last step, or until validation has not been better for `config.patience` times.
 
     Args:
@@ -112,7 +112,7 @@ def loop(
         run.devices[0].platform,
     )
 
-    in_flight: collections.deque[tuple[step_lib.Metrics, jax.Array | None]] = collections.deque()
+    in_flight: collections.deque[tuple[state_lib.Metrics, jax.Array | None]] = collections.deque()
     feeder = dispatch.feeder(run, of_calls())
     try:
         for taken in of_calls():
@@ -217,7 +217,7 @@ def _is_out_of_patience(validated: list[float], patience: int) -> bool:
     return len(validated) - 1 - validated.index(max(validated)) >= patience
 
 
-def _last_good(member: Member, state: step_lib.TrainState) -> str:
+def _last_good(member: Member, state: state_lib.TrainState) -> str:
     """Measure the newest checkpoint, for the sentence that ends a run."""
     run, evaluator, checkpoints = member.run, member.evaluator, member.checkpoints
     checkpoints.wait()
@@ -246,7 +246,7 @@ def _evaluation_steps(run: RunSetup) -> set[int]:
 
 
 def _validate(
-    log: MetricLogger, name: str, member: Member, state: step_lib.TrainState, step: int
+    log: MetricLogger, name: str, member: Member, state: state_lib.TrainState, step: int
 ) -> dict[str, float]:
     measured = member.evaluator.measure_student(state.variables, "val")
     log.write("val", step, measured)

@@ -27,6 +27,7 @@ from kd_jax.config import checks
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.data import prefetch, sampler, tfds_source
 from kd_jax.distill import ensemble
+from kd_jax.distill import state as state_lib
 from kd_jax.distill import step as step_lib
 from kd_jax.kernels import jaxprs, lowering
 from kd_jax.runtime import devices as devices_lib
@@ -106,7 +107,7 @@ def _rows(
         kept_logits = 4 * len(archs) * examples * num_classes
     optimizer = optimizer_lib.build(config, total_steps, 0)
     variables = models.abstract_variables(student, shape)
-    state = jax.eval_shape(lambda v: step_lib.init_state(config, v, optimizer), variables)
+    state = jax.eval_shape(lambda v: state_lib.init_state(config, v, optimizer), variables)
     resident = prefetch.is_resident(config.dataset, examples * math.prod(shape))
     images = examples if resident else _streamed_images(config) // devices
     held = {
@@ -259,7 +260,7 @@ def _step(
         pixels = _abstract((count, *shape), np.uint8)
         batch = sampler.Streamed(batch, pixels, None if config.mixup.kind == "none" else pixels)
     logits = _abstract((len(teachers), config.batch_size, student.num_classes), np.float32)
-    constants = step_lib.Constants(
+    constants = state_lib.Constants(
         images=_abstract(train_shape, np.uint8) if train_shape else None,
         labels=labels if reads_labels else None,
         teacher_variables=variables,

@@ -18,7 +18,8 @@ from kd_jax import models
 from kd_jax.config import checks
 from kd_jax.data import class_names, prefetch, sampler, tfds_source
 from kd_jax.data import dataset as dataset_lib
-from kd_jax.distill import step
+from kd_jax.distill import state as state_lib
+from kd_jax.distill.student import StudentSpec
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import processes
 from kd_jax.runtime.errors import UserError
@@ -68,12 +69,17 @@ class RunSetup:
         digest = saved_network.digest_of(self.start)
         return hashlib.sha256((digest + normalisation).encode()).hexdigest()
 
-    def initial_state(self) -> step.TrainState:
+    @property
+    def spec(self) -> StudentSpec:
+        """The student and how it is trained, as a step takes them."""
+        return StudentSpec(self.config, self.student, self.optimizer)
+
+    def initial_state(self) -> state_lib.TrainState:
         """Return the state before the first step, on one device."""
         chosen = self.config.student.init_seed
         seed = self.config.seed if chosen is None else chosen
         variables = self.start or self.student.init(seed, self.dataset.image_shape)
-        return step.init_state(self.config, variables, self.optimizer)
+        return state_lib.init_state(self.config, variables, self.optimizer)
 
 
 def prepare(config: ConfigDict) -> None:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import kd_jax
 from kd_jax import models
 from kd_jax.data import class_names
-from kd_jax.distill import step as step_lib
+from kd_jax.distill import state as state_lib
 from kd_jax.runtime import atomic_files, processes, signals
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime.console import logger
@@ -126,7 +126,7 @@ def _begin(
         atomic_files.write_json(place / workdir.TEACHER_FILE, certified)
 
 
-def _first_state(member: Member, certified: dict[str, Any] | None) -> step_lib.TrainState:
+def _first_state(member: Member, certified: dict[str, Any] | None) -> state_lib.TrainState:
     """Return the state that this start goes on from, on every device, and record the start."""
     run = member.run
     initial = run.initial_state()
@@ -146,8 +146,8 @@ def _first_state(member: Member, certified: dict[str, Any] | None) -> step_lib.T
 
 
 def _loop(
-    members: Sequence[Member], states: Sequence[step_lib.TrainState], stop: signals.StopRequest
-) -> tuple[list[step_lib.TrainState], float | None]:
+    members: Sequence[Member], states: Sequence[state_lib.TrainState], stop: signals.StopRequest
+) -> tuple[list[state_lib.TrainState], float | None]:
     """Train all to the end; those that were left behind catch up, then go on with the others."""
     trained, speed = list(states), None
     starts = sorted({int(state.step) for state in states})
@@ -174,7 +174,7 @@ def _say_what_is_odd(config: ConfigDict) -> None:
 
 def _result(
     member: Member,
-    state: step_lib.TrainState,
+    state: state_lib.TrainState,
     images_per_second: float | None,
     certified: dict[str, Any] | None,
     together: int,
@@ -245,7 +245,7 @@ def _result(
     return result
 
 
-def _best(member: Member, state: step_lib.TrainState) -> dict[str, Any] | None:
+def _best(member: Member, state: state_lib.TrainState) -> dict[str, Any] | None:
     """Measure the checkpoint that was best on validation, which need not be the last."""
     run, evaluator, checkpoints = member.run, member.evaluator, member.checkpoints
     step = checkpoints.best_step()

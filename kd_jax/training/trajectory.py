@@ -57,7 +57,7 @@ def check_network(where: object, arch: str, version: int) -> None:
 
 
 def as_saved(state: Any, version: int) -> Any:
-    """Return a `step.TrainState` with the leaves that a checkpoint of some version has."""
+    """Return a `state.TrainState` with the leaves that a checkpoint of some version has."""
     if version > 1:
         return state
     sums = {name: leaf for name, leaf in state.metric_sums.items() if name != "steps"}

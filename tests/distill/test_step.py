@@ -14,7 +14,9 @@ from kd_jax import models, recipes
 from kd_jax.config import default_config
 from kd_jax.data import sampler
 from kd_jax.distill import objective
-from kd_jax.distill import step as step_lib
+from kd_jax.distill import state as state_lib
+from kd_jax.distill.student import StudentGradients, StudentSpec
+from kd_jax.distill.update import apply_gradients
 from kd_jax.kernels import lowering, ordering
 from kd_jax.models import norm as norm_lib
 from kd_jax.runtime import devices as devices_lib
@@ -108,11 +110,12 @@ def test_a_student_that_starts_from_weights_keeps_their_batch_statistics():
     }
     for weights, old_share in (("", 0.1), ("somewhere", 0.9)):
         config = small_config(**{"student.weights": weights})
-        state = step_lib.init_state(config, variables, optax.sgd(0.1))
-        pupil = step_lib.Alone(config, student, optax.sgd(0.1))
+        state = state_lib.init_state(config, variables, optax.sgd(0.1))
+        spec = StudentSpec(config, student, optax.sgd(0.1))
         metrics = {"loss": jnp.zeros(()), "agreement": jnp.zeros(())}
         of_batch = norm_lib.Statistics({"bn1": {"mean": jnp.full(3, 4.0)}}, {})
-        after, _ = step_lib._update(pupil, state, {"bias": jnp.ones(1)}, metrics, of_batch)
+        gradients = StudentGradients({"bias": jnp.ones(1)}, metrics, of_batch)
+        after, _ = apply_gradients(spec, state, gradients)
         expected = old_share * 2.0 + (1 - old_share) * 4.0
         np.testing.assert_allclose(after.batch_stats["bn1"]["mean"], expected, rtol=1e-6)
 
@@ -120,9 +123,10 @@ def test_a_student_that_starts_from_weights_keeps_their_batch_statistics():
 def updated(state, loss, log_every_steps):
     """The state and the metrics after one update of one number."""
     config = small_config(log_every_steps=log_every_steps)
-    student = types.SimpleNamespace(average_statistics=lambda running, of_batch, step: of_batch)
-    pupil = types.SimpleNamespace(config=config, student=student, optimizer=optax.sgd(0.1))
-    return step_lib._update(pupil, state, {"bias": jnp.ones(1)}, {"loss": jnp.float32(loss)}, {})
+    network = types.SimpleNamespace(average_statistics=lambda running, of_batch, step: of_batch)
+    spec = StudentSpec(config, network, optax.sgd(0.1))
+    gradients = StudentGradients({"bias": jnp.ones(1)}, {"loss": jnp.float32(loss)}, {})
+    return apply_gradients(spec, state, gradients)
 
 
 @pytest.mark.parametrize(("before", "after", "at"), [(10, 4, 13), (4, 10, 13), (100, 5, 7)])
@@ -130,7 +134,7 @@ def test_logged_means_are_true_when_log_every_steps_changes_at_a_resume(before, 
     """The mean was divided by the steps since the last multiple of the new value."""
     config = small_config()
     variables = {"params": {"bias": jnp.zeros(1)}, "batch_stats": {}}
-    state = step_lib.init_state(config, variables, optax.sgd(0.1))
+    state = state_lib.init_state(config, variables, optax.sgd(0.1))
     state = state.replace(metric_sums={n: jnp.zeros(()) for n in ("loss", "grad_norm", "steps")})
     loss, since = np.random.default_rng(0).random(40), 0
     for step in range(40):

@@ -20,7 +20,7 @@ def view(step=0, batch_size=16, **options):
 
     def make(part):
         made = views.make(jnp.asarray(IMAGES), part, 7, step, config)
-        return made.student, made.share
+        return made.student, made.lam
 
     return jax.jit(make), batch
 
@@ -168,13 +168,13 @@ def test_streams_steps_and_seeds_are_independent():
 
 @pytest.mark.parametrize("kind", ["batch", "group", "example"])
 def test_a_box_is_drawn_from_a_key_that_nothing_else_was_drawn_from(kind, monkeypatch):
-    """The share splits its key, unless alpha is 1: `fold_in(key, 1)` is one of the halves."""
+    """Lambda splits its key, unless alpha is 1: `fold_in(key, 1)` is one of the halves."""
     config = default_config()
     config.batch_size = 16
     config.update_from_flattened_dict({"mixup.kind": kind, "mixup.method": "cutmix"})
     config.mixup.groups = 4 if kind == "group" else 1
-    monkeypatch.setattr(augment, "draw_share", lambda key, alpha: jax.random.key_data(key))
-    used, boxes = views._shares(sampler.batch_at(0, 16, 50, 0), 7, 0, config)
+    monkeypatch.setattr(augment, "draw_lam", lambda key, alpha: jax.random.key_data(key))
+    used, boxes = views._draw_lam(sampler.batch_at(0, 16, 50, 0), 7, 0, config)
     halves = jax.vmap(jax.random.split)(jax.random.wrap_key_data(used))
     drawn_from, for_boxes = (
         {tuple(data) for data in np.asarray(each).reshape(-1, 2).tolist()}
@@ -229,12 +229,12 @@ def test_steps_in_epochs(epochs, expected):
     assert sampler.steps_in(epochs, 25, 100) == expected
 
 
-def shares(batch_size=4000, **options):
+def lams(batch_size=4000, **options):
     config = default_config()
     config.batch_size = batch_size
     config.update_from_flattened_dict({"mixup.kind": "example"} | PLAIN_AUGMENT | options)
     batch = sampler.batch_at(0, batch_size, len(IMAGES), 0, config.mixup.partner)
-    return np.asarray(views.make(jnp.asarray(IMAGES), batch, 7, 0, config).share)
+    return np.asarray(views.make(jnp.asarray(IMAGES), batch, 7, 0, config).lam)
 
 
 PLAIN_AUGMENT = {"augment.crop_pad_px": 0, "augment.flip": False}
@@ -242,7 +242,7 @@ PLAIN_AUGMENT = {"augment.crop_pad_px": 0, "augment.flip": False}
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
 def test_lambda_has_the_moments_of_its_beta_distribution(alpha):
-    lam = shares(**{"mixup.alpha": alpha})
+    lam = lams(**{"mixup.alpha": alpha})
     assert (lam >= 0).all()
     assert (lam <= 1).all()
     assert lam.mean() == pytest.approx(0.5, abs=0.03)
@@ -250,7 +250,7 @@ def test_lambda_has_the_moments_of_its_beta_distribution(alpha):
 
 
 def test_groups_share_a_lambda_and_differ():
-    lam = shares(64, **{"mixup.kind": "group", "mixup.groups": 8})
+    lam = lams(64, **{"mixup.kind": "group", "mixup.groups": 8})
     groups = lam.reshape(8, 8)
     assert (groups == groups[:, :1]).all()
     assert len(np.unique(lam)) == 8
@@ -277,15 +277,17 @@ def test_a_uniform_partner_is_anyone_of_the_training_set():
 
 def test_cutmix_pastes_one_box_and_tells_its_share():
     make, batch = view(**(PLAIN | {"mixup.kind": "example", "mixup.method": "cutmix"}))
-    pixels, share = make(batch)
+    pixels, lams_of_batch = make(batch)
     own, partner = IMAGES[batch.example] / 255.0, IMAGES[batch.partner] / 255.0
-    for mixed, mine, other, lam in zip(np.asarray(pixels), own, partner, share, strict=True):
+    for mixed, mine, other, lam in zip(
+        np.asarray(pixels), own, partner, lams_of_batch, strict=True
+    ):
         from_own = np.isclose(mixed, mine, atol=1e-6).all(-1)
         assert np.isclose(mixed, other, atol=1e-6).all(-1)[~from_own].all()
         assert from_own.mean() == pytest.approx(float(lam), abs=1e-6)
         rows, columns = np.flatnonzero(~from_own.all(1)), np.flatnonzero(~from_own.all(0))
         assert (~from_own).sum() == len(rows) * len(columns)
-    many = shares(**{"mixup.method": "cutmix"})
+    many = lams(**{"mixup.method": "cutmix"})
     # A box that is cut off at the border is smaller than its lambda says.
     assert 0.55 < many.mean() < 0.75
     assert many.min() < 0.1

@@ -281,9 +281,9 @@ def test_running_statistics_forget_their_start_and_keep_their_momentum():
     for step in range(20):
         early = norm.running_average(early, of_batch, step, momentum=0.99)
     assert float(early["var"]) == pytest.approx(0.01, rel=0.01)
-    learnt = norm.running_average(running, of_batch, None, momentum=0.99)
-    assert float(learnt["mean"]) == pytest.approx(0.05, rel=1e-5)
-    assert float(learnt["var"]) == pytest.approx(0.9901, rel=1e-5)
+    learned = norm.running_average(running, of_batch, None, momentum=0.99)
+    assert float(learned["mean"]) == pytest.approx(0.05, rel=1e-5)
+    assert float(learned["var"]) == pytest.approx(0.9901, rel=1e-5)
     late = norm.running_average(running, of_batch, 10_000, momentum=0.99)
     assert float(late["mean"]) == pytest.approx(0.05, rel=1e-5)
     assert float(late["var"]) == pytest.approx(0.9901, rel=1e-5)

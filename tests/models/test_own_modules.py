@@ -11,6 +11,7 @@ import pytest
 
 from kd_jax import models
 from kd_jax.data import sampler
+from kd_jax.distill import state as state_lib
 from kd_jax.distill import step as step_lib
 from kd_jax.models import layers, norm
 from kd_jax.runtime import devices as devices_lib
@@ -65,7 +66,7 @@ def trained(student, num_devices, num_steps=6):
                              "augment.flip": False, "augment.crop_pad_px": 0})  # fmt: skip
     devices = jax.devices()[:num_devices]
     optimizer = optax.sgd(0.1)
-    first = step_lib.init_state(config, student.init(3, SHAPE), optimizer)
+    first = state_lib.init_state(config, student.init(3, SHAPE), optimizer)
     step = step_lib.make_train_step(config, student, None, optimizer)
     train_step = devices_lib.pmap(step, devices, (False, False, True))
     state, given = first, []
@@ -73,7 +74,7 @@ def trained(student, num_devices, num_steps=6):
         batch = sampler.batch_at(i, config.batch_size, len(IMAGES), seed=3)
         given.append(np.asarray(batch.example))
         state, _ = train_step(
-            state, step_lib.Constants(IMAGES, LABELS), devices_lib.shard(batch, devices)
+            state, state_lib.Constants(IMAGES, LABELS), devices_lib.shard(batch, devices)
         )
     return jax.device_get(first), jax.device_get(state), given
 

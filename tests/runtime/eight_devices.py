@@ -15,6 +15,7 @@ from kd_jax import models
 from kd_jax.config import default_config
 from kd_jax.data import dataset, sampler
 from kd_jax.distill import ensemble
+from kd_jax.distill import state as state_lib
 from kd_jax.distill import step as step_lib
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.training import optimizer as optimizer_lib
@@ -43,8 +44,8 @@ def main():
     optimizer = optimizer_lib.build(config, num_steps, 1)
     group = ensemble.Ensemble((teacher,), (1.0,), "probabilities")
     step = step_lib.make_train_step(config, student, group, optimizer)
-    start = step_lib.init_state(config, student.init(0, SHAPE), optimizer)
-    constants = step_lib.Constants(images(config.dataset), None, (teacher_variables,))
+    start = state_lib.init_state(config, student.init(0, SHAPE), optimizer)
+    constants = state_lib.Constants(images(config.dataset), None, (teacher_variables,))
     for number in (1, 2, 4, 8):
         devices = jax.devices()[:number]
         assert len(devices) == number

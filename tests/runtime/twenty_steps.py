@@ -20,6 +20,7 @@ def main():
     from kd_jax import models
     from kd_jax.data import sampler
     from kd_jax.distill import ensemble
+    from kd_jax.distill import state as state_lib
     from kd_jax.distill import step as step_lib
     from kd_jax.training import optimizer as optimizer_lib
 
@@ -29,7 +30,7 @@ def main():
     teachers = [models.build(name, 10, *normalisation) for name in ("resnet8", "mobilenetv2_x0_5")]
     # As a run begins: at full rate 20 steps make much of the last digit of the first.
     optimizer = optimizer_lib.build(config, total_steps=2000, warmup_steps=200)
-    state = step_lib.init_state(config, student.init(config.seed, (32, 32, 3)), optimizer)
+    state = state_lib.init_state(config, student.init(config.seed, (32, 32, 3)), optimizer)
     variables = tuple(teacher.init(9, (32, 32, 3)) for teacher in teachers)
     for tree, head in zip(variables, ("fc", "classifier.1"), strict=True):
         tree["params"][head]["kernel"] *= 30.0  # or untrained teachers know nothing
@@ -37,7 +38,7 @@ def main():
     step = step_lib.make_train_step(config, student, group, optimizer)
     devices = devices_lib.select(2, 32)
     run = devices_lib.pmap(step, devices, (False, False, True), donate_argnums=0)
-    constants = step_lib.Constants(training.IMAGES, None, variables)
+    constants = state_lib.Constants(training.IMAGES, None, variables)
     state, constants = devices_lib.replicate((state, constants), devices)
     losses = []
     for i in range(20):

@@ -6,7 +6,9 @@ import pytest
 
 from kd_jax import models
 from kd_jax.distill import ensemble
+from kd_jax.distill import state as state_lib
 from kd_jax.distill import step as step_lib
+from kd_jax.distill.student import StudentSpec
 from kd_jax.runtime import devices
 from kd_jax.runtime.atomic_files import read_json, read_json_lines
 from kd_jax.runtime.errors import UserError
@@ -102,16 +104,16 @@ def test_the_teacher_is_asked_once_for_all(monkeypatch):
     from kd_jax.data import sampler
     from kd_jax.training import optimizer
 
-    pupils = [step_lib.Alone(config, student, optimizer.build(config, 10, 0)) for _ in range(3)]
+    specs = [StudentSpec(config, student, optimizer.build(config, 10, 0)) for _ in range(3)]
     group = ensemble.Ensemble((teacher,), (1.0,), "probabilities")
     states = tuple(
-        step_lib.init_state(config, student.init(n, (32, 32, 3)), pupils[0].optimizer)
+        state_lib.init_state(config, student.init(n, (32, 32, 3)), specs[0].optimizer)
         for n in range(3)
     )
     images = np.zeros((64, 32, 32, 3), np.uint8)
-    constants = step_lib.Constants(images, None, (teacher.init(0, (32, 32, 3)),))
+    constants = state_lib.Constants(images, None, (teacher.init(0, (32, 32, 3)),))
     step = devices.pmap(
-        step_lib.make_cohort_step(pupils, group), jax.devices()[:1], (False, False, True)
+        step_lib.make_cohort_step(specs, group), jax.devices()[:1], (False, False, True)
     )
     batch = devices.shard(sampler.batch_at(0, 32, 64, 0), jax.devices()[:1])
     jax.eval_shape(step, states, constants, batch)

@@ -1,0 +1,55 @@
+"""From reduced gradients to the next state: optimiser, batch statistics, averages and metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kd_jax.distill.state import TrainState
+from kd_jax.distill.student import StudentGradients, StudentSpec
+from kd_jax.models.norm import running_average
+
+
+def apply_gradients(
+    spec: StudentSpec, state: TrainState, gradients: StudentGradients
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Return the state after one update, and the mean metrics since the last logged step.
+
+    Args:
+      spec: the student.
+      state: before the update.
+      gradients: means over the global batch. The metric `grad_norm` is their norm before clipping.
+    """
+    config = spec.config
+    grad_norm = optax.global_norm(gradients.params)
+    metrics = {**gradients.metrics, "grad_norm": grad_norm, "steps": jnp.ones(())}
+    begins = state.step % config.log_every_steps == 0
+    sums = jax.tree.map(
+        lambda total, new: jnp.where(begins, new, total + new), state.metric_sums, metrics
+    )
+    updates, opt_state = spec.optimizer.update(gradients.params, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # Initial statistics are forgotten faster in the first steps, see `running_average`. Not those
+    # of a student that starts from weights: they were learned. None says so.
+    average_step = None if config.student.weights else state.step
+    batch_stats = spec.network.average_statistics(
+        state.batch_stats, gradients.batch_stats, average_step
+    )
+    average = state.average
+    if config.student.ema_decay:
+        variables = {"params": params, "batch_stats": batch_stats}
+        average = running_average(average, variables, state.step, config.student.ema_decay)
+    state = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        average=average,
+        opt_state=opt_state,
+        metric_sums=sums,
+    )
+    count = sums["steps"]
+    return state, {name: total / count for name, total in sums.items() if name != "steps"}
