@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import logging
 import os
 import subprocess
 from pathlib import Path
@@ -23,6 +24,7 @@ import pytest  # noqa: E402
 
 import tiny_runs  # noqa: E402
 from helpers import patched_zoo  # noqa: E402
+from kd_jax.runtime.console import logger  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 
@@ -45,6 +47,17 @@ def _tiny(request):
     whole_runs = hasattr(request.module, "digits_config")
     with patched_zoo(tiny=tiny_runs.Tiny) if whole_runs else contextlib.nullcontext():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was():
+    """Undo what commands do to the log: pytest catches it twice where it changes inside a test."""
+    handlers = set(logger.handlers)
+    yield
+    logger.propagate = True
+    for handler in set(logger.handlers) - handlers:
+        if type(handler) is logging.StreamHandler:  # and not one of pytest's own
+            logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="module", autouse=True)
