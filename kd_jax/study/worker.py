@@ -128,7 +128,7 @@ class Worker:
 
     def _train(self, runs: Mapping[str, spec.Run]) -> None:
         """Train runs and release their leases: together if that works, else one by one."""
-        from kd_jax.training.loop import MemberError
+        from kd_jax.training.tracker import MemberError
 
         remaining = dict(runs)
         while len(remaining) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from kd_jax.runtime.signals import StopRequest
 from kd_jax.training import fixed_view
 from kd_jax.training.evaluator import Evaluator
 from kd_jax.training.setup import RunSetup
+
+_MOST_IN_FLIGHT = 2  # calls dispatched and not yet finished: enough to keep devices busy
 
 Call = Callable[
     [state_lib.States, Any], tuple[state_lib.States, state_lib.Metrics, jax.Array | None]
@@ -68,7 +71,7 @@ def prepare(
     variables: tuple[Any, ...] = ()
     if any(config_lib.reads_labels(run.config) for run in runs):
         labels = devices.replicate(first.dataset.train.labels, first.devices)
-    if any(its.label_weight < 1 for its in options):
+    if any(distill.label_weight < 1 for distill in options):
         if options[0].view == "fixed":
             kept = fixed_view.teacher_logits(first, evaluator, workdir)
             logits = devices.replicate(kept, first.devices)
@@ -92,6 +95,41 @@ def prepare(
         return together(states, constants, batch, vote)
 
     return call
+
+
+class InFlight:
+    """The calls that were dispatched and may not be finished yet, at most two."""
+
+    def __init__(self, stop: StopRequest):
+        """Begin with none.
+
+        Args:
+          stop: how this process is asked to stop.
+        """
+        self._stop = stop
+        self._calls: collections.deque[tuple[state_lib.Metrics, jax.Array | None]] = (
+            collections.deque()
+        )
+
+    def add(self, metrics: state_lib.Metrics, votes: jax.Array | None) -> str | None:
+        """Add a call, and wait for the oldest where there are too many.
+
+        Args:
+          metrics: that the call returned.
+          votes: as `prepare` has them.
+
+        Returns:
+          why training is to stop, or None. One process is asked directly; several agree by the
+          votes of a call that is finished, so that all leave in the same step.
+        """
+        self._calls.append((metrics, votes))
+        reason = self._stop.requested if votes is None else None
+        if len(self._calls) > _MOST_IN_FLIGHT:
+            finished, votes = self._calls.popleft()
+            jax.block_until_ready(finished)
+            if votes is not None and int(votes):
+                reason = "a signal to one of its processes"
+        return reason
 
 
 def several(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:

@@ -109,13 +109,13 @@ class Throughput:
 
     def __init__(
         self,
-        logbook: MetricLogger,
+        metric_logger: MetricLogger,
         batch_size: int,
         total_steps: int,
         examples: int,
         name: str = "",
     ):
-        self._logbook, self._batch_size, self._name = logbook, batch_size, name
+        self._metric_logger, self._batch_size, self._name = metric_logger, batch_size, name
         self._total_steps, self._examples = total_steps, examples
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._since: float | None = None
@@ -146,7 +146,7 @@ class Throughput:
         rate = self._lap(step)
         epoch = step * self._batch_size / self._examples
         timed = {} if rate is None else {"images_per_second": round(rate, 1)}
-        self._logbook.write("train", step, {"epoch": round(epoch, 6), **values, **timed})
+        self._metric_logger.write("train", step, {"epoch": round(epoch, 6), **values, **timed})
         logger.info(
             "%sstep %d/%d  epoch %.2f  loss %.4f  %s images/s  %s left",
             self._name,

@@ -25,8 +25,9 @@ from kd_jax.runtime.errors import DivergedError, UserError, reachable
 from kd_jax.training import cohort, provenance, setup, teacher_check, workdir
 from kd_jax.training.checkpoints import DamagedError
 from kd_jax.training.evaluator import Evaluator
-from kd_jax.training.loop import Member, loop
+from kd_jax.training.loop import loop
 from kd_jax.training.shared_checkpoints import SharedCheckpoints
+from kd_jax.training.tracker import Member
 from kd_jax.weights import saved_network
 
 
@@ -47,7 +48,7 @@ def train(
     Raises:
       UserError: something about the input; then the directory is as it was. Or training cannot go
         on; then what was saved is kept.
-      interrupt.StoppedError: it was asked to stop, and has saved.
+      signals.StoppedError: it was asked to stop, and has saved.
     """
     return train_together([config], [directory], stop)[0]
 
@@ -64,8 +65,8 @@ def train_together(
 
     Raises:
       UserError: as `train`; or they cannot train together.
-      loop.MemberError: one of them cannot go on; it names its directory.
-      interrupt.StoppedError: they were asked to stop, and have saved.
+      tracker.MemberError: one of them cannot go on; it names its directory.
+      signals.StoppedError: they were asked to stop, and have saved.
     """
     places = [reachable(directory, "the workdir").resolve() for directory in directories]
     if len(set(places)) < len(places):

@@ -14,7 +14,7 @@ from kd_jax.runtime.atomic_files import read_json, read_json_lines
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.signals import StoppedError
 from kd_jax.training import cohort, dispatch, setup
-from kd_jax.training.loop import MemberError
+from kd_jax.training.tracker import MemberError
 from kd_jax.training.train import train, train_together
 from kd_jax.weights import saved_network
 from tiny_runs import StopAfter, digits_config

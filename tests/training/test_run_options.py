@@ -17,8 +17,8 @@ from kd_jax.runtime.errors import DivergedError, UserError
 from kd_jax.runtime.signals import StoppedError
 from kd_jax.training import fixed_view, saved_student
 from kd_jax.training.evaluator import Evaluator
-from kd_jax.training.loop import MemberError
 from kd_jax.training.setup import build
+from kd_jax.training.tracker import MemberError
 from kd_jax.training.train import train
 from kd_jax.weights import saved_network
 from tiny_runs import StopAfter, digits_config

@@ -1,0 +1,88 @@
+"""After which steps a run logs, validates and saves, and when validation ends it early."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from kd_jax.data import sampler
+from kd_jax.runtime.console import logger
+from kd_jax.training import dispatch
+from kd_jax.training.setup import RunSetup
+
+
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """The steps of a run after which the loop has something to do.
+
+    Steps are counted as updates made: step 1 is the end of the first.
+
+    Attributes:
+      total_steps: of the whole run.
+      log_every, save_every: steps.
+      validation_steps: the end of every `eval_every_epochs` epochs, and the last step.
+      steps_per_call: steps that the devices make before they return to Python.
+    """
+
+    total_steps: int
+    log_every: int
+    save_every: int
+    validation_steps: frozenset[int]
+    steps_per_call: int
+
+    @classmethod
+    def of(cls, run: RunSetup) -> Cadence:
+        """Return the cadence that a run's config asks for."""
+        config, examples = run.config, len(run.dataset.train)
+        epochs = run.total_steps * config.batch_size / examples
+        validations = int(epochs / config.eval_every_epochs)
+        return cls(
+            total_steps=run.total_steps,
+            log_every=config.log_every_steps,
+            save_every=config.checkpoint_every_steps,
+            validation_steps=frozenset(
+                sampler.steps_in(k * config.eval_every_epochs, config.batch_size, examples)
+                for k in range(1, validations + 1)
+            )
+            | {run.total_steps},
+            steps_per_call=config.steps_per_call,
+        )
+
+    def should_log(self, step: int) -> bool:
+        """Return whether the metrics of training are logged after this step."""
+        return step % self.log_every == 0 or step == self.total_steps
+
+    def should_validate(self, step: int) -> bool:
+        """Return whether validation is measured after this step."""
+        return step in self.validation_steps
+
+    def should_save(self, step: int) -> bool:
+        """Return whether a checkpoint is written after this step: with each validation too."""
+        return step % self.save_every == 0 or self.should_validate(step)
+
+    def calls(self, start: int, end: int) -> Iterator[range]:
+        """Return the calls from step `start` to `end`; each ends where there is work to do."""
+        steps = range(start + 1, end + 1)
+        stops = (step for step in steps if self.should_log(step) or self.should_save(step))
+        return dispatch.calls(start, end, self.steps_per_call, stops)
+
+
+class Patience:
+    """Tells when the last `limit` validations brought nothing better; never for a limit of 0."""
+
+    def __init__(self, limit: int, earlier: Sequence[float]):
+        """Begin with the top-1 of the validations before this start, in percent, oldest first."""
+        self._limit, self._top1 = limit, list(earlier)
+
+    def add(self, top1: float) -> None:
+        """Count one more validation, in percent."""
+        self._top1.append(top1)
+
+    def is_over(self) -> bool:
+        """Return whether training ends, and say so if it does."""
+        if not self._limit or not self._top1:
+            return False
+        since_best = len(self._top1) - 1 - self._top1.index(max(self._top1))
+        if since_best >= self._limit:
+            logger.info("validation was best %d times ago: training ends", self._limit)
+        return since_best >= self._limit
