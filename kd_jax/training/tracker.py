@@ -38,6 +38,18 @@ class Member:
     checkpoints: SharedCheckpoints
     workdir: Path
 
+    def restore(self, state: state_lib.TrainState, step: int) -> state_lib.TrainState:
+        """Return the state of a checkpoint on all devices.
+
+        Args:
+          state: of this run, for shapes and dtypes.
+          step: of a checkpoint that there is.
+
+        Raises:
+          DamagedError: it does not hold the state that was saved.
+        """
+        return devices.replicate(self.checkpoints.restore(state, step), self.run.devices)
+
 
 class MemberError(UserError):
     """A member of a cohort cannot go on; the others can, without it."""
@@ -171,7 +183,7 @@ def _newest_checkpoint(member: Member, state: state_lib.TrainState) -> str:
     if step is None:
         return "no checkpoint had been saved yet"
     try:
-        good = devices.replicate(member.checkpoints.restore(state, step), member.run.devices)
+        good = member.restore(state, step)
     except DamagedError as error:
         return f"the checkpoint of step {step} is damaged ({error})"
     try:

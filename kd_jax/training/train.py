@@ -11,24 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-import kd_jax
-from kd_jax import models
-from kd_jax.data import class_names
 from kd_jax.distill import state as state_lib
 from kd_jax.runtime import atomic_files, processes, signals
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime.console import logger
-from kd_jax.runtime.errors import DivergedError, UserError, reachable
-from kd_jax.training import cohort, provenance, setup, teacher_check, workdir
-from kd_jax.training.checkpoints import DamagedError
+from kd_jax.runtime.errors import UserError, reachable
+from kd_jax.training import cohort, provenance, result, setup, teacher_check, workdir
 from kd_jax.training.evaluator import Evaluator
 from kd_jax.training.loop import loop
+from kd_jax.training.setup import RunSetup
 from kd_jax.training.shared_checkpoints import SharedCheckpoints
 from kd_jax.training.tracker import Member
-from kd_jax.weights import saved_network
 
 
 def train(
@@ -80,19 +75,11 @@ def train_together(
         locks = [stack.enter_context(workdir.Lock(place)) for place in places]
         for config, place, lock in zip(configs, places, locks, strict=True):
             processes.on_first(functools.partial(_check_workdir, config, place, lock))
-        first = setup.build(configs[0])
-        runs = [first, *(setup.build(config, like=first) for config in configs[1:])]
-        fingerprint = first.dataset.fingerprint
-        for place, run in zip(places, runs, strict=True):
-            processes.on_first(functools.partial(provenance.check_data, place, fingerprint))
-            processes.on_first(functools.partial(provenance.check_student, place, run.start_digest))
-            if run.is_changed_by_devices:
-                devices = len(run.devices) * processes.count()
-                processes.on_first(functools.partial(provenance.check_devices, place, devices))
-        leader = Evaluator(first)
+        runs = _build(configs, places)
+        leader = Evaluator(runs[0])
         evaluators = [leader, *(Evaluator(run, leader) for run in runs[1:])]
         _say_what_is_odd(configs[0])
-        certified = [teacher_check.certify(first, leader, place) for place in places]
+        certified = [teacher_check.certify(runs[0], leader, place) for place in places]
         members, states = [], []
         for number, place in enumerate(places):
             processes.on_first(
@@ -106,9 +93,27 @@ def train_together(
         trained, speed = _loop(members, states, stop or signals.StopRequest())
         results = []
         for member, state, certificate in zip(members, trained, certified, strict=True):
-            results.append(_result(member, state, speed, certificate, len(members)))
+            kept = result.state_to_keep(member, state)
+            measures = result.measure(member, kept, int(state.step), certificate)
+            measures |= result.rate(member, speed, len(members))
+            result.write(member, kept, measures)
+            results.append(measures)
             member.checkpoints.close()
         return results
+
+
+def _build(configs: Sequence[ConfigDict], places: Sequence[Path]) -> list[RunSetup]:
+    """Return the set-up of each run; what an earlier start recorded must be the same now."""
+    first = setup.build(configs[0])
+    runs = [first, *(setup.build(config, like=first) for config in configs[1:])]
+    for place, run in zip(places, runs, strict=True):
+        fingerprint, start = run.dataset.fingerprint, run.start_digest
+        processes.on_first(functools.partial(provenance.check_data, place, fingerprint))
+        processes.on_first(functools.partial(provenance.check_student, place, start))
+        if run.is_changed_by_devices:
+            devices = len(run.devices) * processes.count()
+            processes.on_first(functools.partial(provenance.check_devices, place, devices))
+    return runs
 
 
 def _check_workdir(config: ConfigDict, place: Path, lock: workdir.Lock) -> None:
@@ -171,96 +176,3 @@ def _say_what_is_odd(config: ConfigDict) -> None:
             "the teacher sees pixels normalised by mean 0.5 and std 0.5, not by its own: its "
             "certificate below is what that leaves of it"
         )
-
-
-def _result(
-    member: Member,
-    state: state_lib.TrainState,
-    images_per_second: float | None,
-    certified: dict[str, Any] | None,
-    together: int,
-) -> dict[str, Any]:
-    """Measure the finished student, and write `result.json` and the student itself."""
-    run, evaluator, checkpoints, directory = (
-        member.run, member.evaluator, member.checkpoints, member.workdir
-    )  # fmt: skip
-    config, dataset, trained = run.config, run.dataset, int(state.step)
-    if config.patience and (step := checkpoints.best_step()) is not None:
-        try:
-            state = devices_lib.replicate(checkpoints.restore(state, step), run.devices)
-        except DamagedError as error:
-            logger.warning("the best checkpoint is damaged (%s): the last is kept instead", error)
-    test = evaluator.measure_student(state.variables, "test")
-    val = evaluator.measure_student(state.variables, "val")
-    earlier = (
-        processes.on_first(lambda: atomic_files.read_json(directory / workdir.RESULT_FILE)) or {}
-    )
-    if images_per_second is None:  # nothing was left to train
-        images_per_second = earlier.get("images_per_second")
-        together = earlier.get("trained_together", together)
-    result = {
-        "student": config.student.arch,
-        "teacher": run.teachers.arch if run.teachers else None,
-        "teacher_top1": certified["top1"] if certified else None,
-        "dataset": dataset.name,
-        **{f"test_{name}": test[name] for name in ("top1", "top5", "nll", "ece")},
-        "val_top1": val["top1"],
-        "agreement": test.get("agreement"),
-        "agreement_top5": test.get("agreement_top5"),
-        "kl_to_teacher": test.get("kl_to_teacher"),
-        "steps": trained,
-        "epochs": round(trained * config.batch_size / len(dataset.train), 6),
-        "images_per_second": images_per_second and round(images_per_second, 1),
-        "trained_together": together,
-        "params": models.count_params(run.student, dataset.image_shape),
-        "madds": models.count_madds(run.student, dataset.image_shape),
-        "best": _best(member, state),
-    }
-    variables = jax.device_get(state.variables)
-    digest = saved_network.digest_of(variables)
-    card = saved_network.ModelCard(
-        arch=config.student.arch,
-        num_classes=dataset.num_classes,
-        image_shape=dataset.image_shape,
-        mean=run.student.mean,
-        std=run.student.std,
-        dataset=dataset.name,
-        claimed_top1=test["top1"],
-        source=f"a run of kd_jax {kd_jax.__version__}",
-        sha256=digest,
-        arrays_sha256=digest,
-        class_names=class_names.known(config.dataset, dataset.num_classes),
-        certificate={
-            **{name: test[name] for name in ("top1", "top5", "nll", "ece")},
-            "examples": len(dataset.test),
-            "data_fingerprint": dataset.fingerprint,
-        },
-    )
-
-    def write() -> None:
-        saved_network.save(directory, card, variables)
-        atomic_files.write_json(directory / workdir.RESULT_FILE, result)
-
-    processes.on_first(write)
-    logger.info("finished: test top-1 %.2f %%, written to %s", test["top1"], directory)
-    return result
-
-
-def _best(member: Member, state: state_lib.TrainState) -> dict[str, Any] | None:
-    """Measure the checkpoint that was best on validation, which need not be the last."""
-    run, evaluator, checkpoints = member.run, member.evaluator, member.checkpoints
-    step = checkpoints.best_step()
-    if step is None:
-        return None
-    if step != int(state.step):
-        try:
-            state = devices_lib.replicate(checkpoints.restore(state, step), run.devices)
-        except DamagedError as error:
-            logger.warning("the best checkpoint, of step %d, is damaged (%s)", step, error)
-            return None
-    try:
-        val, test = (evaluator.measure_student(state.variables, split) for split in ("val", "test"))
-    except DivergedError as error:
-        logger.warning("the best checkpoint, of step %d, is left out: %s", step, error)
-        return None
-    return {"step": step, "val_top1": val["top1"], "test_top1": test["top1"]}

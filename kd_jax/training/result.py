@@ -1,0 +1,146 @@
+"""The result of a finished run: its student measured, and written with `result.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+import kd_jax
+from kd_jax import models
+from kd_jax.data import class_names
+from kd_jax.distill import state as state_lib
+from kd_jax.runtime import atomic_files, processes
+from kd_jax.runtime.console import logger
+from kd_jax.runtime.errors import DivergedError
+from kd_jax.training import workdir
+from kd_jax.training.checkpoints import DamagedError
+from kd_jax.training.tracker import Member
+from kd_jax.weights import saved_network
+
+_CERTIFIED = ("top1", "top5", "nll", "ece")  # measures of the test split that a network carries
+
+
+def state_to_keep(member: Member, state: state_lib.TrainState) -> state_lib.TrainState:
+    """Return the state that the run's student is taken from.
+
+    The last one; where training may end early, the best on validation.
+    """
+    step = member.checkpoints.best_step() if member.run.config.patience else None
+    if step is None:
+        return state
+    try:
+        return member.restore(state, step)
+    except DamagedError as error:
+        logger.warning("the best checkpoint is damaged (%s): the last is kept instead", error)
+        return state
+
+
+def measure(
+    member: Member,
+    state: state_lib.TrainState,
+    steps: int,
+    certificate: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Measure the finished student on test and validation; return `result.json` without the rate.
+
+    Args:
+      member: the run.
+      state: of the student that is kept.
+      steps: that were trained.
+      certificate: of its teacher.
+    """
+    run, config, dataset = member.run, member.run.config, member.run.dataset
+    test = member.evaluator.measure_student(state.variables, "test")
+    val = member.evaluator.measure_student(state.variables, "val")
+    return {
+        "student": config.student.arch,
+        "teacher": run.teachers.arch if run.teachers else None,
+        "teacher_top1": certificate["top1"] if certificate else None,
+        "dataset": dataset.name,
+        **{f"test_{name}": test[name] for name in _CERTIFIED},
+        "val_top1": val["top1"],
+        "agreement": test.get("agreement"),
+        "agreement_top5": test.get("agreement_top5"),
+        "kl_to_teacher": test.get("kl_to_teacher"),
+        "steps": steps,
+        "epochs": round(steps * config.batch_size / len(dataset.train), 6),
+        "images_per_second": None,
+        "trained_together": None,
+        "params": models.count_params(run.student, dataset.image_shape),
+        "madds": models.count_madds(run.student, dataset.image_shape),
+        "best": _best(member, state),
+    }
+
+
+def rate(member: Member, images_per_second: float | None, together: int) -> dict[str, Any]:
+    """Return the rate of training for `result.json`; the earlier one if nothing was left to train.
+
+    Args:
+      member: the run.
+      images_per_second: of this start; None if no step was left.
+      together: how many runs trained together in it.
+    """
+    if images_per_second is None:
+        path = member.workdir / workdir.RESULT_FILE
+        earlier = processes.on_first(lambda: atomic_files.read_json(path)) or {}
+        images_per_second = earlier.get("images_per_second")
+        together = earlier.get("trained_together", together)
+    return {
+        "images_per_second": images_per_second and round(images_per_second, 1),
+        "trained_together": together,
+    }
+
+
+def write(member: Member, state: state_lib.TrainState, result: dict[str, Any]) -> None:
+    """Write the student, with its certificate, and `result.json`."""
+    run, dataset, directory = member.run, member.run.dataset, member.workdir
+    variables = jax.device_get(state.variables)
+    digest = saved_network.digest_of(variables)
+    measures = {name: result[f"test_{name}"] for name in _CERTIFIED}
+    card = saved_network.ModelCard(
+        arch=run.config.student.arch,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+        mean=run.student.mean,
+        std=run.student.std,
+        dataset=dataset.name,
+        claimed_top1=measures["top1"],
+        source=f"a run of kd_jax {kd_jax.__version__}",
+        sha256=digest,
+        arrays_sha256=digest,
+        class_names=class_names.known(run.config.dataset, dataset.num_classes),
+        certificate={
+            **measures,
+            "examples": len(dataset.test),
+            "data_fingerprint": dataset.fingerprint,
+        },
+    )
+
+    def write_files() -> None:
+        saved_network.save(directory, card, variables)
+        atomic_files.write_json(directory / workdir.RESULT_FILE, result)
+
+    processes.on_first(write_files)
+    logger.info("finished: test top-1 %.2f %%, written to %s", measures["top1"], directory)
+
+
+def _best(member: Member, state: state_lib.TrainState) -> dict[str, Any] | None:
+    """Measure the checkpoint that was best on validation, which need not be the last."""
+    step = member.checkpoints.best_step()
+    if step is None:
+        return None
+    if step != int(state.step):
+        try:
+            state = member.restore(state, step)
+        except DamagedError as error:
+            logger.warning("the best checkpoint, of step %d, is damaged (%s)", step, error)
+            return None
+    try:
+        val, test = (
+            member.evaluator.measure_student(state.variables, split) for split in ("val", "test")
+        )
+    except DivergedError as error:
+        logger.warning("the best checkpoint, of step %d, is left out: %s", step, error)
+        return None
+    return {"step": step, "val_top1": val["top1"], "test_top1": test["top1"]}
