@@ -21,8 +21,8 @@ from absl import flags
 from benchmarks import jax_side
 from kd_jax import models
 from kd_jax.config import default_config
-from kd_jax.data import sampler
-from kd_jax.data.dataset import NORMALISATION, load
+from kd_jax.data import catalog, sampler
+from kd_jax.data.dataset import load
 from kd_jax.distill import ensemble
 from kd_jax.distill import state as state_lib
 from kd_jax.distill import step as step_lib
@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
     base.teacher.arch, base.teacher.weights = _TEACHER, _WEIGHTS.value
     devices = jax_side.devices_for(_BATCH)
     train = load(base.dataset).train
-    normalisation = NORMALISATION["cifar100"]
+    facts = catalog.facts("cifar100")
+    normalisation = facts.mean, facts.std
     network = models.build(_TEACHER, 100, *normalisation)
     variables: tuple[models.Variables, ...] = (network.init(1, (32, 32, 3)),)
     if _WEIGHTS.value:

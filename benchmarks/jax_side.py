@@ -10,8 +10,7 @@ import numpy as np
 
 from kd_jax import models
 from kd_jax.config import default_config
-from kd_jax.data import sampler
-from kd_jax.data.dataset import NORMALISATION
+from kd_jax.data import catalog, sampler
 from kd_jax.distill import ensemble
 from kd_jax.distill import state as state_lib
 from kd_jax.distill import step as step_lib
@@ -19,7 +18,8 @@ from kd_jax.runtime import devices as devices_lib
 from kd_jax.training import optimizer as optimizer_lib
 from kd_jax.training.evaluator import Predictor
 
-_NORMALISATION = NORMALISATION["cifar100"]
+_FACTS = catalog.facts("cifar100")
+_NORMALISATION = _FACTS.mean, _FACTS.std
 _IMAGE_SHAPE = (32, 32, 3)
 
 

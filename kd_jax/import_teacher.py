@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from kd_jax.data import dataset
+from kd_jax.data import catalog
 from kd_jax.models import zoo
 from kd_jax.runtime.errors import UserError, reachable, run_command
 from kd_jax.weights import published
@@ -53,8 +53,8 @@ def main(argv: Sequence[str]) -> None:
     zoo.check_arch(arch)
     names = _class_names()
     num_classes = len(names) if names else _CLASSES.value
-    if _DATASET.value not in dataset.NUM_CLASSES and None in (num_classes, _MEAN.value):
-        known = ", ".join(dataset.NUM_CLASSES)
+    if catalog.facts(_DATASET.value).num_classes is None and None in (num_classes, _MEAN.value):
+        known = ", ".join(catalog.sets_with_known_classes())
         raise UserError(
             f"unknown data set {_DATASET.value!r}: expected one of {known}, or --num_classes "
             "(or --class_names), --mean and --std"

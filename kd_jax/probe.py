@@ -116,16 +116,16 @@ def _confusion(run: Any, evaluator: Any, variables: Any) -> dict[str, Any]:
     """Return the confusion by class, and by superclass where the data set has them."""
     import numpy as np
 
-    from kd_jax.data import dataset
+    from kd_jax.data import catalog
     from kd_jax.metrics import fidelity
 
     logits = evaluator.student_logits(variables, "test")
     labels, classes = run.dataset.test.labels, np.arange(run.dataset.num_classes)
     result: dict[str, Any] = {"by_class": fidelity.confusion(logits, labels, classes).tolist()}
-    if run.dataset.name in dataset.SUPERCLASSES:
-        names, groups = dataset.SUPERCLASSES[run.dataset.name]
-        counts = fidelity.confusion(logits, labels, np.asarray(groups))
-        result |= {"superclasses": list(names), "by_superclass": counts.tolist()}
+    facts = catalog.facts(run.dataset.name)
+    if facts.superclass_names:
+        counts = fidelity.confusion(logits, labels, np.asarray(facts.superclass_of))
+        result |= {"superclasses": list(facts.superclass_names), "by_superclass": counts.tolist()}
     return result
 
 

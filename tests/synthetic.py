@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from kd_jax import config as config_lib
-from kd_jax.data import dataset
+from kd_jax.data import catalog
 
 NETWORKS = {"resnet44": 71.63, "vgg11_bn": 70.78, "mobilenetv2_x0_75": 73.61}
 
@@ -75,7 +75,7 @@ def write_run(
 def write_probe(directory, names=None):
     """Write `probe.json` as `kd_jax.probe` does, of 100 classes."""
     rng = np.random.default_rng(0)
-    groups = len(dataset.SUPERCLASSES["cifar100"][0])
+    groups = len(catalog.facts("cifar100").superclass_names)
     by_superclass = rng.integers(0, 4, (groups, groups)) + 60 * np.eye(groups, dtype=int)
     first = [{"class": c, "probability": p} for c, p in ((3, 0.6), (4, 0.25), (99, 0.05))]
     example = {
@@ -102,7 +102,7 @@ def write_probe(directory, names=None):
         "confusion": {
             "by_class": np.eye(100, dtype=int).tolist(),
             "by_superclass": by_superclass.tolist(),
-            "superclasses": list(dataset.SUPERCLASSES["cifar100"][0]),
+            "superclasses": list(catalog.facts("cifar100").superclass_names),
         },
     }
     (directory / "probe.json").write_text(json.dumps(probe))

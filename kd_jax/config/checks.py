@@ -12,18 +12,11 @@ from ml_collections import ConfigDict
 
 from kd_jax.config import schema
 from kd_jax.config.fields import FIELDS, LABEL_LOSSES, NAME, PATH
-from kd_jax.data import sources, tfds_source
+from kd_jax.data import catalog, tfds_source
 from kd_jax.models import zoo
 from kd_jax.runtime import paths
 from kd_jax.runtime.errors import UserError
 from kd_jax.weights import published
-
-# Data sets whose teachers nobody publishes, and the configs that train one.
-_OWN_TEACHERS = {
-    sources.FOLDER: "configs/folder.py:teacher --config.dataset.data_dir=DIR",
-    sources.DIGITS: "configs/demo.py:teacher",
-}
-_DEFAULT_DATASET = "cifar100"  # of configs/teacher.py
 
 
 def check(config: ConfigDict) -> None:
@@ -148,7 +141,7 @@ def _of_form(form: str) -> list[str]:
 
 def _check_digits(config: ConfigDict) -> list[str]:
     """Check the options of the embedded set, whose splits and image size are fixed."""
-    if config.dataset.name != sources.DIGITS:
+    if config.dataset.name != catalog.DIGITS:
         return []
     fixed = {"train_split": ("train",), "test_split": ("test",), "image_size": (0, 32)}
     return [
@@ -222,9 +215,10 @@ def ways_to_a_teacher(arch: str, dataset: str) -> str:
       arch: of the teacher; empty where it is not known.
       dataset: name of the data set, without a version.
     """
-    if dataset in _OWN_TEACHERS:
+    own_teacher = catalog.facts(dataset).own_teacher
+    if own_teacher:
         return (
-            f"train one with --config={_OWN_TEACHERS[dataset]} and give that run's --workdir, or "
+            f"train one with --config={own_teacher} and give that run's --workdir, or "
             f"import a file with `python -m kd_jax.import_teacher --arch={arch or 'ARCH'} "
             f"--dataset={dataset} --src=FILE --num_classes=N --mean=R,G,B --std=R,G,B --out=DIR` "
             "and give DIR"
@@ -233,7 +227,7 @@ def ways_to_a_teacher(arch: str, dataset: str) -> str:
     known = {key for key in published.TABLE if key[0] == dataset}
     is_published = (dataset, arch) in known if arch else bool(known)
     what, src = ("the published file", "published") if is_published else ("its file", "FILE")
-    other = "" if dataset == _DEFAULT_DATASET else f" --config.dataset.name={dataset}"
+    other = "" if dataset == catalog.DEFAULT_NAME else f" --config.dataset.name={dataset}"
     return (
         f"import {what} with `python -m kd_jax.import_teacher --arch={name} --dataset={dataset} "
         f"--src={src} --out=DIR` and give DIR, or train it with --config=configs/teacher.py:{name}"

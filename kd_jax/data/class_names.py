@@ -6,32 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kd_jax.data import image_folder, sources, tfds_source
-
-# Source: Krizhevsky 2009, in the order of the data's own labels.
-_CIFAR100 = """
-apple, aquarium fish, baby, bear, beaver, bed, bee, beetle, bicycle, bottle, bowl, boy, bridge, bus,
-butterfly, camel, can, castle, caterpillar, cattle, chair, chimpanzee, clock, cloud, cockroach,
-couch, crab, crocodile, cup, dinosaur, dolphin, elephant, flatfish, forest, fox, girl, hamster,
-house, kangaroo, keyboard, lamp, lawn mower, leopard, lion, lizard, lobster, man, maple tree,
-motorcycle, mountain, mouse, mushroom, oak tree, orange, orchid, otter, palm tree, pear,
-pickup truck, pine tree, plain, plate, poppy, porcupine, possum, rabbit, raccoon, ray, road, rocket,
-rose, sea, seal, shark, shrew, skunk, skyscraper, snail, snake, spider, squirrel, streetcar,
-sunflower, sweet pepper, table, tank, telephone, television, tiger, tractor, train, trout, tulip,
-turtle, wardrobe, whale, willow tree, wolf, woman, worm
-"""
-_CIFAR10 = "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck"
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(" ".join(name.split()) for name in text.split(","))
-
-
-NAMES = {
-    "cifar100": _listed(_CIFAR100),
-    "cifar10": _listed(_CIFAR10),
-    sources.DIGITS: tuple(str(digit) for digit in range(10)),
-}
+from kd_jax.data import catalog, image_folder, tfds_source
 
 
 def of(options: Any) -> tuple[str, ...] | None:
@@ -40,9 +15,11 @@ def of(options: Any) -> tuple[str, ...] | None:
     Args:
       options: `config.dataset`.
     """
-    if options.name == sources.FOLDER:
+    if options.name == catalog.FOLDER:
         return tuple(image_folder.class_names(options))
-    return NAMES.get(tfds_source.base_name(options.name)) or _as_tfds_wrote_them(options)
+    return catalog.facts(tfds_source.base_name(options.name)).class_names or _as_tfds_wrote_them(
+        options
+    )
 
 
 def known(options: Any, num_classes: int) -> tuple[str, ...] | None:

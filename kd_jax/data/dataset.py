@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from ml_collections import ConfigDict
 
-from kd_jax.data import sources, tfds_source
+from kd_jax.data import catalog, sources, tfds_source
 from kd_jax.data.splits import Split, stratified_indices
 from kd_jax.runtime.errors import UserError
 
@@ -48,33 +48,6 @@ class DataSet:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
-# Published normalisation (mean, std); the teachers' weights were made under these.
-NORMALISATION = {
-    "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "imagenet2012": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # BiT's; others have their own
-}
-NUM_CLASSES = {"cifar100": 100, "cifar10": 10, "digits": 10, "imagenet2012": 1000}
-IMAGE_SHAPE = (32, 32, 3)  # where all images have it, as they are:
-SMALL_IMAGES = ("cifar100", "cifar10", "digits")
-# Names of the superclasses, and the superclass of each class. Source: Krizhevsky 2009; the data's
-# own coarse labels.
-SUPERCLASSES = {
-    "cifar100": (
-        ("aquatic mammals", "fish", "flowers", "food containers", "fruit and vegetables",
-         "household electrical devices", "household furniture", "insects", "large carnivores",
-         "large man-made outdoor things", "large natural outdoor scenes",
-         "large omnivores and herbivores", "medium-sized mammals", "non-insect invertebrates",
-         "people", "reptiles", "small mammals", "trees", "vehicles 1", "vehicles 2"),
-        (4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11,
-         6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5,
-         5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17,
-         10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13,
-         16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
-    )
-}  # fmt: skip
-
-
 def load(config: ConfigDict) -> DataSet:
     """Load the data set that `config.dataset` names.
 
@@ -86,8 +59,9 @@ def load(config: ConfigDict) -> DataSet:
     train, test, num_classes = source.train, source.test, source.num_classes
     size = config.image_size
     expected = (size, size, 3) if size else (*train.images.shape[1:3], 3)
-    if name in SMALL_IMAGES and not size:
-        expected = IMAGE_SHAPE
+    facts = catalog.facts(name)
+    if facts.image_size and not size:
+        expected = (facts.image_size, facts.image_size, 3)
     for split_name, split in (("train", train), ("test", test)):
         if len(split) and split.images.shape[1:] != expected:
             raise UserError(
@@ -100,7 +74,9 @@ def load(config: ConfigDict) -> DataSet:
                 "example at all: prepare the data set anew"
             )
     train, val = _hold_out(config, train, test)
-    mean, std = NORMALISATION.get(name) or _pixel_statistics(train.images)
+    mean, std = facts.mean, facts.std
+    if mean is None or std is None:
+        mean, std = _pixel_statistics(train.images)
     return DataSet(
         name=name,
         train=train,

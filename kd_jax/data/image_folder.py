@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from kd_jax.data import decoded_cache, folder_tree, image_files
+from kd_jax.data import catalog, decoded_cache, folder_tree, image_files
 from kd_jax.data.splits import Source, Split, hold_out_test
 from kd_jax.runtime import memory
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, local
 
-NAME = "folder"
 _HELD_OUT = 0.2  # of a folder that has no test split
 _TEST = "test"  # the one split that need not be there
 _OTHER_SPLITS = ("val", "test", "dev", "eval", "holdout")  # how they begin
@@ -81,7 +80,7 @@ def read(config: ConfigDict) -> Source:
         return hold_out_test(train, len(classes), round(_HELD_OUT * len(train)))
 
     files = [file for files in splits for file in files]
-    return decoded_cache.kept(NAME, files, (classes, config.image_size), decode)
+    return decoded_cache.kept(catalog.FOLDER, files, (classes, config.image_size), decode)
 
 
 def _train_directory(config: ConfigDict) -> Path:

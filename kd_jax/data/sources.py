@@ -8,10 +8,8 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
-from kd_jax.data import image_folder, tfds_source
+from kd_jax.data import catalog, image_folder, tfds_source
 from kd_jax.data.splits import Source, Split, hold_out_test
-
-DIGITS, FOLDER = "digits", image_folder.NAME
 
 
 def read(config: ConfigDict) -> Source:
@@ -20,9 +18,9 @@ def read(config: ConfigDict) -> Source:
     Raises:
       UserError: it is not there, cannot be downloaded, or cannot be read.
     """
-    if config.name == DIGITS:
+    if config.name == catalog.DIGITS:
         return digits()
-    if config.name == FOLDER:
+    if config.name == catalog.FOLDER:
         return image_folder.read(config)
     return tfds_source.read(config)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from kd_jax.data import catalog
 from kd_jax.models import zoo
 from kd_jax.runtime import text_tables
 from kd_jax.runtime.errors import UserError, run_command
@@ -22,20 +23,21 @@ from kd_jax.weights import published
 _DATASET = flags.DEFINE_string(
     "dataset", "cifar100", "Whose heads and accuracies: cifar100 | cifar10."
 )
-_CLASSES = {"cifar100": 100, "cifar10": 10}
+_DATASETS = ("cifar100", "cifar10")  # whose weights somebody publishes
 
 
 def main(argv: Sequence[str]) -> None:
     """Print one row for each network."""
     del argv
     dataset = _DATASET.value
-    if dataset not in _CLASSES:
-        raise UserError(f"--dataset={dataset}: expected one of {', '.join(_CLASSES)}")
+    if dataset not in _DATASETS:
+        raise UserError(f"--dataset={dataset}: expected one of {', '.join(_DATASETS)}")
     rows = [
         ("network", "parameters M", "multiply-adds M", "published top-1 / top-5", "certified",
          "reference"),
     ]  # fmt: skip
-    num_classes = _CLASSES[dataset]
+    num_classes = catalog.facts(dataset).num_classes
+    assert num_classes is not None
     for arch, architecture in zoo.MODELS.items():
         cost = architecture.cost
         entry = published.TABLE.get((dataset, arch))

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
 from kd_jax.config import config_file
-from kd_jax.data import sources, tfds_source
+from kd_jax.data import catalog, tfds_source
 from kd_jax.runtime.errors import UserError
 
 FOLDER = "runs"  # of a study's directory; it holds a workdir per run
@@ -142,7 +142,7 @@ def take_fraction(config: ConfigDict, fraction: float) -> None:
     Raises:
       ValueError: the fraction is something else, or the data set cannot be sliced.
     """
-    if config.dataset.name in (sources.DIGITS, sources.FOLDER):
+    if config.dataset.name in (catalog.DIGITS, catalog.FOLDER):
         raise ValueError(f"fraction={fraction} is for the data sets of tfds, expected 1")
     percent = round(100 * fraction)
     if not 1 <= percent <= 100 or abs(percent - 100 * fraction) > 1e-6:

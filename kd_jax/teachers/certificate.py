@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from kd_jax.data import catalog
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.metrics import fidelity
 from kd_jax.runtime.console import logger
@@ -126,8 +127,8 @@ def differences(card: saved_network.ModelCard, dataset: dataset_lib.DataSet) -> 
         )
     is_size_known = (
         card.certificate is not None
-        or card.dataset in dataset_lib.SMALL_IMAGES
-        or card.image_shape != dataset_lib.IMAGE_SHAPE  # the default without --image_size
+        or catalog.facts(card.dataset).image_size
+        or card.image_shape[:2] != (catalog.IMAGE_SIZE,) * 2  # the default without --image_size
     )
     if is_size_known and card.image_shape != dataset.image_shape:
         (h, w, _), (height, width, _) = card.image_shape, dataset.image_shape

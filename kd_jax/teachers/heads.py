@@ -15,7 +15,7 @@ import flax.traverse_util
 import numpy as np
 
 from kd_jax import models
-from kd_jax.data import class_names
+from kd_jax.data import catalog
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.weights import saved_network
@@ -26,7 +26,7 @@ _MOST_SHOWN = 3
 
 def names_of(card: saved_network.ModelCard) -> Names:
     """Return the names of a network's outputs; None if they are unknown."""
-    names = card.class_names or class_names.NAMES.get(card.dataset)
+    names = card.class_names or catalog.facts(card.dataset).class_names
     return names if names is not None and len(names) == card.num_classes else None
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import models
 from kd_jax.config import checks
-from kd_jax.data import class_names
+from kd_jax.data import catalog
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.distill.ensemble import Ensemble
 from kd_jax.models import zoo
@@ -180,9 +180,9 @@ def read(
         card, variables = saved_network.load(path)
     if arch and card.arch != arch:
         raise UserError(f"{field}.arch is {arch}, but {path} holds a {card.arch}: change one")
-    if dataset_name in dataset_lib.NUM_CLASSES:
-        names = class_names.NAMES.get(dataset_name)
-        heads.outputs(card, names, dataset_lib.NUM_CLASSES[dataset_name], dataset_name)
+    facts = catalog.facts(dataset_name)
+    if facts.num_classes:
+        heads.outputs(card, facts.class_names, facts.num_classes, dataset_name)
     return card, variables
 
 
@@ -205,7 +205,7 @@ def import_file(
     dataset_name: str,
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     num_classes: int | None = None,
-    image_size: int = dataset_lib.IMAGE_SHAPE[0],
+    image_size: int = catalog.IMAGE_SIZE,
     key: str = "",
     names: Names = None,
 ) -> tuple[saved_network.ModelCard, dict[str, Any]]:
@@ -229,8 +229,10 @@ def import_file(
       UserError: the file cannot be read, does not fit the architecture, or the data set is unknown
         and classes or normalisation are missing.
     """
-    normalisation = normalisation or dataset_lib.NORMALISATION.get(dataset_name)
-    num_classes = num_classes or dataset_lib.NUM_CLASSES.get(dataset_name)
+    facts = catalog.facts(dataset_name)
+    if normalisation is None and facts.mean and facts.std:
+        normalisation = facts.mean, facts.std
+    num_classes = num_classes or facts.num_classes
     if normalisation is None or num_classes is None:
         raise UserError(
             f"the classes and the normalisation of networks for {dataset_name} are not known: "
@@ -240,13 +242,12 @@ def import_file(
     state_dict = state_files.read(path, key)
     image_shape = (image_size, image_size, 3)
     variables = torch_import.from_state_dict(network, state_dict, image_shape)
-    dataset_names = class_names.NAMES.get(dataset_name)
     # With another number of classes it was not trained on the unchanged data set.
-    is_unchanged = network.num_classes == dataset_lib.NUM_CLASSES.get(dataset_name)
-    names = names or (dataset_names if is_unchanged else None)
+    is_unchanged = network.num_classes == facts.num_classes
+    names = names or (facts.class_names if is_unchanged else None)
     entry = (
         published.TABLE.get((dataset_name, arch))
-        if is_unchanged and names == dataset_names
+        if is_unchanged and names == facts.class_names
         else None
     )
     card = saved_network.ModelCard(

@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from kd_jax import config as config_lib
 from kd_jax import models
 from kd_jax.config import checks
+from kd_jax.data import catalog, prefetch, sampler, tfds_source
 from kd_jax.data import dataset as dataset_lib
-from kd_jax.data import prefetch, sampler, tfds_source
 from kd_jax.distill import ensemble
 from kd_jax.distill import state as state_lib
 from kd_jax.distill import step as step_lib
@@ -37,13 +37,6 @@ from kd_jax.training import hlo, metric_logger, setup
 from kd_jax.training import optimizer as optimizer_lib
 from kd_jax.weights import saved_network
 
-# Train examples of sets that are known by name, so that they need not be there.
-_TRAIN_EXAMPLES = {
-    "cifar100": 50_000,
-    "cifar10": 50_000,
-    "digits": 1_437,
-    "imagenet2012": 1_281_167,
-}
 _COLLECTIVES = ("psum", "psum_invariant", "pmax", "all_gather", "all_gather_invariant")
 
 
@@ -184,14 +177,12 @@ def _streamed_images(config: ConfigDict) -> int:
 def _size_of_data(config: ConfigDict) -> tuple[int, tuple[int, int, int], int]:
     """Return train examples, image shape and classes; other sets than the known are read."""
     options = config.dataset
-    name = tfds_source.base_name(options.name)
-    size = options.image_size or (
-        dataset_lib.IMAGE_SHAPE[0] if name in dataset_lib.SMALL_IMAGES else 0
-    )
-    if name in _TRAIN_EXAMPLES and options.train_split == "train" and size:
+    facts = catalog.facts(tfds_source.base_name(options.name))
+    size = options.image_size or facts.image_size
+    if facts.train_examples and facts.num_classes and options.train_split == "train" and size:
         held_out = options.val_examples if options.validation == "held_out" else 0
-        examples = max(1, _TRAIN_EXAMPLES[name] - held_out)
-        return examples, (size, size, 3), dataset_lib.NUM_CLASSES[name]
+        examples = max(1, facts.train_examples - held_out)
+        return examples, (size, size, 3), facts.num_classes
     dataset = dataset_lib.load(options)
     return len(dataset.train), dataset.image_shape, dataset.num_classes
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kd_jax.config import checks, default_config
-from kd_jax.data import dataset, sources, tfds_reader
+from kd_jax.data import catalog, dataset, sources, tfds_reader
 from kd_jax.runtime import quiet_tensorflow
 from kd_jax.runtime.errors import UserError
 
@@ -134,7 +134,8 @@ def test_cifar100_has_the_fingerprint_of_earlier_versions(cifar100):
 def test_superclasses_are_the_coarse_labels_of_the_data(cifar100_dir):
     builder = quiet_tensorflow.import_tfds().builder("cifar100", data_dir=cifar100_dir)
     test = next(iter(builder.as_dataset(split="test", batch_size=10_000)))
-    names, groups = dataset.SUPERCLASSES["cifar100"]
+    facts = catalog.facts("cifar100")
+    names, groups = facts.superclass_names, facts.superclass_of
     assert len(names) == 20
     np.testing.assert_array_equal(np.asarray(groups)[test["label"]], test["coarse_label"])
 

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from kd_jax.config import default_config
-from kd_jax.data import class_names, dataset, sources, tfds_reader, tfds_slices, tfds_source
+from kd_jax.data import (
+    catalog,
+    class_names,
+    dataset,
+    sources,
+    tfds_reader,
+    tfds_slices,
+    tfds_source,
+)
 from kd_jax.runtime import memory, quiet_tensorflow
 from kd_jax.runtime.errors import UserError
 from kd_jax.training import plan
@@ -138,7 +146,7 @@ def test_a_version_in_the_name_is_that_version(tmp_path, decoded_from):
         assert decoded_from[-1] == tmp_path / "cifar100" / version
         # It is the same set: its normalisation, its class names and its plan are known.
         assert loaded.name == "cifar100"
-        assert loaded.mean == dataset.NORMALISATION["cifar100"][0]
+        assert loaded.mean == catalog.facts("cifar100").mean
         assert len(class_names.of(options(name=name))) == 100
     config = default_config()
     config.dataset.name = "cifar100:3.0.2"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_jax.data import class_names
+from kd_jax.data import catalog
 from kd_jax.data.sources import Split
 from kd_jax.report import figure_style, figures, label_placement, probe_images
 
@@ -103,4 +103,4 @@ def test_the_softened_image_is_a_typical_right_one():
 
 def test_class_names_are_the_data_sets_own(cifar100_dir):
     published = sorted(cifar100_dir.glob("cifar100/*/label.labels.txt"))[-1].read_text().split()
-    assert [name.replace(" ", "_") for name in class_names.NAMES["cifar100"]] == published
+    assert [name.replace(" ", "_") for name in catalog.facts("cifar100").class_names] == published

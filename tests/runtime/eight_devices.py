@@ -13,7 +13,7 @@ import numpy as np
 
 from kd_jax import models
 from kd_jax.config import default_config
-from kd_jax.data import dataset, sampler
+from kd_jax.data import catalog, dataset, sampler
 from kd_jax.distill import ensemble
 from kd_jax.distill import state as state_lib
 from kd_jax.distill import step as step_lib
@@ -35,7 +35,8 @@ def main():
     assert config.batch_norm.sync
     config.batch_size = BATCH_SIZE
     config.log_every_steps = 1
-    normalisation = dataset.NORMALISATION["cifar100"]
+    facts = catalog.facts("cifar100")
+    normalisation = facts.mean, facts.std
     student = models.build("resnet8", CLASSES, *normalisation, axis_name=devices_lib.AXIS)
     teacher = models.build("resnet8", CLASSES, *normalisation)
     teacher_variables = teacher.init(9, SHAPE)

@@ -10,7 +10,7 @@ import pytest
 from image_folders import make_folder
 from kd_jax import models
 from kd_jax.config import default_config
-from kd_jax.data import class_names
+from kd_jax.data import catalog
 from kd_jax.data.dataset import DataSet
 from kd_jax.data.sources import Split
 from kd_jax.runtime.console import logger
@@ -98,9 +98,13 @@ def test_cards_from_before_names_know_those_of_their_data_set():
     old = card(names=None, classes=100, dataset="cifar100")
     wanted = ("bee", "maple_tree", "wolf")
     chosen = heads.outputs(old, wanted, 3, "folder")
-    assert [class_names.NAMES["cifar100"][n] for n in chosen] == ["bee", "maple tree", "wolf"]
+    assert [catalog.facts("cifar100").class_names[n] for n in chosen] == [
+        "bee",
+        "maple tree",
+        "wolf",
+    ]
     with pytest.raises(UserError, match="knows other classes than cifar10"):
-        heads.outputs(old, class_names.NAMES["cifar10"], 10, "cifar10")
+        heads.outputs(old, catalog.facts("cifar10").class_names, 10, "cifar10")
 
 
 def dataset(classes=6, fingerprint="f" * 64, size=32):

@@ -7,7 +7,7 @@ from absl.testing import flagsaver
 
 from helpers import golden_state_dict, write_pth
 from kd_jax import import_teacher
-from kd_jax.data import class_names
+from kd_jax.data import catalog
 from kd_jax.runtime.errors import UserError
 from kd_jax.weights import published, saved_network
 
@@ -66,7 +66,7 @@ def test_one_may_choose_which_weights(file, tmp_path):
 
 def test_the_card_has_the_names_of_the_classes(file, tmp_path):
     card, variables = run(file, tmp_path / "cifar")
-    assert card.class_names == class_names.NAMES["cifar100"]
+    assert card.class_names == catalog.facts("cifar100").class_names
     assert card.claimed_top1 == published.TABLE["cifar100", "resnet20"].top1
     assert card.arrays_sha256 == saved_network.digest_of(variables)
     own = [f"kind {n} ü" for n in range(100)]
