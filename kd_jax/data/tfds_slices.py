@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from kd_jax.runtime import quiet_tensorflow
 from kd_jax.runtime.errors import UserError
 
 Range = tuple[str, int, int]  # split, first example, the one after the last
@@ -60,8 +61,10 @@ def _ranges(field: str, spec: str, shard_lengths: Mapping[str, Sequence[int]]) -
 def _ranges_of_tfds(
     field: str, spec: str, shard_lengths: Mapping[str, Sequence[int]]
 ) -> list[Range]:
-    from tensorflow_datasets.core import splits
-
+    try:
+        from tensorflow_datasets.core import splits
+    except ImportError as error:
+        raise quiet_tensorflow.missing(error) from error
     infos = [
         splits.SplitInfo(
             name=name, shard_lengths=list(lengths), num_bytes=0, filename_template=None

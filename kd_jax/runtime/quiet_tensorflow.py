@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
+from kd_jax.runtime.errors import UserError
+
+INSTALL = "pip install 'kd_jax[tfds]'"
+
 
 def _hide_accelerators() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -19,16 +23,32 @@ def _hide_accelerators() -> None:
 
 
 def import_tfds() -> ModuleType:
-    """Return the module `tensorflow_datasets`."""
-    _hide_accelerators()
-    import tensorflow_datasets as tfds
+    """Return the module `tensorflow_datasets`.
+
+    Raises:
+      UserError: it, or TensorFlow, is not installed.
+    """
+    try:
+        _hide_accelerators()
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise missing(error) from error
 
     tfds.disable_progress_bar()
     return tfds
 
 
+def missing(error: ImportError) -> UserError:
+    """Return what is said where a data set cannot be read without what is not installed."""
+    return UserError(
+        f"a data set of tfds has to be read, and what reads it is not installed ({error}): "
+        f"install it with {INSTALL}; images in a folder, and sets that this machine has decoded "
+        "before, need none"
+    )
+
+
 def import_metric_writers() -> ModuleType:
-    """Return the module `clu.metric_writers`."""
+    """Return the module `clu.metric_writers`; `ImportError` where TensorFlow is missing."""
     _hide_accelerators()
     from clu import metric_writers
 

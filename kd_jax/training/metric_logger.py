@@ -97,7 +97,10 @@ class MetricLogger:
             self._thread.submit(lambda: writer.result().close())
         self._thread.shutdown(wait=True)
         if writer and (error := writer.exception()):
-            logger.warning("TensorBoard's files could not be written: %s", error)
+            advice = ""
+            if isinstance(error, ImportError):
+                advice = f"; install what is missing with {quiet_tensorflow.INSTALL}"
+            logger.warning("TensorBoard's files could not be written: %s%s", error, advice)
 
 
 class Throughput:
