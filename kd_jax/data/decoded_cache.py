@@ -105,21 +105,21 @@ def _read(path: Path) -> Source | None:
 def _write(path: Path, source: Source, older: str) -> None:
     """Keep a set in place of those beside it that a pattern finds."""
     try:
-        with caches.workspace(path.parent) as own:
-            made = own / "made"
-            made.mkdir()
+        with caches.workspace(path.parent) as workspace:
+            directory = workspace / "made"
+            directory.mkdir()
             splits = (source.train, source.test)
             arrays = [array for split in splits for array in (split.images, split.labels)]
             for name, array in zip(_ARRAYS, arrays, strict=True):
-                np.save(made / f"{name}.npy", array)
+                np.save(directory / f"{name}.npy", array)
             about = {"num_classes": source.num_classes, "sha256": source.fingerprint()}
-            (made / "about.json").write_text(json.dumps(about))
+            (directory / "about.json").write_text(json.dumps(about))
             if path.exists():  # damaged, or another process was faster: ours is as good
-                path.rename(own / "old")
-            made.rename(path)
+                path.rename(workspace / "old")
+            directory.rename(path)
             for number, other in enumerate(path.parent.glob(older)):
                 if other != path:
                     with contextlib.suppress(OSError):  # another process was faster
-                        other.rename(own / f"older-{number}")
+                        other.rename(workspace / f"older-{number}")
     except OSError as error:  # a cache that cannot be written costs time, nothing else
         logger.warning("the decoded data set is not cached: %s", error)

@@ -85,15 +85,15 @@ def images(directory: Path) -> tuple[list[tuple[Path, os.stat_result]], Skipped]
     found: list[tuple[Path, os.stat_result]] = []
     skipped: Skipped = collections.Counter()
     above = {*directory.absolute().parents, *Path(os.path.realpath(directory)).parents}
-    seen = {_identity(status) for path in above if (status := _status(path))}
+    visited = {_identity(status) for path in above if (status := _status(path))}
     left = [directory]
     while left:
         place = left.pop()
         status = _status(place)
-        if status is None or _identity(status) in seen:
+        if status is None or _identity(status) in visited:
             skipped["links to a directory that is read already"] += 1
             continue
-        seen.add(_identity(status))
+        visited.add(_identity(status))
         below = []
         for entry in sorted(_entries(place), key=lambda entry: entry.name):
             path = place / entry.name

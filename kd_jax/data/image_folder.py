@@ -199,23 +199,23 @@ def _say_what_test_lacks(test: Path, classes: list[str], files: list[decoded_cac
 
 def _check_files(splits: list[list[decoded_cache.File]], skipped: folder_tree.Skipped) -> None:
     """Raise `UserError` if one file is in both splits; count those that are twice in one."""
-    before: dict[tuple[int, int], decoded_cache.File] = {}
+    in_earlier_splits: dict[tuple[int, int], decoded_cache.File] = {}
     for number, files in enumerate(splits):
-        own: dict[tuple[int, int], decoded_cache.File] = {}
+        in_split: dict[tuple[int, int], decoded_cache.File] = {}
         for file in files:
             identity = (file.stat.st_dev, file.stat.st_ino)
             if not file.stat.st_ino:  # a file system that does not number its files
                 continue
-            if number and identity in before:
+            if number and identity in in_earlier_splits:
                 raise UserError(
-                    f"{before[identity].path} and {file.path} are one file: expected no image to "
-                    "be in both train and test; take one of the links away"
+                    f"{in_earlier_splits[identity].path} and {file.path} are one file: "
+                    "expected no image to be in both train and test; take one of the links away"
                 )
-            if identity in own:
-                other = "the same" if own[identity].label == file.label else "another"
-                skipped[f"links to an image of {other} class (read all the same)"] += 1
-            own[identity] = file
-        before |= own
+            if identity in in_split:
+                which = "the same" if in_split[identity].label == file.label else "another"
+                skipped[f"links to an image of {which} class (read all the same)"] += 1
+            in_split[identity] = file
+        in_earlier_splits |= in_split
 
 
 def _check_memory(root: Path, splits: list[list[decoded_cache.File]], size: int) -> None:

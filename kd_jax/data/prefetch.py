@@ -93,16 +93,16 @@ class Feeder:
             self._ahead.append(self._thread.submit(self._make, call))
 
     def _make(self, call: range) -> Any:
-        made = [self._gather(step) for step in call]
-        batch = made[0]
-        if len(made) > 1:
-            batch = Stacked(jax.tree.map(lambda *each: np.stack(each, axis=1), *made))
+        batches = [self._gather(step) for step in call]
+        batch = batches[0]
+        if len(batches) > 1:
+            batch = Stacked(jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *batches))
         return batch if self._images is None else devices_lib.place(batch, self._devices)
 
     def _gather(self, step: int) -> Any:
         batch = devices_lib.shard(self._batch_of(step), self._devices, self._parts)
         if self._images is None:
             return batch
-        own = self._images[batch.example]
-        partner = self._images[batch.partner] if self._partners else None
-        return Streamed(batch, own, partner)
+        pixels = self._images[batch.example]
+        partner_pixels = self._images[batch.partner] if self._partners else None
+        return Streamed(batch, pixels, partner_pixels)

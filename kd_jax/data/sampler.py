@@ -37,13 +37,13 @@ class Streamed(NamedTuple):
 
     Attributes:
       batch: as it is for a training set on the devices; its indices are for labels.
-      own, partner: uint8 `[n, H, W, C]` of the examples and of their partners, as the data set has
-        them; `partner` is None without mixup.
+      pixels, partner_pixels: uint8 `[n, H, W, C]` of the examples and of their mixup partners, as
+        the data set has them; `partner_pixels` is None without mixup.
     """
 
     batch: Batch
-    own: Array
-    partner: Array | None
+    pixels: Array
+    partner_pixels: Array | None
 
 
 # Streams of NumPy's generators, the last of three numbers that seed them. None is 0: NumPy fills up

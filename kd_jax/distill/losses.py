@@ -168,10 +168,10 @@ def dkd(
     def parts(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         scaled = logits.astype(jnp.float32) / temperature
         whole = jax.nn.log_softmax(scaled)
-        own = jnp.sum(jnp.where(is_target, whole, 0.0), axis=-1)
+        target = jnp.sum(jnp.where(is_target, whole, 0.0), axis=-1)
         rest = jax.nn.logsumexp(jnp.where(is_target, -jnp.inf, whole), axis=-1)
         among = jax.nn.log_softmax(jnp.where(is_target, -jnp.inf, scaled))
-        return jnp.stack([own, rest], axis=-1), jnp.where(is_target, 0.0, among)
+        return jnp.stack([target, rest], axis=-1), jnp.where(is_target, 0.0, among)
 
     teacher_pair, teacher_among = parts(teacher_logits)
     student_pair, student_among = parts(student_logits)

@@ -52,8 +52,12 @@ def make(
     """
     if isinstance(batch, Streamed):
         streamed, batch = batch, batch.batch
-        count = len(streamed.own)
-        pixels = [streamed.own] if streamed.partner is None else [streamed.own, streamed.partner]
+        count = len(streamed.pixels)
+        pixels = (
+            [streamed.pixels]
+            if streamed.partner_pixels is None
+            else [streamed.pixels, streamed.partner_pixels]
+        )
         images = jnp.concatenate(pixels)
         rows, partner_rows = jnp.arange(count), jnp.arange(count, 2 * count)
     else:

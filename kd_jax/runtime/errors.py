@@ -67,8 +67,8 @@ def run_command(
         fail(_plain(str(error)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections raises these where a file's own config lacks a field that is overridden.
-        said = str(error.args[0]) if error.args else type(error).__name__
-        fail(f"an override does not fit the config of the file: {said}")
+        reason = str(error.args[0]) if error.args else type(error).__name__
+        fail(f"an override does not fit the config of the file: {reason}")
     try:
         if len(rest) > 1 and not takes_words:
             raise UserError(

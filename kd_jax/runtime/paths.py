@@ -30,12 +30,14 @@ def why_not(place: str | Path, what: str) -> str | None:
 
 def why_not_in(arguments: Sequence[str]) -> str | None:
     """Return what is wrong with the first of a command's arguments that names a remote place."""
-    before = ""
+    previous = ""
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        given = (value, name) if equals else (argument, before if before[:2] == "--" else "a path")
-        is_config = given[1].lstrip("-") == "config" and _FILE_AND_ARGUMENT.match(given[0])
-        if given[1] not in _NO_PATHS and not is_config and (problem := why_not(*given)):
+        named = (
+            (value, name) if equals else (argument, previous if previous[:2] == "--" else "a path")
+        )
+        is_config = named[1].lstrip("-") == "config" and _FILE_AND_ARGUMENT.match(named[0])
+        if named[1] not in _NO_PATHS and not is_config and (problem := why_not(*named)):
             return problem
-        before = argument
+        previous = argument
     return None

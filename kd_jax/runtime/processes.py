@@ -83,19 +83,19 @@ def on_first(work: Callable[[], Any]) -> Any:
     """
     if count() == 1:
         return work()
-    said: dict[str, Any] = {}
+    outcome: dict[str, Any] = {}
     if is_first():
         try:
-            said = {"value": work()}
+            outcome = {"value": work()}
         except UserError as error:
-            said = {"error": str(error)}
-    text = np.frombuffer(json.dumps(said).encode(), np.uint8)
+            outcome = {"error": str(error)}
+    text = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
     size = int(tree_from_first(np.int32(len(text))))
     sent = text if is_first() else np.zeros(size, np.uint8)
-    said = json.loads(tree_from_first(sent).tobytes())
-    if "error" in said:
-        raise UserError(said["error"])
-    return said["value"]
+    outcome = json.loads(tree_from_first(sent).tobytes())
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome["value"]
 
 
 def tree_from_first(tree: Any) -> Any:

@@ -22,21 +22,21 @@ _MOST_IN_FLIGHT = 2  # batches dispatched and not yet finished, as in the loop
 def make_predict_step(
     logits_of: Callable[[Any, jax.Array], jax.Array],
 ) -> Callable[..., jax.Array]:
-    """Return the per-device step `(variables, own, others, lam) -> logits` in eval mode.
+    """Return the per-device step `(variables, images, partners, lam) -> logits` in eval mode.
 
-    `logits_of(variables, pixels)` gives `[..., n, classes]`. `own` is this device's part of the
+    `logits_of(variables, pixels)` gives `[..., n, classes]`. `images` is this device's part of the
     images to look at, uint8 `[n, H, W, C]`. `lam` is None, or the weight of each in its
-    mixture with the image of `others`. The logits returned are those of all devices, float32
+    mixture with the image of `partners`. The logits returned are those of all devices, float32
     `[..., global n, classes]`.
     """
 
     def predict(
-        variables: Any, own: jax.Array, others: jax.Array | None, lam: jax.Array | None
+        variables: Any, images: jax.Array, partners: jax.Array | None, lam: jax.Array | None
     ) -> jax.Array:
-        pixels = augment.to_pixels(own)
+        pixels = augment.to_pixels(images)
         if lam is not None:
-            assert others is not None
-            pixels = augment.mix(pixels, augment.to_pixels(others), lam)
+            assert partners is not None
+            pixels = augment.mix(pixels, augment.to_pixels(partners), lam)
         logits = logits_of(variables, pixels)
         return jax.lax.all_gather(logits, devices_lib.AXIS, axis=logits.ndim - 2, tiled=True)
 
@@ -57,8 +57,8 @@ class Predictor:
         predict = make_predict_step(logits_of)
 
         def resident(variables: Any, images: jax.Array, index: jax.Array, lam: Any) -> jax.Array:
-            others = None if lam is None else images[(index + 1) % len(images)]
-            return predict(variables, images[index], others, lam)
+            partners = None if lam is None else images[(index + 1) % len(images)]
+            return predict(variables, images[index], partners, lam)
 
         self._resident = devices_lib.pmap(resident, devices, (False, False, True, False))
         self._streamed = devices_lib.pmap(predict, devices, (False, True, True, False))
@@ -106,17 +106,17 @@ class _Common:
 
     @functools.cached_property
     def teacher_variables(self) -> tuple[models.Variables, ...]:
-        its_teachers = self._experiment.teachers
-        variables = its_teachers.variables if its_teachers else ()
+        teachers = self._experiment.teachers
+        variables = teachers.variables if teachers else ()
         return devices_lib.replicate(variables, self._experiment.devices)
 
     def ask(self, images: jax.Array | np.ndarray, lam: float | None = None) -> np.ndarray:
         logits = self._teachers.logits(self.teacher_variables, images, lam)
-        its_teachers = self._experiment.teachers
-        assert its_teachers is not None
-        for member, own in zip(its_teachers.members, logits, strict=True):
+        teachers = self._experiment.teachers
+        assert teachers is not None
+        for member, member_logits in zip(teachers.members, logits, strict=True):
             try:
-                fidelity.check_finite(own, f"the teacher {member.card.arch}'s")
+                fidelity.check_finite(member_logits, f"the teacher {member.card.arch}'s")
             except DivergedError as error:
                 raise UserError(
                     f"{error}, those of {member.card.source}: a weight of it is damaged, or too "

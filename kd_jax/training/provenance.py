@@ -91,20 +91,20 @@ def add_start(
       student_start: `RunSetup.start_digest` of the student.
     """
     starts = starts_of(workdir)
-    here = arithmetic()
-    before = {name: starts[-1].get(name, value) for name, value in here.items()} if starts else here
-    if before != here:
+    now = arithmetic()
+    before = {name: starts[-1].get(name, value) for name, value in now.items()} if starts else now
+    if before != now:
         logger.warning(
             "this run goes on on %s and was on %s before: from step %d on its last digits may "
             "differ from those of an unbroken run",
-            _words(here),
+            _words(now),
             _words(before),
             step,
         )
     starts.append(
         {
-            **here,
-            "bits_may_differ": before != here,
+            **now,
+            "bits_may_differ": before != now,
             "step": step,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": sys.argv,

@@ -103,18 +103,18 @@ def build(config: ConfigDict, like: RunSetup | None = None) -> RunSetup:
       UserError: a value, the weights, the devices or the data are not as they must be.
     """
     prepare(config)
-    its_teachers, start = like.teachers if like else None, None
+    teachers, start = like.teachers if like else None, None
     name = tfds_source.base_name(config.dataset.name)
     if config.teacher.weights and not like:
-        its_teachers = load.load(config.teacher, name)
+        teachers = load.load(config.teacher, name)
     options = config.student
     if options.weights:
         start = load.read(options.weights, options.arch, name, "config.student")
     devices = devices_lib.select(config.num_devices, config.batch_size, config.accumulate)
     dataset = like.dataset if like else dataset_lib.load(config.dataset)
     names = class_names.known(config.dataset, dataset.num_classes)
-    if its_teachers and not like:
-        its_teachers = load.fit(its_teachers, config.teacher, dataset, names)
+    if teachers and not like:
+        teachers = load.fit(teachers, config.teacher, dataset, names)
     if start:
         load.check_images(start[0], dataset.name, dataset.image_shape)
         start = heads.fit(*start, names, dataset.num_classes, dataset.name)
@@ -144,7 +144,7 @@ def build(config: ConfigDict, like: RunSetup | None = None) -> RunSetup:
         dataset=dataset,
         student=student,
         start=start[1] if start else None,
-        teachers=its_teachers,
+        teachers=teachers,
         optimizer=optimizer,
         total_steps=total_steps,
         resident=prefetch.is_resident(config.dataset, dataset.train.images.nbytes),

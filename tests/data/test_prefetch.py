@@ -62,10 +62,10 @@ def test_it_goes_on_at_the_very_example_and_stops_at_the_last():
     for expected in all_of_them[4:]:
         got = later.next()
         assert isinstance(got, sampler.Streamed)
-        assert got.own.shape == (2, 16, 32, 32, 3)
+        assert got.pixels.shape == (2, 16, 32, 32, 3)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(got.partner, IMAGES[np.asarray(got.batch.partner)])
+    np.testing.assert_array_equal(got.partner_pixels, IMAGES[np.asarray(got.batch.partner)])
     later.close()
     whole.close()
 
