@@ -1,4 +1,4 @@
-"""What is made of the schema's entries (`fields.FIELDS`): the config and its rules.
+"""The config and its rules, made of the schema's entries; a field is declared in `fields.py`.
 
 A file in `configs/` starts from `default_config` and changes what its experiment is about. The
 config is locked, so a misspelt override fails and names the nearest field; `checks.check` looks at

@@ -3,6 +3,10 @@
 No logarithm of a probability is taken, so all losses are finite for any finite logits, and
 bfloat16 networks are compared in float32. Unless a docstring says otherwise, a loss sums over
 classes and returns one value for each example, float32 `[n]`, in nats.
+
+A new loss needs its formula here, a case in `objective.distillation_loss`, its name among the
+choices of `distill.loss` in `config/fields.py`, and a float64 reference in
+`tests/distill/test_losses.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The loss of a student by its config: to its teachers, to the labels, or to both."""
+"""The loss of a student by its config: to its teachers, to the labels, or to both.
+
+The temperature is read here and in `student.student_gradients`, which asks the ensemble for its
+targets at the same temperature.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,14 @@
 """One training step: views, teacher, student gradients, mean over devices, update.
 
-Everything random is a function of (seed, step, position in the global batch), and every result of
-a step is reduced over all devices. So any number of devices gives the same training, to float
-tolerance, and a resumed run gives the same bits.
+Function matching (Beyer et al. 2021, section 3): augmented and mixed pixels are made once
+(`views`), the teacher answers on them, and the student is trained to give the same answer on the
+very same pixels: the KL divergence at a temperature (`objective`), without labels unless
+`distill.label_weight` asks for them.
+
+Everything random is a function of (seed, step, position in the global batch), and what changes the
+state is a mean over all devices. So any number of devices gives the same training, to float
+tolerance, and a resumed run gives the same bits. (With `batch_norm.sync=False` each device
+normalises its own part, and then the number of devices matters.)
 """
 
 from __future__ import annotations
@@ -46,15 +52,16 @@ def make_cohort_step(
     """
     config = students[0].config
     if all(spec.config.distill.label_weight == 1 for spec in students):
-        teacher = None
+        teacher = None  # all learn from labels alone: there is nothing to ask it
 
     def gradients_of(
         states: States, constants: Constants, batch: Batch | Streamed
     ) -> list[StudentGradients]:
-        view = views.make(constants.images, batch, states[0].seed, states[0].step, config)
-        index = batch.batch if isinstance(batch, Streamed) else batch
-        logits = None if teacher is None else teacher_forward(teacher, constants, index, view)
-        inputs = make_inputs(view, logits, constants, index)
+        seed, step = states[0].seed, states[0].step  # the same of all students
+        view = views.make(constants.images, batch, seed, step, config)
+        indices = batch.batch if isinstance(batch, Streamed) else batch
+        logits = None if teacher is None else teacher_forward(teacher, constants, indices, view)
+        inputs = make_inputs(view, logits, constants, indices)
         return cohort_gradients(students, teacher, states, inputs)
 
     def step(
@@ -99,8 +106,8 @@ def cohort_gradients(
 ) -> list[StudentGradients]:
     """Return `student_gradients` of each student, computed one after another.
 
-    The barrier keeps the compiler from computing students side by side, where the activations of
-    all of them would be in memory at once.
+    The barrier makes each student wait for the one before it. Without it the compiler may compute
+    them side by side, with the activations of all of them in memory at once.
     """
     gradients: list[StudentGradients] = []
     for spec, state in zip(students, states, strict=True):

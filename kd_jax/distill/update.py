@@ -1,4 +1,7 @@
-"""From reduced gradients to the next state: optimiser, batch statistics, averages and metrics."""
+"""From reduced gradients to the next state: optimiser, batch statistics, metrics.
+
+And the running average of the weights (EMA), where the config keeps one.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 They are a function of (seed, step, position in the global batch), so they do not depend on the
 number of devices. The pixels of a mixup partner are computed again from its own index and position,
-since the partner may be on another device.
+since the partner may be on another device; which example it is, `data.sampler` decides.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The kinds of figures of a report, as SVG: lines, scatter, dots, bars and heatmap.
 
-A figure has no title: the page has a heading above it. Lines are labelled at their ends.
+They join the page in `run_sections` (what runs recorded) and `probe_sections` (what the probe
+measured). A figure has no title: the page has a heading above it. Lines are labelled at their ends.
 """
 
 from __future__ import annotations

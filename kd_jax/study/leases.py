@@ -7,7 +7,8 @@ over a stale lease, at once or after a suspension, exactly one succeeds.
 
 File servers may fail for a while. What could not be written is written with a later refresh. A
 lease that could not be refreshed for about as long as others wait before they take it over counts
-as lost, because its owner cannot know whether another process has the run.
+as lost, because its owner cannot know whether another process has the run. `Leases` then calls
+`on_lost`, by which the command (`study/__main__.py`) ends its process.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from kd_jax.runtime import processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.signals import StoppedError, StopRequest
 from kd_jax.training import dispatch
-from kd_jax.training.cadence import Cadence, Patience
+from kd_jax.training.cadence import Cadence
+from kd_jax.training.early_stopping import Patience
 from kd_jax.training.setup import RunSetup
 from kd_jax.training.tracker import Member, MemberDivergedError, Tracker, explain_divergence
 
