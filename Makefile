@@ -16,7 +16,7 @@ NEXT_STAMP := $(NEXT)/.ready
 NEXT_PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 $(HOME)/.pyenv/versions/3.1[2-4]*/bin/python; \
 	do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo "$$p" && break; done)
 # Golden outputs, losses, steps on 1, 2 and 4 devices, and a run that is killed and resumed.
-NEXT_TESTS := tests/models/test_models.py tests/distill tests/runtime/test_devices.py \
+NEXT_TESTS := tests/models/test_models.py tests/distillation tests/runtime/test_devices.py \
 	tests/training/test_checkpoints.py tests/commands/test_commands.py
 
 setup: $(STAMP)

@@ -23,10 +23,10 @@ from kd_jax import models
 from kd_jax.config import default_config
 from kd_jax.data import catalog, sampler
 from kd_jax.data.dataset import load
-from kd_jax.distill import ensemble
-from kd_jax.distill import state as state_lib
-from kd_jax.distill import step as step_lib
-from kd_jax.distill.student import StudentSpec
+from kd_jax.distillation import ensemble
+from kd_jax.distillation import state as state_lib
+from kd_jax.distillation import step as step_lib
+from kd_jax.distillation.student import StudentSpec
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime.errors import run_command
 from kd_jax.teachers import load as load_lib

@@ -11,9 +11,9 @@ import numpy as np
 from kd_jax import models
 from kd_jax.config import default_config
 from kd_jax.data import catalog, sampler
-from kd_jax.distill import ensemble
-from kd_jax.distill import state as state_lib
-from kd_jax.distill import step as step_lib
+from kd_jax.distillation import ensemble
+from kd_jax.distillation import state as state_lib
+from kd_jax.distillation import step as step_lib
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.training import optimizer as optimizer_lib
 from kd_jax.training.evaluator import Predictor
@@ -74,7 +74,7 @@ def train_step(
 
 def input_only(config: Any, devices: list[jax.Device], constants: Any) -> Callable[[int], None]:
     """Return a step that makes the views and nothing else."""
-    from kd_jax.distill import views
+    from kd_jax.distillation import views
 
     def make(images: jax.Array, batch: Any, step: jax.Array) -> jax.Array:
         # Whole, as the networks get them: a sum instead would be fused with the gather, and slow.

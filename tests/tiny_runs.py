@@ -12,9 +12,9 @@ from kd_jax import config as config_lib
 from kd_jax import models
 from kd_jax.config import default_config
 from kd_jax.data import sampler
-from kd_jax.distill import ensemble
-from kd_jax.distill import state as state_lib
-from kd_jax.distill import step as step_lib
+from kd_jax.distillation import ensemble
+from kd_jax.distillation import state as state_lib
+from kd_jax.distillation import step as step_lib
 from kd_jax.kernels import lowering as lowering_lib
 from kd_jax.models import layers, resnet
 from kd_jax.models.norm import batch_norm

@@ -76,10 +76,11 @@ def _check_networks(config: ConfigDict) -> list[str]:
     problems = []
     for path in ("student.arch", "teacher.arch"):
         arch = schema.get_field(config, path)
-        if arch not in zoo.NAMES and not (path == "teacher.arch" and arch == ""):
+        is_given = path == "student.arch" and arch.startswith(zoo.PYTHON)
+        if arch not in zoo.NAMES and not is_given and not (path == "teacher.arch" and arch == ""):
             known = ", ".join(zoo.NAMES)
             problems.append(f"config.{path} is {arch!r}, expected one of {known}")
-    if config.distill.label_weight < 1 and not config.teacher.weights:
+    if config.distill.label_weight < 1 and not (config.teacher.weights or config.teacher.replay):
         problems.append(
             "config.teacher.weights is empty, expected the teacher to distil from: "
             + ways_to_a_teacher(config.teacher.arch, tfds_source.base_name(config.dataset.name))
@@ -199,6 +200,21 @@ def _check_combinations(config: ConfigDict) -> list[str]:
             f"config.patience is {config.patience}, expected 0 with "
             "config.dataset.validation=half_of_test: to stop early on the test split is to choose "
             "by it"
+        )
+    if config.teacher.record and config.teacher.replay:
+        problems.append(
+            f"config.teacher.record is {config.teacher.record} and config.teacher.replay is "
+            f"{config.teacher.replay}, expected one of them: a recording is made of a teacher"
+        )
+    if distill.view == "fixed" and (config.teacher.record or config.teacher.replay):
+        problems.append(
+            "config.distill.view is fixed, expected neither config.teacher.record nor "
+            "config.teacher.replay with it: its logits are kept in the workdir anyway"
+        )
+    if distill.label_weight == 1 and (config.teacher.record or config.teacher.replay):
+        problems.append(
+            "config.distill.label_weight is 1, expected neither config.teacher.record nor "
+            "config.teacher.replay with it: training does not ask the teacher"
         )
     if config.teacher.ensemble and not config.teacher.weights:
         problems.append(

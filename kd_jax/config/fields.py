@@ -175,9 +175,10 @@ FIELDS = (
     ),
     Field(
         "teacher.weights", "",
-        "Weights of the teacher: a file, a directory made by `kd_jax.import_teacher`, or the "
-        "workdir of a finished run. A resumed run identifies them by arrays, architecture and "
-        "normalisation, so the path may change.",
+        "The teacher: a file of weights, a directory made by `kd_jax.import_teacher`, the workdir "
+        "of a finished run; or from another library `torch:package.module:factory[@FILE]`, "
+        "`timm:NAME[@FILE]`, `torchvision:NAME[@FILE]`, `onnx:FILE`, `keras:FILE`. A resumed run "
+        "identifies it by arrays, architecture and normalisation, so the path may change.",
         form=PATH, resume_mutable=True,
     ),
     Field(
@@ -196,17 +197,31 @@ FIELDS = (
     ),
     Field(
         "teacher.normalisation", "own",
-        "Normalisation of the teacher's pixels; `own`: that of its weights, `half`: mean 0.5 and "
-        "std 0.5, as in the study's code.",
-        choices=("own", "half"), source="`half`: javi99/understanding_knowledge_distillation",
+        "Normalisation of the teacher's pixels; `own`: that of its weights, or of the data set "
+        "where they do not say. `half`: mean 0.5 and std 0.5, as in the study's code. `unit`: "
+        "pixels from 0 to 1, `byte`: from 0 to 255. The others: that data set's.",
+        choices=("own", "half", "cifar100", "cifar10", "imagenet", "unit", "byte"),
+        source="`half`: javi99/understanding_knowledge_distillation",
+    ),
+    Field(
+        "teacher.channels", "own",
+        "Order of the channels of a teacher from another library; `own`: red first, unless it says "
+        "otherwise.",
+        choices=("own", "rgb", "bgr"),
+    ),
+    Field(
+        "teacher.input_size", 0,
+        "Height and width that the view is resized to inside a teacher from another library; 0: "
+        "what it says, or as the images come.",
+        range=closed(0, 4096), unit="pixels",
     ),
     Field(
         "teacher.dtype", "float32", "Precision of the teacher's computations.", choices=_DTYPES
     ),
     Field(
         "teacher.ensemble", (),
-        "Further teachers: directories made by `kd_jax.import_teacher`, or workdirs of finished "
-        "runs. A resumed run identifies them as it does `teacher.weights`.",
+        "Further teachers, each as in `teacher.weights`. A resumed run identifies them as it does "
+        "that.",
         form="paths", resume_mutable=True,
     ),
     Field(
@@ -218,6 +233,27 @@ FIELDS = (
         "`probabilities`: one target, the mean of the teachers' softened predictions. `losses`: "
         "the mean of the losses to each teacher.",
         choices=("probabilities", "losses"),
+    ),
+    Field(
+        "teacher.record", "",
+        "Directory in which the teacher's answers to every view of the run are recorded, for "
+        "`teacher.replay`; empty: they are not.",
+        form=PATH,
+    ),
+    Field(
+        "teacher.record_dtype", "float32",
+        "Precision of a recording. What the student learns from is what is recorded.",
+        choices=("float32", "float16"),
+    ),
+    Field(
+        "teacher.record_limit_gb", 20.0, "Largest size of a recording; a larger one is refused.",
+        range=left_open(0, 1e6), unit="GB", resume_mutable=True,
+    ),
+    Field(
+        "teacher.replay", "",
+        "Directory of a recording that answers in the teacher's place; seed, data, batch and views "
+        "must be those of the run that recorded. Then `teacher.weights` may be empty.",
+        form=PATH,
     ),
     Field(
         "student.arch", "mobilenet_v3_small", "Architecture of the student.", form=ARCHITECTURE,
@@ -270,10 +306,12 @@ FIELDS = (
         range=left_open(0, 1e4), source="Hinton et al. 2015, section 2", cohort_mutable=True,
     ),
     Field(
-        "distill.loss", "forward_kl", "Loss to the teacher, see docs/recipes.md.",
+        "distill.loss", "forward_kl",
+        "Loss to the teacher, see docs/recipes.md. `python`: a function that was given to "
+        "`kd_jax.distill`, of the logits; `python_with_labels`: of the labels too.",
         choices=(
             "forward_kl", "reverse_kl", "jensen_shannon", "squared_error", "hard_label", "dist",
-            "dkd",
+            "dkd", "python", "python_with_labels",
         ),
         cohort_mutable=True,
     ),
@@ -394,4 +432,4 @@ FIELDS = (
 )  # fmt: skip
 
 # Distillation losses that read the label of an image.
-LABEL_LOSSES = ("dkd",)
+LABEL_LOSSES = ("dkd", "python_with_labels")

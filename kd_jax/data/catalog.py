@@ -69,13 +69,24 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in text.split(","))
 
 
+# Normalisations by name: mean and std of pixels in [0, 1], one value a channel. `unit` leaves them
+# as they are, `byte` makes them 0 to 255 again.
+NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "half": ((0.5,) * 3, (0.5,) * 3),
+    "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # of torchvision and timm
+    "unit": ((0.0,) * 3, (1.0,) * 3),
+    "byte": ((0.0,) * 3, (1 / 255,) * 3),
+}
+
 FACTS = {
     "cifar100": Facts(
         num_classes=100,
         train_examples=50_000,
         image_size=32,
-        mean=(0.5070, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2761),
+        mean=NORMALISATIONS["cifar100"][0],
+        std=NORMALISATIONS["cifar100"][1],
         class_names=_listed(_CIFAR100),
         superclass_names=_listed(_SUPERCLASSES),
         superclass_of=_SUPERCLASS_OF,
@@ -84,8 +95,8 @@ FACTS = {
         num_classes=10,
         train_examples=50_000,
         image_size=32,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2023, 0.1994, 0.2010),
+        mean=NORMALISATIONS["cifar10"][0],
+        std=NORMALISATIONS["cifar10"][1],
         class_names=_listed(_CIFAR10),
     ),
     DIGITS: Facts(

@@ -7,12 +7,13 @@ the study's own way of doing it, has to be asked for.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from kd_jax.data import catalog, sources, tfds_source
-from kd_jax.data.splits import Split, stratified_indices
+from kd_jax.data.splits import Source, Split, stratified_indices
 from kd_jax.runtime.errors import UserError
 
 
@@ -48,13 +49,22 @@ class DataSet:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
-def load(config: ConfigDict) -> DataSet:
+def load(
+    config: ConfigDict, source: Source | None = None, validation: Split | None = None
+) -> DataSet:
     """Load the data set that `config.dataset` names.
+
+    Args:
+      config: `config.dataset`.
+      source: the data set itself, given from Python; None: it is read.
+      validation: given from Python; None: it is held out of train.
 
     Raises:
       UserError: it is not where it should be, cannot be downloaded, or is not what it claims.
     """
     name = tfds_source.base_name(config.name)
+    if source is not None:
+        return _of_arrays(config, source, validation)
     source = sources.read(config)
     train, test, num_classes = source.train, source.test, source.num_classes
     size = config.image_size
@@ -87,6 +97,20 @@ def load(config: ConfigDict) -> DataSet:
         std=std,
         fingerprint=source.fingerprint(),
     )
+
+
+def _of_arrays(config: ConfigDict, source: Source, validation: Split | None) -> DataSet:
+    """Return the data set of arrays, which `arrays.source` has checked."""
+    train, val = source.train, validation
+    if val is None:
+        train, val = _hold_out(config, train, source.test)
+    mean, std = _pixel_statistics(source.train.images)
+    fingerprint = source.fingerprint()
+    if validation is not None:
+        fingerprint = hashlib.sha256(
+            fingerprint.encode() + validation.images.tobytes() + validation.labels.tobytes()
+        ).hexdigest()
+    return DataSet(config.name, train, val, source.test, source.num_classes, mean, std, fingerprint)
 
 
 def _hold_out(config: ConfigDict, train: Split, test: Split) -> tuple[Split, Split]:

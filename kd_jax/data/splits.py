@@ -7,13 +7,25 @@ import hashlib
 
 import numpy as np
 
+UNLABELLED = -1
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images uint8 `[N, H, W, C]` and labels int32 `[N]`."""
+    """Images and labels.
+
+    Attributes:
+      images: uint8 `[N, H, W, C]`.
+      labels: int32 `[N]`; `UNLABELLED` where nobody knows.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+
+    @property
+    def known_labels(self) -> np.ndarray | None:
+        """The labels; None unless that of every example is known."""
+        return None if (self.labels == UNLABELLED).any() else self.labels
 
     def __len__(self) -> int:
         return len(self.labels)

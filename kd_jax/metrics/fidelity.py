@@ -113,25 +113,27 @@ def kl_to_teacher(student_logits: np.ndarray, teacher_logits: np.ndarray) -> flo
 
 
 def summary(
-    logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray | None = None
+    logits: np.ndarray, labels: np.ndarray | None, teacher_logits: np.ndarray | None = None
 ) -> dict[str, float]:
     """Return every measure of one split, rounded to six digits after the point.
 
     Args:
       logits: float `[N, classes]`.
-      labels: int `[N]`.
+      labels: int `[N]`; None where nobody knows them.
       teacher_logits: float `[N, classes]`, of the same examples in the same order.
 
     Returns:
-      `top1`, `top5`, `ece` (percent), `nll` (nats), and with a teacher `agreement`,
+      with labels `top1`, `top5`, `ece` (percent), `nll` (nats), and with a teacher `agreement`,
       `agreement_top5` (percent) and `kl_to_teacher` (nats).
     """
-    measures = {
-        "top1": top_k(logits, labels, 1),
-        "top5": top_k(logits, labels, 5),
-        "nll": negative_log_likelihood(logits, labels),
-        "ece": calibration_error(logits, labels),
-    }
+    measures: dict[str, float] = {}
+    if labels is not None:
+        measures |= {
+            "top1": top_k(logits, labels, 1),
+            "top5": top_k(logits, labels, 5),
+            "nll": negative_log_likelihood(logits, labels),
+            "ece": calibration_error(logits, labels),
+        }
     if teacher_logits is not None:
         measures["agreement"] = agreement(logits, teacher_logits)
         measures["agreement_top5"] = agreement_top5(logits, teacher_logits)

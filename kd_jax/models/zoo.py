@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from kd_jax.runtime.errors import UserError
 
+PYTHON = "python:"  # begins the name of a module that was given as an object
 IMAGE_SHAPE = (32, 32, 3)  # of the image that `Cost` is of
 
 

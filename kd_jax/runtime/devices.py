@@ -102,17 +102,22 @@ def place(tree: Any, devices: list[jax.Device]) -> Any:
 
 
 def pmap(
-    step: Callable[..., Any], devices: list[jax.Device], mapped: tuple[bool, ...], **options: Any
+    step: Callable[..., Any],
+    devices: list[jax.Device],
+    mapped: tuple[bool, ...],
+    *,
+    splits_result: bool = False,
+    **options: Any,
 ) -> Callable[..., Any]:
-    """Return `step` over the devices: mapped arguments split, the others and the result replicated.
-
-    Whatever `step` returns must be equal on all devices (reduced over `AXIS`): only the first
-    device's value is kept.
+    """Return `step` over the devices: mapped arguments split, the others replicated.
 
     Args:
       step: a per-device function.
       devices: as `select` returns them.
       mapped: for each argument, whether its leading axis is split over the devices.
+      splits_result: whether each device has a result of its own, and a leading axis is theirs.
+        Otherwise the result must be equal on all devices (reduced over `AXIS`): only the first
+        device's value is kept.
       options: further options of `jax.pmap`.
     """
     in_axes = tuple(0 if split else None for split in mapped)
@@ -121,7 +126,7 @@ def pmap(
         step,
         axis_name=AXIS,
         in_axes=in_axes,
-        out_axes=None,
+        out_axes=0 if splits_result else None,
         devices=None if everywhere else devices,
         **options,
     )
@@ -142,3 +147,9 @@ def shard(tree: Any, devices: list[jax.Device], parts: int = 1) -> Any:
         return dealt.swapaxes(0, 1).reshape(len(devices), -1, *array.shape[1:])
 
     return jax.tree.map(cut, tree)
+
+
+def unshard(array: np.ndarray, parts: int = 1) -> np.ndarray:
+    """Return the global `[batch, ...]` of `shard`'s `[devices, n, ...]`; for one process."""
+    dealt = array.reshape(len(array), parts, -1, *array.shape[2:])
+    return dealt.swapaxes(0, 1).reshape(-1, *array.shape[2:])

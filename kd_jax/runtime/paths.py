@@ -10,6 +10,9 @@ from pathlib import Path
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # A config file may take an argument that begins with a slash.
 _FILE_AND_ARGUMENT = re.compile(r"[^:]*\.py:")
+# Libraries that a teacher may be from, `onnx:/a/file`: a path may follow the colon.
+LIBRARIES = ("keras", "onnx", "timm", "torch", "torchvision")
+_LIBRARY = re.compile(rf"({'|'.join(LIBRARIES)}):")
 _NO_PATHS = ("--coordinator", "--title")
 
 
@@ -20,7 +23,7 @@ def why_not(place: str | Path, what: str) -> str | None:
       place: as it was given.
       what: the option that it was given for.
     """
-    if not _SCHEME.match(str(place)):
+    if not _SCHEME.match(_LIBRARY.sub("", str(place), count=1)):
         return None
     return (
         f"{what} is {str(place)!r}, expected a path on this machine: kd_jax reads and writes no "

@@ -19,14 +19,15 @@ from kd_jax.data import dataset as dataset_lib
 from kd_jax.metrics import fidelity
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
-from kd_jax.teachers import heads, load
+from kd_jax.teachers import heads
+from kd_jax.teachers.teacher import Teachers
 from kd_jax.weights import saved_network
 
 _MEASURES = ("top1", "top5", "nll", "ece")  # of `fidelity.summary`: percent, `nll` in nats
 
 
 def make(
-    teachers: load.Teachers, logits: np.ndarray, labels: np.ndarray, fingerprint: str
+    teachers: Teachers, logits: np.ndarray, labels: np.ndarray | None, fingerprint: str
 ) -> dict[str, Any]:
     """Return the content of `teacher.json`.
 
@@ -34,7 +35,8 @@ def make(
       teachers: the loaded teachers.
       logits: float32 `[teachers, N, classes]` on the test split, each teacher with its own
         normalisation.
-      labels: int `[N]`, labels of that split.
+      labels: int `[N]`, labels of that split; None where nobody knows them: then nothing is
+        measured.
       fingerprint: fingerprint of the data set.
 
     Returns:
@@ -53,15 +55,15 @@ def make(
         "sha256": teachers.sha256,
         "data_fingerprint": fingerprint,
         "split": "test",
-        "examples": len(labels),
+        "examples": logits.shape[-2],
         "shares": list(teachers.ensemble.shares),
-        **{name: measures[name] for name in _MEASURES},
+        **{name: measures[name] for name in _MEASURES if name in measures},
         "members": members,
     }
 
 
 def _certificate_of(
-    card: saved_network.ModelCard, logits: np.ndarray, labels: np.ndarray, fingerprint: str
+    card: saved_network.ModelCard, logits: np.ndarray, labels: np.ndarray | None, fingerprint: str
 ) -> dict[str, Any]:
     measures = fidelity.summary(logits, labels)
     return {
@@ -72,14 +74,14 @@ def _certificate_of(
         "dataset": card.dataset,
         "data_fingerprint": fingerprint,
         "split": "test",
-        "examples": len(labels),
+        "examples": logits.shape[-2],
         "mean": list(card.mean),
         "std": list(card.std),
-        **{name: measures[name] for name in _MEASURES},
+        **{name: measures[name] for name in _MEASURES if name in measures},
     }
 
 
-def check_same(stored: dict[str, Any], teachers: load.Teachers, directory: Path) -> None:
+def check_same(stored: dict[str, Any], teachers: Teachers, directory: Path) -> None:
     """Raise `UserError` unless the teachers are those that a run began with.
 
     Args:
@@ -138,10 +140,11 @@ def differences(card: saved_network.ModelCard, dataset: dataset_lib.DataSet) -> 
 
 
 def check_claims(
-    teachers: load.Teachers,
+    teachers: Teachers,
     certified: dict[str, Any],
     options: ConfigDict,
     differing: Sequence[Sequence[str]] = (),
+    advice: Sequence[str] = (),
 ) -> None:
     """Compare the measured top-1 of each teacher with its claimed top-1; stop or warn.
 
@@ -152,20 +155,32 @@ def check_claims(
       options: `config.teacher` with `tolerance_points` (percentage points) and `on_mismatch` (stop
         or warn).
       differing: `differences` of each teacher.
+      advice: what to do about each teacher, where that is known.
 
     Raises:
       UserError: they differ by more than the tolerance, and `on_mismatch` is stop.
     """
     for number, member in enumerate(teachers.members):
-        claimed = member.card.claimed_top1
-        if number == 0 and options.claimed_top1 is not None:
-            claimed = options.claimed_top1
+        claimed = claim_of(teachers, number, options)
         if claimed is not None:
             measured = certified.get("members", [certified])[number]
             is_named = heads.names_of(member.card) is not None
-            _check_claim(
-                measured, claimed, options, differing[number] if differing else (), is_named
-            )
+            differing_from = differing[number] if differing else ()
+            sentence = advice[number] if advice else ""
+            _check_claim(measured, claimed, options, differing_from, is_named, sentence)
+
+
+def claim_of(teachers: Teachers, number: int, options: ConfigDict) -> float | None:
+    """Return the top-1 that is claimed for a teacher, in percent; None without a claim.
+
+    Args:
+      teachers: all of them.
+      number: of the teacher.
+      options: `config.teacher`, whose `claimed_top1` is for the first.
+    """
+    if number == 0 and options.claimed_top1 is not None:
+        return float(options.claimed_top1)
+    return teachers.members[number].card.claimed_top1
 
 
 def _check_claim(
@@ -174,6 +189,7 @@ def _check_claim(
     options: ConfigDict,
     differing: Sequence[str],
     is_named: bool,
+    advice: str,
 ) -> None:
     if abs(certified["top1"] - claimed_top1) <= options.tolerance_points:
         return
@@ -184,7 +200,9 @@ def _check_claim(
     )
     if differing:
         cause = f"that is of other data ({'; '.join(differing)}); correct config.dataset"
-    if not is_named:
+    if advice:
+        cause = advice
+    elif not is_named:
         cause += (
             "; or its outputs are in another order than the classes of the data, since it does not "
             "name its own: import it with --class_names"

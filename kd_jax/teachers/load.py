@@ -1,11 +1,11 @@
-"""Load teachers from files, directories or runs, and match their outputs to the data set."""
+"""Load teachers from files, directories, runs or other libraries, and fit them to the data set."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,94 +14,84 @@ from kd_jax import models
 from kd_jax.config import checks
 from kd_jax.data import catalog
 from kd_jax.data import dataset as dataset_lib
-from kd_jax.distill.ensemble import Ensemble
 from kd_jax.models import zoo
 from kd_jax.runtime import atomic_files
 from kd_jax.runtime.errors import UserError, reachable
-from kd_jax.teachers import heads
+from kd_jax.teachers import foreign, heads, teacher
 from kd_jax.teachers.heads import Names
+from kd_jax.teachers.teacher import ForeignNetwork, Teacher, Teachers
 from kd_jax.weights import published, saved_network, state_files, torch_import
 
-HALF = (0.5, 0.5, 0.5)  # mean and std that the study's code uses for all networks
+_Draft = tuple[saved_network.ModelCard, Any]  # a card, and variables or a `ForeignNetwork`
 
 
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A frozen network: its card, its module, and its variables."""
-
-    card: saved_network.ModelCard
-    network: models.Network
-    variables: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Teachers:
-    """All teachers of a run, and how their outputs are combined."""
-
-    members: tuple[Teacher, ...]
-    ensemble: Ensemble
-
-    @property
-    def variables(self) -> tuple[Any, ...]:
-        """The variables of each member."""
-        return tuple(member.variables for member in self.members)
-
-    @property
-    def arch(self) -> str:
-        """The members' architectures, joined by `+`."""
-        return "+".join(member.card.arch for member in self.members)
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the weights; of several members, the digest of their digests."""
-        hashes = [member.card.sha256 for member in self.members]
-        return (
-            hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-        )
-
-    @property
-    def identity(self) -> str:
-        """Digest of everything that the logits depend on: arrays, architectures, normalisations."""
-        cards = [member.card for member in self.members]
-        parts = [(card.arrays_sha256, card.arch, card.mean, card.std) for card in cards]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def load(options: ConfigDict, dataset_name: str) -> Teachers:
+def load(
+    options: ConfigDict,
+    dataset_name: str,
+    objects: Mapping[str, ForeignNetwork] = MappingProxyType({}),
+) -> Teachers:
     """Load the teachers of `config.teacher`, without reading the data set.
 
     Args:
       options: `config.teacher`.
       dataset_name: name of the data set to teach, without a version.
+      objects: teachers that were given from Python, by what names them in `options`.
 
     Raises:
       UserError: weights do not exist, cannot be read, or are of another network; or two teachers
         are the same.
     """
-    members = []
-    for path, arch in [(options.weights, options.arch), *((path, "") for path in options.ensemble)]:
-        card, variables = read(path, arch, dataset_name)
-        if options.normalisation == "half":
-            card = dataclasses.replace(card, mean=HALF, std=HALF)
-        members.append((card, variables))
-    teachers = _combine(members, options)
+    drafts = []
+    for place, arch in [
+        (options.weights, options.arch),
+        *((path, "") for path in options.ensemble),
+    ]:
+        card, weights = _draft(place, arch, options, dataset_name, objects)
+        if options.normalisation != "own":
+            mean, std = catalog.NORMALISATIONS[options.normalisation]
+            card = dataclasses.replace(card, mean=mean, std=std)
+        drafts.append((card, weights))
+    teachers = _combine([_teacher_of(*draft, options) for draft in drafts], options)
     _check_different(teachers.members)
     return teachers
 
 
-def _combine(
-    members: Sequence[tuple[saved_network.ModelCard, Any]], options: ConfigDict
-) -> Teachers:
-    teachers = [
-        Teacher(card, card.network(options.dtype), variables) for card, variables in members
-    ]
-    shares = options.shares or (1,) * len(teachers)
-    ensemble = Ensemble(
-        networks=tuple(teacher.network for teacher in teachers),
-        shares=tuple(share / sum(shares) for share in shares),
-        combine=options.combine,
-    )
-    return Teachers(tuple(teachers), ensemble)
+def _draft(
+    place: str,
+    arch: str,
+    options: ConfigDict,
+    dataset_name: str,
+    objects: Mapping[str, ForeignNetwork],
+) -> _Draft:
+    if place not in objects and not foreign.is_foreign(place):
+        return read(place, arch, dataset_name)
+    if arch:
+        raise UserError(
+            f"config.teacher.arch is {arch}, expected none with config.teacher.weights={place}, "
+            "which says it itself"
+        )
+    if options.dtype != "float32":
+        raise UserError(
+            f"config.teacher.dtype is {options.dtype}, expected float32: the teacher {place} is "
+            "not of the zoo and computes in what it was made for"
+        )
+    network = objects.get(place) or foreign.load(place, catalog.facts(dataset_name).num_classes)
+    return foreign.card_of(network, options, dataset_name), network
+
+
+def _teacher_of(card: saved_network.ModelCard, weights: Any, options: ConfigDict) -> Teacher:
+    if isinstance(weights, ForeignNetwork):
+        return foreign.teacher_of(weights, card, options)
+    if options.channels != "own" or options.input_size:
+        raise UserError(
+            f"config.teacher.channels is {options.channels} and config.teacher.input_size is "
+            f"{options.input_size}: expected own and 0, since {card.source} is a network of the zoo"
+        )
+    return Teacher(card, card.network(options.dtype), weights)
+
+
+def _combine(members: Sequence[Teacher], options: ConfigDict) -> Teachers:
+    return teacher.combine(members, options.shares, options.combine)
 
 
 def fit(
@@ -120,10 +110,12 @@ def fit(
     """
     members = []
     for member in teachers.members:
+        if member.foreign is not None:
+            members.append(foreign.fit(member, options, dataset, names))
+            continue
         check_images(member.card, dataset.name, dataset.image_shape)
-        members.append(
-            heads.fit(member.card, member.variables, names, dataset.num_classes, dataset.name)
-        )
+        draft = heads.fit(member.card, member.variables, names, dataset.num_classes, dataset.name)
+        members.append(_teacher_of(*draft, options))
     return _combine(members, options)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from kd_jax.data import sampler
-from kd_jax.training import dispatch
+from kd_jax.training import dispatch, teacher_source
 from kd_jax.training.setup import RunSetup
 
 
@@ -44,7 +44,8 @@ class Cadence:
                 for k in range(1, validations + 1)
             )
             | {run.total_steps},
-            steps_per_call=config.steps_per_call,
+            # Where the teacher answers between the steps there is something to do after each.
+            steps_per_call=config.steps_per_call if teacher_source.is_live(run) else 1,
         )
 
     def should_log(self, step: int) -> bool:

@@ -11,19 +11,19 @@ import jax
 import numpy as np
 
 from kd_jax import config as config_lib
-from kd_jax.data import prefetch, sampler
-from kd_jax.distill import state as state_lib
-from kd_jax.distill import step as step_lib
+from kd_jax.data import prefetch
+from kd_jax.distillation import state as state_lib
+from kd_jax.distillation import step as step_lib
 from kd_jax.runtime import devices, processes
 from kd_jax.runtime.signals import StopRequest
-from kd_jax.training import fixed_view
+from kd_jax.training import fixed_view, teacher_source
 from kd_jax.training.evaluator import Evaluator
 from kd_jax.training.setup import RunSetup
 
 _MOST_IN_FLIGHT = 2  # calls dispatched and not yet finished: enough to keep devices busy
 
 Call = Callable[
-    [state_lib.States, Any], tuple[state_lib.States, state_lib.Metrics, jax.Array | None]
+    [state_lib.States, Any, range], tuple[state_lib.States, state_lib.Metrics, jax.Array | None]
 ]
 
 
@@ -51,7 +51,7 @@ def calls(start: int, end: int, size: int, must_end: Iterable[int]) -> Iterator[
 def prepare(
     runs: Sequence[RunSetup], evaluator: Evaluator, workdir: Path, stop: StopRequest
 ) -> Call:
-    """Return `(states, batch) -> states, metrics, votes` of runs that train together.
+    """Return `(states, batch, steps) -> states, metrics, votes` of runs that train together.
 
     What every step reads is laid over the devices once. Several processes must leave in the same
     step, whichever of them was asked to: so each says in every call whether it was, and `votes`
@@ -62,6 +62,9 @@ def prepare(
       evaluator: of the first.
       workdir: of the first, for the kept logits of a fixed view.
       stop: how this process is asked to stop.
+
+    Raises:
+      UserError: see `teacher_source.prepare`.
     """
     first = runs[0]
     ensemble = first.teachers.ensemble if first.teachers else None
@@ -79,9 +82,20 @@ def prepare(
             variables = evaluator.teacher_variables
     images: Any = evaluator.images("train") if first.resident else None
     constants = state_lib.Constants(images, labels, variables, logits)
+    distils = any(distill.label_weight < 1 for distill in options)
+    add_answers = None
+    if distils and not teacher_source.is_live(first):
+        add_answers = teacher_source.prepare(first, constants, evaluator.members_logits)
+        constants = constants._replace(teacher_variables=())
     if processes.count() == 1:
-        alone = devices.pmap(step, first.devices, (False, False, True), donate_argnums=0)
-        return lambda states, batch: (*alone(states, constants, batch), None)
+        program = devices.pmap(step, first.devices, (False, False, True), donate_argnums=0)
+
+        def call_alone(states: state_lib.States, batch: Any, steps: range) -> tuple[Any, Any, None]:
+            if add_answers is not None:
+                batch = add_answers(steps.start, batch)
+            return *program(states, constants, batch), None
+
+        return call_alone
 
     def voting(
         states: state_lib.States, constants: state_lib.Constants, batch: Any, vote: jax.Array
@@ -90,7 +104,8 @@ def prepare(
 
     together = devices.pmap(voting, first.devices, (False, False, True, True), donate_argnums=0)
 
-    def call(states: state_lib.States, batch: Any) -> tuple[Any, Any, jax.Array]:
+    def call(states: state_lib.States, batch: Any, steps: range) -> tuple[Any, Any, jax.Array]:
+        del steps
         vote = np.full(len(first.devices), stop.requested is not None, np.int32)
         return together(states, constants, batch, vote)
 
@@ -147,18 +162,3 @@ def several(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, An
         return states, jax.tree.map(lambda each: each[-1], metrics)
 
     return call
-
-
-def feeder(run: RunSetup, of_calls: Iterable[range]) -> prefetch.Feeder:
-    """Return what gives the batch of each call in turn."""
-    config, examples = run.config, len(run.dataset.train)
-    return prefetch.Feeder(
-        lambda step: sampler.batch_at(
-            step, config.batch_size, examples, config.seed, config.mixup.partner
-        ),
-        None if run.resident else run.dataset.train.images,
-        run.devices,
-        partners=config.mixup.kind != "none",
-        parts=config.accumulate,
-        calls=of_calls,
-    )

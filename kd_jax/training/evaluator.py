@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from kd_jax import models
-from kd_jax.distill import augment
+from kd_jax.distillation import augment
 from kd_jax.metrics import fidelity
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime.errors import DivergedError, UserError
 from kd_jax.training.setup import RunSetup
+from kd_jax.training.teacher_source import ask_about
 
 _MOST_IN_FLIGHT = 2  # batches dispatched and not yet finished, as in the loop
 
@@ -95,25 +96,35 @@ class Predictor:
 class _Common:
     """What evaluators of one data set and the same teachers share."""
 
-    def __init__(self, experiment: RunSetup, batch_size: int):
-        self._experiment = experiment
-        if experiment.teachers is not None:
-            logits_of = experiment.teachers.ensemble.logits
-            self._teachers = Predictor(logits_of, experiment.devices, batch_size)
+    def __init__(self, run: RunSetup, batch_size: int):
+        self._run = run
+        self._batch_size = batch_size
+        if run.teachers is not None and run.teachers.is_live:
+            logits_of = run.teachers.ensemble.logits
+            self._teachers = Predictor(logits_of, run.devices, batch_size)
         self.images = functools.cache(self._images)
-        self.members_logits = functools.cache(lambda split: self.ask(self.images(split)))
+        self.members_logits = functools.cache(self._members_logits)
         self.consensus = functools.cache(self._consensus)
 
     @functools.cached_property
     def teacher_variables(self) -> tuple[models.Variables, ...]:
-        teachers = self._experiment.teachers
+        teachers = self._run.teachers
         variables = teachers.variables if teachers else ()
-        return devices_lib.replicate(variables, self._experiment.devices)
+        return devices_lib.replicate(variables, self._run.devices)
+
+    def _members_logits(self, split: str) -> np.ndarray:
+        recording = self._run.recording
+        if recording is not None and split in ("val", "test"):
+            return recording.clean_logits(split)
+        return self.ask(self.images(split))
 
     def ask(self, images: jax.Array | np.ndarray, lam: float | None = None) -> np.ndarray:
-        logits = self._teachers.logits(self.teacher_variables, images, lam)
-        teachers = self._experiment.teachers
+        teachers = self._run.teachers
         assert teachers is not None
+        if not teachers.is_live:
+            variables = jax.device_put(teachers.variables, self._run.devices[0])
+            return ask_about(teachers, variables, images, self._batch_size, lam)
+        logits = self._teachers.logits(self.teacher_variables, images, lam)
         for member, member_logits in zip(teachers.members, logits, strict=True):
             try:
                 fidelity.check_finite(member_logits, f"the teacher {member.card.arch}'s")
@@ -125,15 +136,15 @@ class _Common:
         return logits
 
     def _images(self, split: str) -> jax.Array | np.ndarray:
-        images = self._experiment.dataset.split(split).images
-        if self._experiment.resident:
-            return devices_lib.replicate(images, self._experiment.devices)
+        images = self._run.dataset.split(split).images
+        if self._run.resident:
+            return devices_lib.replicate(images, self._run.devices)
         return images
 
     def _consensus(self, split: str) -> np.ndarray | None:
-        if self._experiment.teachers is None:
+        if self._run.teachers is None:
             return None
-        return np.asarray(self._experiment.teachers.ensemble.mean(self.members_logits(split)))
+        return np.asarray(self._run.teachers.ensemble.mean(self.members_logits(split)))
 
 
 class Evaluator:
@@ -143,18 +154,18 @@ class Evaluator:
     needed.
     """
 
-    def __init__(self, experiment: RunSetup, shared: Evaluator | None = None):
+    def __init__(self, run: RunSetup, shared: Evaluator | None = None):
         """Begin.
 
         Args:
-          experiment: whose student is measured.
+          run: whose student is measured.
           shared: the evaluator of another with the same data and the same teachers, with whom this
             one shares what is placed on the devices and what the teachers said.
         """
-        self._experiment = experiment
-        batch_size = experiment.config.batch_size // experiment.config.accumulate
-        self._student = Predictor(experiment.student.logits, experiment.devices, batch_size)
-        self._common: _Common = shared._common if shared else _Common(experiment, batch_size)
+        self._run = run
+        batch_size = run.config.batch_size // run.config.accumulate
+        self._student = Predictor(run.student.logits, run.devices, batch_size)
+        self._common: _Common = shared._common if shared else _Common(run, batch_size)
 
     @property
     def teacher_variables(self) -> tuple[models.Variables, ...]:
@@ -197,15 +208,15 @@ class Evaluator:
 
     def teacher_logits_of_mixtures(self, split: str, lam: float) -> np.ndarray:
         """Return `teacher_logits` of mixtures of each image with the next."""
-        assert self._experiment.teachers is not None
+        assert self._run.teachers is not None
         members = self._common.ask(self.images(split), lam)
-        return np.asarray(self._experiment.teachers.ensemble.mean(members))
+        return np.asarray(self._run.teachers.ensemble.mean(members))
 
     def measure_student(self, variables: Any, split: str) -> dict[str, float]:
         """Return `fidelity.summary` of the student on a split, beside its teacher if it has one.
 
         Arguments and errors as `student_logits`.
         """
-        labels = self._experiment.dataset.split(split).labels
+        labels = self._run.dataset.split(split).known_labels
         logits = self.student_logits(variables, split)
         return fidelity.summary(logits, labels, self.teacher_logits(split))

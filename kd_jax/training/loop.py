@@ -12,20 +12,25 @@ from typing import Any
 
 import jax
 
-from kd_jax.distill import state as state_lib
+from kd_jax.distillation import state as state_lib
 from kd_jax.kernels import forms
 from kd_jax.runtime import processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.signals import StoppedError, StopRequest
 from kd_jax.training import dispatch
 from kd_jax.training.cadence import Cadence
+from kd_jax.training.callbacks import Callback, Listeners
 from kd_jax.training.early_stopping import Patience
 from kd_jax.training.setup import RunSetup
 from kd_jax.training.tracker import Member, MemberDivergedError, Tracker, explain_divergence
 
 
 def loop(
-    members: Sequence[Member], states: state_lib.States, stop: StopRequest, until: int | None = None
+    members: Sequence[Member],
+    states: state_lib.States,
+    stop: StopRequest,
+    until: int | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[state_lib.States, float | None]:
     """Train to the last step, or until validation has not been better for `config.patience` times.
 
@@ -34,6 +39,7 @@ def loop(
       states: of each, all at the same step.
       stop: how a command is asked to stop.
       until: the step to stop before the last, without a word.
+      callbacks: of each run.
 
     Returns:
       the states, and the images a second (None if no step was left).
@@ -51,19 +57,21 @@ def loop(
         [member.run for member in members], members[0].evaluator, members[0].workdir, stop
     )
     names = [""] if len(members) == 1 else [f"{member.workdir.name}: " for member in members]
+    listeners = Listeners(callbacks, stop)
     trackers = [
-        Tracker(member, cadence, start, name) for member, name in zip(members, names, strict=True)
+        Tracker(member, cadence, start, name, listeners)
+        for member, name in zip(members, names, strict=True)
     ]
     patience = Patience(run.config.patience, processes.on_first(lambda: trackers[0].earlier_top1))
     _announce(run, len(members), start, end)
     in_flight = dispatch.InFlight(stop)
-    feeder = dispatch.feeder(run, cadence.calls(start, end))
+    feeder = run.feeder(cadence.calls(start, end))
     try:
         for steps in cadence.calls(start, end):
             step = steps.stop
             if patience.is_over():
                 break
-            states, metrics, votes = call(states, feeder.next())
+            states, metrics, votes = call(states, feeder.next(), steps)
             for tracker in trackers:
                 tracker.flush()
             stop_reason = in_flight.add(metrics, votes)

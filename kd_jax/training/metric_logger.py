@@ -13,7 +13,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -117,7 +117,9 @@ class Throughput:
         total_steps: int,
         examples: int,
         name: str = "",
+        on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     ):
+        self._on_step = on_step
         self._metric_logger, self._batch_size, self._name = metric_logger, batch_size, name
         self._total_steps, self._examples = total_steps, examples
         self._pending: tuple[int, Mapping[str, Any]] | None = None
@@ -149,7 +151,8 @@ class Throughput:
         rate = self._lap(step)
         epoch = step * self._batch_size / self._examples
         timed = {} if rate is None else {"images_per_second": round(rate, 1)}
-        self._metric_logger.write("train", step, {"epoch": round(epoch, 6), **values, **timed})
+        record = {"epoch": round(epoch, 6), **values, **timed}
+        self._metric_logger.write("train", step, record)
         logger.info(
             "%sstep %d/%d  epoch %.2f  loss %.4f  %s images/s  %s left",
             self._name,
@@ -160,6 +163,7 @@ class Throughput:
             "?" if rate is None else f"{rate:.0f}",
             self._time_left(step),
         )
+        self._on_step(step, record)
 
     def stop(self, step: int) -> None:
         """Write what is noted, and end measuring: all steps up to `step` are finished."""

@@ -26,9 +26,9 @@ from kd_jax import models
 from kd_jax.config import checks
 from kd_jax.data import catalog, prefetch, sampler, tfds_source
 from kd_jax.data import dataset as dataset_lib
-from kd_jax.distill import ensemble
-from kd_jax.distill import state as state_lib
-from kd_jax.distill import step as step_lib
+from kd_jax.distillation import ensemble
+from kd_jax.distillation import state as state_lib
+from kd_jax.distillation import step as step_lib
 from kd_jax.kernels import jaxprs, lowering
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import text_tables

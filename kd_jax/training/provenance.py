@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 
@@ -69,6 +71,24 @@ def check_student(workdir: Path, start_digest: str | None) -> None:
         )
 
 
+def check_code(workdir: Path, code: Mapping[str, str]) -> None:
+    """Raise `UserError` if the run in `workdir` began with other code of its user.
+
+    Args:
+      workdir: of the run.
+      code: `RunSetup.code` of now.
+    """
+    starts = starts_of(workdir)
+    before = starts[0].get("code", {}) if starts else code
+    for part in sorted({*before, *code}):
+        if before.get(part) != code.get(part):
+            raise UserError(
+                f"the run in {workdir} began with the {part} {before.get(part, 'of kd_jax')}, and "
+                f"now it is {code.get(part, 'of kd_jax')}: bring the old source back, or give this "
+                "one its own workdir"
+            )
+
+
 def add_start(
     workdir: Path,
     step: int,
@@ -76,6 +96,7 @@ def add_start(
     teacher_sha256: str | None,
     devices: int,
     student_start: str | None = None,
+    code: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Add a record of this start to the run's `provenance.json`.
 
@@ -89,6 +110,7 @@ def add_start(
       teacher_sha256: of the teacher's weights; None without a teacher.
       devices: how many train.
       student_start: `RunSetup.start_digest` of the student.
+      code: `RunSetup.code`.
     """
     starts = starts_of(workdir)
     now = arithmetic()
@@ -118,6 +140,7 @@ def add_start(
             "data_fingerprint": fingerprint,
             "teacher_sha256": teacher_sha256,
             "student_start": student_start,
+            "code": dict(code),
         }
     )
     atomic_files.write_json(workdir / PROVENANCE_FILE, starts)

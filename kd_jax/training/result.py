@@ -8,8 +8,7 @@ import jax
 
 import kd_jax
 from kd_jax import models
-from kd_jax.data import class_names
-from kd_jax.distill import state as state_lib
+from kd_jax.distillation import state as state_lib
 from kd_jax.runtime import atomic_files, processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError
@@ -56,10 +55,10 @@ def measure(
     return {
         "student": config.student.arch,
         "teacher": run.teachers.arch if run.teachers else None,
-        "teacher_top1": certificate["top1"] if certificate else None,
+        "teacher_top1": certificate.get("top1") if certificate else None,
         "dataset": dataset.name,
-        **{f"test_{name}": test[name] for name in _CERTIFIED},
-        "val_top1": val["top1"],
+        **{f"test_{name}": test.get(name) for name in _CERTIFIED},
+        "val_top1": val.get("top1"),
         "agreement": test.get("agreement"),
         "agreement_top5": test.get("agreement_top5"),
         "kl_to_teacher": test.get("kl_to_teacher"),
@@ -109,12 +108,14 @@ def write(member: Member, state: state_lib.TrainState, result: dict[str, Any]) -
         source=f"a run of kd_jax {kd_jax.__version__}",
         sha256=digest,
         arrays_sha256=digest,
-        class_names=class_names.known(run.config.dataset, dataset.num_classes),
+        class_names=run.class_names,
         certificate={
             **measures,
             "examples": len(dataset.test),
             "data_fingerprint": dataset.fingerprint,
-        },
+        }
+        if measures["top1"] is not None
+        else None,
     )
 
     def write_files() -> None:
@@ -122,7 +123,10 @@ def write(member: Member, state: state_lib.TrainState, result: dict[str, Any]) -
         atomic_files.write_json(directory / workdir.RESULT_FILE, result)
 
     processes.on_first(write_files)
-    logger.info("finished: test top-1 %.2f %%, written to %s", measures["top1"], directory)
+    name, value = ("top-1", measures["top1"])
+    if value is None:
+        name, value = ("agreement", result["agreement"])
+    logger.info("finished: test %s %.2f %%, written to %s", name, value, directory)
 
 
 def _best(member: Member, state: state_lib.TrainState) -> dict[str, Any] | None:
@@ -143,4 +147,4 @@ def _best(member: Member, state: state_lib.TrainState) -> dict[str, Any] | None:
     except DivergedError as error:
         logger.warning("the best checkpoint, of step %d, is left out: %s", step, error)
         return None
-    return {"step": step, "val_top1": val["top1"], "test_top1": test["top1"]}
+    return {"step": step, "val_top1": val.get("top1"), "test_top1": test.get("top1")}

@@ -9,22 +9,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
+from kd_jax import config as config_lib
 from kd_jax import models
 from kd_jax.config import checks
-from kd_jax.data import class_names, prefetch, sampler, tfds_source
+from kd_jax.data import arrays, catalog, class_names, prefetch, sampler, tfds_source
 from kd_jax.data import dataset as dataset_lib
-from kd_jax.distill import state as state_lib
-from kd_jax.distill.student import StudentSpec
+from kd_jax.distillation import state as state_lib
+from kd_jax.distillation.student import StudentSpec
+from kd_jax.models import zoo
 from kd_jax.runtime import devices as devices_lib
-from kd_jax.runtime import processes
+from kd_jax.runtime import processes, source_digest
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import heads, load
+from kd_jax.teachers.recording import Recording
+from kd_jax.teachers.teacher import Teachers
 from kd_jax.training import optimizer as optimizer_lib
+from kd_jax.training.given import NOTHING, Given
 from kd_jax.weights import saved_network
 
 
@@ -39,9 +46,11 @@ class RunSetup:
       student: the network that is trained.
       start: its first variables, where they are not drawn from the seed.
       teachers: None where the config names none.
+      recording: of their answers, that is replayed; None: they are asked.
       optimizer: one optax chain.
       total_steps: of the run.
       resident: whether the images lie on the devices, or are streamed to them.
+      given: objects from Python that the config cannot name.
     """
 
     config: ConfigDict
@@ -49,10 +58,19 @@ class RunSetup:
     dataset: dataset_lib.DataSet
     student: models.Network
     start: models.Variables | None
-    teachers: load.Teachers | None
+    teachers: Teachers | None
+    recording: Recording | None
     optimizer: optax.GradientTransformation
     total_steps: int
     resident: bool
+    given: Given
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes in the order of their labels; None where nobody knows them."""
+        return self.given.class_names or class_names.known(
+            self.config.dataset, self.dataset.num_classes
+        )
 
     @property
     def is_changed_by_devices(self) -> bool:
@@ -70,9 +88,40 @@ class RunSetup:
         return hashlib.sha256((digest + normalisation).encode()).hexdigest()
 
     @property
+    def code(self) -> dict[str, str]:
+        """Name and source digest of each part of the run that is code of its user."""
+        parts = {}
+        if self.given.loss is not None:
+            name = getattr(self.given.loss, "__name__", type(self.given.loss).__name__)
+            parts["loss"] = f"{name} {source_digest.of_function(self.given.loss)[:16]}"
+        return parts
+
+    @property
     def spec(self) -> StudentSpec:
         """The student and how it is trained, as a step takes them."""
-        return StudentSpec(self.config, self.student, self.optimizer)
+        return StudentSpec(self.config, self.student, self.optimizer, self.given.loss)
+
+    def feeder(self, calls: Iterable[range]) -> prefetch.Feeder:
+        """Return what gives the batch of each call in turn."""
+        config, examples = self.config, len(self.dataset.train)
+        return prefetch.Feeder(
+            lambda step: sampler.batch_at(
+                step, config.batch_size, examples, config.seed, config.mixup.partner
+            ),
+            None if self.resident else self.dataset.train.images,
+            self.devices,
+            partners=config.mixup.kind != "none",
+            parts=config.accumulate,
+            calls=calls,
+        )
+
+    def batch_of(self, step: int) -> Any:
+        """Return the batch of one step, `[devices, n, ...]`: a `Batch` or a `Streamed`."""
+        feeder = self.feeder([range(step, step + 1)])
+        try:
+            return feeder.next()
+        finally:
+            feeder.close()
 
     def initial_state(self) -> state_lib.TrainState:
         """Return the state before the first step, on one device."""
@@ -92,35 +141,49 @@ def prepare(config: ConfigDict) -> None:
     devices_lib.prepare(config.num_devices, config.batch_size // config.accumulate)
 
 
-def build(config: ConfigDict, like: RunSetup | None = None) -> RunSetup:
+def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHING) -> RunSetup:
     """Check a config and build what it describes.
 
     Args:
       config: of the experiment.
       like: another with the same data, teachers and devices, which are then taken from it.
+      given: objects from Python that the config cannot name.
 
     Raises:
       UserError: a value, the weights, the devices or the data are not as they must be.
     """
     prepare(config)
+    _check_given(config, given)
     teachers, start = like.teachers if like else None, None
     name = tfds_source.base_name(config.dataset.name)
+    recorded = like.recording if like else None
+    if config.teacher.replay and not like:
+        recorded = Recording(config.teacher.replay)
+        teachers = recorded.teachers(config.teacher)
     if config.teacher.weights and not like:
-        teachers = load.load(config.teacher, name)
+        teachers = load.load(config.teacher, name, given.teachers)
     options = config.student
     if options.weights:
         start = load.read(options.weights, options.arch, name, "config.student")
     devices = devices_lib.select(config.num_devices, config.batch_size, config.accumulate)
-    dataset = like.dataset if like else dataset_lib.load(config.dataset)
-    names = class_names.known(config.dataset, dataset.num_classes)
-    if teachers and not like:
+    dataset = (
+        like.dataset if like else dataset_lib.load(config.dataset, given.source, given.validation)
+    )
+    if config_lib.reads_labels(config) and dataset.train.known_labels is None:
+        raise UserError(
+            f"config.distill.label_weight is {config.distill.label_weight} with "
+            f"config.distill.loss={config.distill.loss}, which read labels, and not all images to "
+            "train on have one: give labels, or take label_weight=0 and a loss without them"
+        )
+    names = given.class_names or class_names.known(config.dataset, dataset.num_classes)
+    if teachers and not like and config.teacher.weights:
         teachers = load.fit(teachers, config.teacher, dataset, names)
     if start:
         load.check_images(start[0], dataset.name, dataset.image_shape)
         start = heads.fit(*start, names, dataset.num_classes, dataset.name)
     mean, std = (start[0].mean, start[0].std) if start else (dataset.mean, dataset.std)
     if options.normalisation == "half":
-        mean, std = load.HALF, load.HALF
+        mean, std = catalog.NORMALISATIONS["half"]
     student = models.build(
         options.arch,
         dataset.num_classes,
@@ -145,10 +208,28 @@ def build(config: ConfigDict, like: RunSetup | None = None) -> RunSetup:
         student=student,
         start=start[1] if start else None,
         teachers=teachers,
+        recording=recorded,
         optimizer=optimizer,
         total_steps=total_steps,
         resident=prefetch.is_resident(config.dataset, dataset.train.images.nbytes),
+        given=given,
     )
+
+
+def _check_given(config: ConfigDict, given: Given) -> None:
+    """Raise `UserError` if the config names an object from Python that was not given."""
+    missing = []
+    if config.dataset.name == arrays.NAME and given.source is None:
+        missing.append(f"config.dataset.name is {config.dataset.name}")
+    if config.student.arch.startswith(zoo.PYTHON) and given.student is None:
+        missing.append(f"config.student.arch is {config.student.arch}")
+    if config.distill.loss.startswith("python") and given.loss is None:
+        missing.append(f"config.distill.loss is {config.distill.loss}")
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)}, which was given as a Python object: call kd_jax.distill "
+            "with it again"
+        )
 
 
 def frozen_norms(

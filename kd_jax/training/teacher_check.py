@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kd_jax.runtime import atomic_files, processes
 from kd_jax.runtime.console import logger
 from kd_jax.teachers import certificate
-from kd_jax.training import workdir
+from kd_jax.training import input_search, workdir
 from kd_jax.training.evaluator import Evaluator
 from kd_jax.training.setup import RunSetup
 
@@ -49,10 +51,18 @@ def certify(run: RunSetup, evaluator: Evaluator, directory: Path) -> dict[str, A
                 "the teacher %s was %s other data: %s", member.card.source,
                 "measured on" if member.card.certificate else "made for", "; ".join(words),
             )  # fmt: skip
-    logger.info("measuring the teacher %s on the test split", teachers.arch)
+    labels = run.dataset.test.known_labels
+    if labels is None:
+        logger.warning(
+            "the teacher %s is not measured: the test split has no labels", teachers.arch
+        )
+    else:
+        logger.info("measuring the teacher %s on the test split", teachers.arch)
     measured = certificate.make(
-        teachers, evaluator.members_logits("test"), run.dataset.test.labels, run.dataset.fingerprint
+        teachers, evaluator.members_logits("test"), labels, run.dataset.fingerprint
     )
+    if labels is None:
+        return measured
     for network in (*measured.get("members", ()), measured):
         logger.info(
             "teacher %s: top-1 %.2f %%, top-5 %.2f %%, sha256 %s",
@@ -61,5 +71,34 @@ def certify(run: RunSetup, evaluator: Evaluator, directory: Path) -> dict[str, A
             network["top5"],
             network["sha256"],
         )
-    certificate.check_claims(teachers, measured, run.config.teacher, differences)
+    advice = _search_inputs(run, measured, labels)
+    certificate.check_claims(teachers, measured, run.config.teacher, differences, advice)
     return measured
+
+
+def _search_inputs(run: RunSetup, measured: dict[str, Any], labels: np.ndarray) -> list[str]:
+    """Try other normalisations for each teacher that misses its claim, or has none.
+
+    What was found is added to the certificates.
+
+    Returns:
+      for each teacher what to do, or an empty text.
+    """
+    teachers, options = run.teachers, run.config.teacher
+    assert teachers is not None
+    advice = []
+    for number, member in enumerate(teachers.members):
+        certified = measured.get("members", [measured])[number]
+        claimed = certificate.claim_of(teachers, number, options)
+        reached = claimed is not None and (
+            abs(certified["top1"] - claimed) <= options.tolerance_points
+        )
+        if reached or (member.network is None and member.host is None):
+            advice.append("")
+            continue
+        sentence, candidates = input_search.advise(member, run.dataset.test.images, labels)
+        certified["normalisations_tried"] = [each._asdict() for each in candidates]
+        if sentence and claimed is None:
+            logger.warning("%s", sentence)
+        advice.append(sentence)
+    return advice

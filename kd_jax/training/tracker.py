@@ -9,17 +9,19 @@ from pathlib import Path
 
 import jax
 
-from kd_jax.distill import state as state_lib
+from kd_jax.distillation import state as state_lib
 from kd_jax.runtime import devices, processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError, UserError
 from kd_jax.training import metric_logger
 from kd_jax.training.cadence import Cadence
+from kd_jax.training.callbacks import Listeners
 from kd_jax.training.checkpoints import BEST_METRIC, DamagedError
 from kd_jax.training.evaluator import Evaluator
 from kd_jax.training.metric_logger import MetricLogger, Throughput
 from kd_jax.training.setup import RunSetup
 from kd_jax.training.shared_checkpoints import SharedCheckpoints
+from kd_jax.training.workdir import CHECKPOINTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,9 @@ class Tracker:
     Whatever is not finite raises `MemberDivergedError`.
     """
 
-    def __init__(self, member: Member, cadence: Cadence, start: int, name: str):
+    def __init__(
+        self, member: Member, cadence: Cadence, start: int, name: str, listeners: Listeners
+    ):
         """Open the logs.
 
         Args:
@@ -81,12 +85,14 @@ class Tracker:
           cadence: of its validation.
           start: number of updates made.
           name: what its log lines begin with; empty for a run alone.
+          listeners: to what is logged.
         """
+        self._listeners = listeners
         config, examples = member.run.config, len(member.run.dataset.train)
         self._member, self._cadence, self._name = member, cadence, name
         self._log = MetricLogger(member.workdir if processes.is_first() else None, start)
         self._throughput = Throughput(
-            self._log, config.batch_size, cadence.total_steps, examples, name
+            self._log, config.batch_size, cadence.total_steps, examples, name, listeners.on_step
         )
 
     @property
@@ -127,13 +133,15 @@ class Tracker:
         """Save a checkpoint, validated first where the cadence says so.
 
         Returns:
-          top-1 in percent, or None where validation was not measured.
+          top-1 in percent (agreement where there are no labels), or None where validation was
+          not measured.
         """
         metrics = None
         if self._cadence.should_validate(step):
             with self._told_of_divergence(f" at step {step}"):  # and it is not saved
                 metrics = self._validate(step, state)
         self._member.checkpoints.save(step, state, metrics)
+        self._listeners.on_checkpoint(step, self._member.workdir / CHECKPOINTS / str(step))
         return metrics[BEST_METRIC] if metrics else None
 
     def wait(self) -> None:
@@ -147,10 +155,15 @@ class Tracker:
     def _validate(self, step: int, state: state_lib.TrainState) -> dict[str, float]:
         measures = self._member.evaluator.measure_student(state.variables, "val")
         self._log.write("val", step, measures)
-        agreement = f", agreement {measures['agreement']:.2f} %" if "agreement" in measures else ""
-        logger.info(
-            "%sstep %d  validation top-1 %.2f %%%s", self._name, step, measures["top1"], agreement
-        )
+        words = [
+            f"{word} {measures[name]:.2f} %"
+            for name, word in (("top1", "top-1"), ("agreement", "agreement"))
+            if name in measures
+        ]
+        logger.info("%sstep %d  validation %s", self._name, step, ", ".join(words))
+        self._listeners.on_evaluate(step, measures)
+        if "top1" not in measures:  # no labels: the best is nearest to its teacher
+            return {BEST_METRIC: measures["agreement"], "val_nll": measures["kl_to_teacher"]}
         return {BEST_METRIC: measures["top1"], "val_nll": measures["nll"]}
 
     @contextmanager
@@ -187,7 +200,8 @@ def _newest_checkpoint(member: Member, state: state_lib.TrainState) -> str:
     except DamagedError as error:
         return f"the checkpoint of step {step} is damaged ({error})"
     try:
-        top1 = member.evaluator.measure_student(good.variables, "val")["top1"]
+        measures = member.evaluator.measure_student(good.variables, "val")
     except DivergedError as error:
         return f"at the checkpoint of step {step}, which is kept, {error} too"
-    return f"the checkpoint of step {step} is kept, it reaches {top1:.2f} % on validation"
+    reached = measures.get("top1", measures.get("agreement", 0.0))
+    return f"the checkpoint of step {step} is kept, it reaches {reached:.2f} % on validation"

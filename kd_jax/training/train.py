@@ -13,13 +13,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kd_jax.distill import state as state_lib
+from kd_jax.distillation import state as state_lib
 from kd_jax.runtime import atomic_files, processes, signals
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable
-from kd_jax.training import cohort, provenance, result, setup, teacher_check, workdir
+from kd_jax.training import (
+    cohort,
+    provenance,
+    result,
+    setup,
+    teacher_check,
+    teacher_source,
+    workdir,
+)
+from kd_jax.training.callbacks import Callback
 from kd_jax.training.evaluator import Evaluator
+from kd_jax.training.given import NOTHING, Given
 from kd_jax.training.loop import loop
 from kd_jax.training.setup import RunSetup
 from kd_jax.training.shared_checkpoints import SharedCheckpoints
@@ -27,7 +37,10 @@ from kd_jax.training.tracker import Member
 
 
 def train(
-    config: ConfigDict, directory: str | Path, stop: signals.StopRequest | None = None
+    config: ConfigDict,
+    directory: str | Path,
+    stop: signals.StopRequest | None = None,
+    given: Given = NOTHING,
 ) -> dict[str, Any]:
     """Run an experiment to its end, from wherever it was left.
 
@@ -36,6 +49,7 @@ def train(
       directory: of this run and no other. When it holds checkpoints, the newest is taken up; when
         the run is finished, it is only measured again.
       stop: how a command is asked to stop; None for a run that nobody can ask.
+      given: objects from Python that the config cannot name.
 
     Returns:
       what is written to `result.json`.
@@ -45,13 +59,14 @@ def train(
         on; then what was saved is kept.
       signals.StoppedError: it was asked to stop, and has saved.
     """
-    return train_together([config], [directory], stop)[0]
+    return train_together([config], [directory], stop, given)[0]
 
 
 def train_together(
     configs: Sequence[ConfigDict],
     directories: Sequence[str | Path],
     stop: signals.StopRequest | None = None,
+    given: Given = NOTHING,
 ) -> list[dict[str, Any]]:
     """Run a cohort to its end: each as `train` would, and what they share is computed once.
 
@@ -75,7 +90,7 @@ def train_together(
         locks = [stack.enter_context(workdir.Lock(place)) for place in places]
         for config, place, lock in zip(configs, places, locks, strict=True):
             processes.on_first(functools.partial(_check_workdir, config, place, lock))
-        runs = _build(configs, places)
+        runs = _build(configs, places, given)
         leader = Evaluator(runs[0])
         evaluators = [leader, *(Evaluator(run, leader) for run in runs[1:])]
         _say_what_is_odd(configs[0])
@@ -90,7 +105,7 @@ def train_together(
             )
             members.append(Member(runs[number], evaluators[number], checkpoints, place))
             states.append(_first_state(members[-1], certified[number]))
-        trained, speed = _loop(members, states, stop or signals.StopRequest())
+        trained, speed = _loop(members, states, stop or signals.StopRequest(), given.callbacks)
         results = []
         for member, state, certificate in zip(members, trained, certified, strict=True):
             kept = result.state_to_keep(member, state)
@@ -102,14 +117,16 @@ def train_together(
         return results
 
 
-def _build(configs: Sequence[ConfigDict], places: Sequence[Path]) -> list[RunSetup]:
+def _build(configs: Sequence[ConfigDict], places: Sequence[Path], given: Given) -> list[RunSetup]:
     """Return the set-up of each run; what an earlier start recorded must be the same now."""
-    first = setup.build(configs[0])
-    runs = [first, *(setup.build(config, like=first) for config in configs[1:])]
+    first = setup.build(configs[0], given=given)
+    teacher_source.check_recording(first)
+    runs = [first, *(setup.build(config, like=first, given=given) for config in configs[1:])]
     for place, run in zip(places, runs, strict=True):
         fingerprint, start = run.dataset.fingerprint, run.start_digest
         processes.on_first(functools.partial(provenance.check_data, place, fingerprint))
         processes.on_first(functools.partial(provenance.check_student, place, start))
+        processes.on_first(functools.partial(provenance.check_code, place, run.code))
         if run.is_changed_by_devices:
             devices = len(run.devices) * processes.count()
             processes.on_first(functools.partial(provenance.check_devices, place, devices))
@@ -146,13 +163,17 @@ def _first_state(member: Member, certified: dict[str, Any] | None) -> state_lib.
             certified["sha256"] if certified else None,
             len(run.devices) * processes.count(),
             run.start_digest,
+            run.code,
         )
     )
     return devices_lib.replicate(state, run.devices)
 
 
 def _loop(
-    members: Sequence[Member], states: Sequence[state_lib.TrainState], stop: signals.StopRequest
+    members: Sequence[Member],
+    states: Sequence[state_lib.TrainState],
+    stop: signals.StopRequest,
+    callbacks: Sequence[Callback],
 ) -> tuple[list[state_lib.TrainState], float | None]:
     """Train all to the end; those that were left behind catch up, then go on with the others."""
     trained, speed = list(states), None
@@ -160,7 +181,7 @@ def _loop(
     for start, until in zip(starts, [*starts[1:], None], strict=True):
         numbers = [n for n, state in enumerate(trained) if int(state.step) == start]
         active = tuple(trained[n] for n in numbers)
-        done, rate = loop([members[n] for n in numbers], active, stop, until)
+        done, rate = loop([members[n] for n in numbers], active, stop, until, callbacks)
         speed = rate or speed
         for number, state in zip(numbers, done, strict=True):
             trained[number] = state

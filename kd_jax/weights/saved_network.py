@@ -141,25 +141,33 @@ def load_card(directory: str | Path) -> ModelCard:
     """
     path = Path(directory) / CARD_FILE
     try:
-        fields = json.loads(path.read_text())
-        known = {field.name for field in dataclasses.fields(ModelCard)}
-        card = ModelCard(**{key: value for key, value in fields.items() if key in known})
-        height, width, channels = card.image_shape
-        names = card.class_names
-        card = dataclasses.replace(
-            card,
-            image_shape=(height, width, channels),
-            mean=tuple(card.mean),
-            std=tuple(card.std),
-            class_names=None if names is None else tuple(names),
-        )
-        _check_values(card)
-        return card
+        return card_of(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not the card of a stored network ({error}): expected a directory made by "
             "import_teacher or by a finished run"
         ) from None
+
+
+def card_of(fields: Mapping[str, Any]) -> ModelCard:
+    """Return the card of the fields that JSON holds; unknown ones are left out.
+
+    Raises:
+      AttributeError, TypeError, ValueError: they are no card.
+    """
+    known = {field.name for field in dataclasses.fields(ModelCard)}
+    card = ModelCard(**{key: value for key, value in fields.items() if key in known})
+    height, width, channels = card.image_shape
+    names = card.class_names
+    card = dataclasses.replace(
+        card,
+        image_shape=(height, width, channels),
+        mean=tuple(card.mean),
+        std=tuple(card.std),
+        class_names=None if names is None else tuple(names),
+    )
+    _check_values(card)
+    return card
 
 
 def _check_values(card: ModelCard) -> None:
@@ -185,8 +193,14 @@ def _check_values(card: ModelCard) -> None:
             raise ValueError(f"it has not {card.num_classes} different names of classes")
 
 
-def load(directory: str | Path) -> tuple[ModelCard, dict[str, Any]]:
+def load(
+    directory: str | Path, network: models.Network | None = None
+) -> tuple[ModelCard, dict[str, Any]]:
     """Return the card of a stored network, with the digest of its arrays, and its variables.
+
+    Args:
+      directory: that holds it.
+      network: that the arrays are of; None: the card names one of the zoo.
 
     Raises:
       UserError: files are missing or damaged, the arrays have another digest or do not fit the
@@ -200,7 +214,8 @@ def load(directory: str | Path) -> tuple[ModelCard, dict[str, Any]]:
             if variables is not None:
                 digest = digest_of(variables)
                 if digest == card.arrays_sha256 or not card.arrays_sha256:
-                    check_fit(card.network(), variables, card.image_shape, str(directory))
+                    expected = network or card.network()
+                    check_fit(expected, variables, card.image_shape, str(directory))
                     return dataclasses.replace(card, arrays_sha256=digest), variables
     raise UserError(
         f"{directory / ARRAYS_FILE} is not there, or does not hold the arrays that {CARD_FILE} "

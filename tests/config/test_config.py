@@ -20,7 +20,7 @@ from kd_jax.config import checks, document, schema
 from kd_jax.config.entry import closed, left_open, right_open
 from kd_jax.config.fields import FIELDS, GROUPS, LABEL_LOSSES, NAME, PATH
 from kd_jax.data import sampler
-from kd_jax.distill import losses, objective
+from kd_jax.distillation import losses, objective
 from kd_jax.runtime import devices
 from kd_jax.runtime.errors import UserError
 from kd_jax.training import optimizer, plan

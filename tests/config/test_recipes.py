@@ -8,7 +8,7 @@ from helpers import run as run_command
 from kd_jax import config as config_lib
 from kd_jax import models, recipes
 from kd_jax.data.sampler import batch_at
-from kd_jax.distill import ensemble, losses, objective
+from kd_jax.distillation import ensemble, losses, objective
 from kd_jax.runtime import devices
 from kd_jax.runtime.errors import UserError
 from kd_jax.training import optimizer

@@ -11,8 +11,8 @@ import pytest
 
 from kd_jax import models
 from kd_jax.data import sampler
-from kd_jax.distill import state as state_lib
-from kd_jax.distill import step as step_lib
+from kd_jax.distillation import state as state_lib
+from kd_jax.distillation import step as step_lib
 from kd_jax.models import layers, norm
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime.errors import UserError

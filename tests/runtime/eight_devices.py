@@ -14,9 +14,9 @@ import numpy as np
 from kd_jax import models
 from kd_jax.config import default_config
 from kd_jax.data import catalog, dataset, sampler
-from kd_jax.distill import ensemble
-from kd_jax.distill import state as state_lib
-from kd_jax.distill import step as step_lib
+from kd_jax.distillation import ensemble
+from kd_jax.distillation import state as state_lib
+from kd_jax.distillation import step as step_lib
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.training import optimizer as optimizer_lib
 

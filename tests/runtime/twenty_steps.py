@@ -19,9 +19,9 @@ def main():
 
     from kd_jax import models
     from kd_jax.data import sampler
-    from kd_jax.distill import ensemble
-    from kd_jax.distill import state as state_lib
-    from kd_jax.distill import step as step_lib
+    from kd_jax.distillation import ensemble
+    from kd_jax.distillation import state as state_lib
+    from kd_jax.distillation import step as step_lib
     from kd_jax.training import optimizer as optimizer_lib
 
     config = training.small_config(**{"student.arch": "mobilenet_v3_small"})

@@ -15,7 +15,7 @@ from kd_jax.data.dataset import DataSet
 from kd_jax.data.sources import Split
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
-from kd_jax.teachers import certificate, heads, load
+from kd_jax.teachers import certificate, heads, load, teacher
 from kd_jax.training import setup, teacher_check
 from kd_jax.weights import saved_network
 from tiny_runs import digits_config
@@ -135,7 +135,7 @@ def test_what_differs_from_the_teachers_data_is_said_in_place_of_its_normalisati
         "its images had 32 x 32 pixels, these have 64 x 64",
     ]
     network = own.network()
-    its = load.Teachers((load.Teacher(own, network, {}),), None)
+    its = teacher.Teachers((teacher.Teacher(own, network, {}),), None)
     certified = {
         "arch": own.arch, "source": own.source, "dataset": own.dataset, "top1": 70.0,
         "mean": [0.5] * 3, "std": [0.25] * 3, "sha256": own.sha256,
@@ -145,7 +145,7 @@ def test_what_differs_from_the_teachers_data_is_said_in_place_of_its_normalisati
         certificate.check_claims(its, certified, options)
     assert "other data" not in str(plain.value)
     assert "another order" not in str(plain.value)
-    nameless = load.Teachers((load.Teacher(card(names=None), network, {}),), None)
+    nameless = teacher.Teachers((teacher.Teacher(card(names=None), network, {}),), None)
     with pytest.raises(UserError, match=r"likely its normalisation .*; or .* another order than"):
         certificate.check_claims(nameless, certified, options)
     with pytest.raises(UserError, match=r"that is of other data .*fingerprint aaaaaaaa") as told:
@@ -157,7 +157,7 @@ def test_other_data_is_said_before_the_teacher_is_measured(tmp_path, monkeypatch
     """As when five images were added to test since: another fingerprint."""
     monkeypatch.setattr(logger, "propagate", True)
     own = card(certificate={"data_fingerprint": "a" * 64})
-    its = load.Teachers((load.Teacher(own, own.network(), {}),), None)
+    its = teacher.Teachers((teacher.Teacher(own, own.network(), {}),), None)
     run = types.SimpleNamespace(teachers=its, dataset=dataset(), config=default_config())
 
     def measured(split):

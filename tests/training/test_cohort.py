@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from kd_jax import models
-from kd_jax.distill import ensemble
-from kd_jax.distill import state as state_lib
-from kd_jax.distill import step as step_lib
-from kd_jax.distill.student import StudentSpec
+from kd_jax.distillation import ensemble
+from kd_jax.distillation import state as state_lib
+from kd_jax.distillation import step as step_lib
+from kd_jax.distillation.student import StudentSpec
 from kd_jax.runtime import devices
 from kd_jax.runtime.atomic_files import read_json, read_json_lines
 from kd_jax.runtime.errors import UserError

@@ -7,7 +7,7 @@ import pytest
 
 from kd_jax.config import default_config
 from kd_jax.data import sampler, splits
-from kd_jax.distill import augment, views
+from kd_jax.distillation import augment, views
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (50, 8, 8, 3), np.uint8)
 

@@ -6,7 +6,7 @@ classes and returns one value for each example, float32 `[n]`, in nats.
 
 A new loss needs its formula here, a case in `objective.distillation_loss`, its name among the
 choices of `distill.loss` in `config/fields.py`, and a float64 reference in
-`tests/distill/test_losses.py`.
+`tests/distillation/test_losses.py`.
 """
 
 from __future__ import annotations

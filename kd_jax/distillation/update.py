@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.distill.state import TrainState
-from kd_jax.distill.student import StudentGradients, StudentSpec
+from kd_jax.distillation.state import TrainState
+from kd_jax.distillation.student import StudentGradients, StudentSpec
 from kd_jax.models.norm import running_average
 
 

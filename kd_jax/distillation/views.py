@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from kd_jax.data.sampler import Array, Batch, Streamed
-from kd_jax.distill import augment
+from kd_jax.distillation import augment
 
 
 class Views(NamedTuple):

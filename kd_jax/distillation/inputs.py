@@ -1,4 +1,8 @@
-"""The inputs of the students in one step: pixels, the teacher's logits of them, and labels."""
+"""The inputs of the students in one step: pixels, the teacher's logits of them, and labels.
+
+The teacher's logits are computed in the step, looked up (`distill.view` fixed), or brought along by
+the batch (`Answered`): by a teacher that does not run in JAX, or from a recording.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kd_jax.data.sampler import Batch
-from kd_jax.distill.ensemble import Ensemble
-from kd_jax.distill.state import Constants
-from kd_jax.distill.views import Views
+from kd_jax.data.sampler import Array, Batch, Streamed
+from kd_jax.distillation.ensemble import Ensemble
+from kd_jax.distillation.state import Constants
+from kd_jax.distillation.views import Views
 from kd_jax.kernels import ordering
+
+
+class Answered(NamedTuple):
+    """A batch with the teachers' logits of its views, which were computed before the step.
+
+    Attributes:
+      batch: as it is without them.
+      teacher_logits: float32 `[n, teachers, classes]`.
+    """
+
+    batch: Batch | Streamed
+    teacher_logits: Array
 
 
 class StepInputs(NamedTuple):

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.data.sampler import Array
-from kd_jax.distill import losses
+from kd_jax.distillation import losses
 from kd_jax.models import Network, Variables
+from kd_jax.models.function_network import FunctionNetwork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Ensemble:
     """Frozen networks and their weights in the target.
 
     Attributes:
-      networks: at least one, each with its own normalisation and dtype.
+      networks: at least one, each with its own normalisation and dtype; None for one that does
+        not run in JAX. Then the logits come from elsewhere and `logits` is not called.
       shares: weights of the networks, positive, with sum 1.
       combine: `probabilities`: one target, the mean of the softened predictions (of the logits, for
         a loss on logits). `losses`: one target for each network, and the mean of their losses. For
@@ -27,7 +29,7 @@ class Ensemble:
         rate times the number of teachers; Adam's updates do not depend on such a factor.)
     """
 
-    networks: tuple[Network, ...]
+    networks: tuple[Network | FunctionNetwork | None, ...]
     shares: tuple[float, ...]
     combine: str
 
@@ -39,7 +41,11 @@ class Ensemble:
           pixels: float32 `[n, H, W, C]` in [0, 1].
         """
         pairs = zip(self.networks, variables, strict=True)
-        return jnp.stack([network.logits(each, pixels) for network, each in pairs])
+        logits = []
+        for network, each in pairs:
+            assert network is not None
+            logits.append(network.logits(each, pixels))
+        return jnp.stack(logits)
 
     def targets(
         self, logits: jax.Array, loss: str, temperature: float
@@ -51,7 +57,7 @@ class Ensemble:
           loss: a choice of `config.distill.loss`; some have no temperature.
           temperature: T > 0.
         """
-        if len(self.networks) == 1 or self.combine == "losses":
+        if len(self.shares) == 1 or self.combine == "losses":
             return tuple(logits), self.shares
         if loss in losses.ON_LOGITS:
             return (losses.mean_of_logits(logits, jnp.asarray(self.shares)),), (1.0,)
@@ -59,7 +65,7 @@ class Ensemble:
 
     def mean(self, logits: Array, temperature: float = 1.0) -> jax.Array:
         """Return logits `[n, classes]` of the ensemble, see `losses.mean_of_probabilities`."""
-        if len(self.networks) == 1:
+        if len(self.shares) == 1:
             return jnp.asarray(logits[0])
         return losses.mean_of_probabilities(
             jnp.asarray(logits), jnp.asarray(self.shares), temperature

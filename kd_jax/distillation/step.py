@@ -23,14 +23,16 @@ import optax
 from ml_collections import ConfigDict
 
 from kd_jax.data.sampler import Batch, Streamed
-from kd_jax.distill import views
-from kd_jax.distill.ensemble import Ensemble
-from kd_jax.distill.inputs import StepInputs, make_inputs, teacher_forward
-from kd_jax.distill.state import Constants, Metrics, States, TrainState
-from kd_jax.distill.student import StudentGradients, StudentSpec, student_gradients
-from kd_jax.distill.update import apply_gradients
+from kd_jax.distillation import views
+from kd_jax.distillation.ensemble import Ensemble
+from kd_jax.distillation.inputs import Answered, StepInputs, make_inputs, teacher_forward
+from kd_jax.distillation.state import Constants, Metrics, States, TrainState
+from kd_jax.distillation.student import StudentGradients, StudentSpec, student_gradients
+from kd_jax.distillation.update import apply_gradients
 from kd_jax.models import Network
 from kd_jax.runtime.devices import AXIS
+
+AnyBatch = Batch | Streamed | Answered
 
 
 def make_cohort_step(
@@ -43,7 +45,8 @@ def make_cohort_step(
     may differ are `config.COHORT_MUTABLE`.
 
     The step takes `(states, constants, batch)`: the state of each student; `Constants`; and this
-    device's part of the batch, `Batch` or `Streamed`. It returns the new states, and for each
+    device's part of the batch, `Batch`, `Streamed`, or `Answered` where the teacher's logits were
+    computed before the step. It returns the new states, and for each
     student scalar float32 metrics: `loss`, a mean over examples whatever `distill.reduction` is;
     `grad_norm` before clipping; and `agreement`, the fraction of views on which student and
     teacher choose the same class. Each is the mean over the global batch, and over the steps since
@@ -55,18 +58,19 @@ def make_cohort_step(
         teacher = None  # all learn from labels alone: there is nothing to ask it
 
     def gradients_of(
-        states: States, constants: Constants, batch: Batch | Streamed
+        states: States, constants: Constants, batch: AnyBatch
     ) -> list[StudentGradients]:
         seed, step = states[0].seed, states[0].step  # the same of all students
+        batch, answers = _split_answers(batch)
         view = views.make(constants.images, batch, seed, step, config)
         indices = batch.batch if isinstance(batch, Streamed) else batch
-        logits = None if teacher is None else teacher_forward(teacher, constants, indices, view)
+        logits = answers
+        if teacher is not None and answers is None:
+            logits = teacher_forward(teacher, constants, indices, view)
         inputs = make_inputs(view, logits, constants, indices)
         return cohort_gradients(students, teacher, states, inputs)
 
-    def step(
-        states: States, constants: Constants, batch: Batch | Streamed
-    ) -> tuple[States, Metrics]:
+    def step(states: States, constants: Constants, batch: AnyBatch) -> tuple[States, Metrics]:
         gradients = accumulate(
             lambda part: gradients_of(states, constants, part), batch, config.accumulate
         )
@@ -80,6 +84,13 @@ def make_cohort_step(
     return step
 
 
+def _split_answers(batch: AnyBatch) -> tuple[Batch | Streamed, jax.Array | None]:
+    """Return a batch, and the teachers' logits `[teachers, n, classes]` that it brings along."""
+    if isinstance(batch, Answered):
+        return batch.batch, jnp.moveaxis(jnp.asarray(batch.teacher_logits), 1, 0)
+    return batch, None
+
+
 def make_train_step(
     config: ConfigDict,
     student: Network,
@@ -90,7 +101,7 @@ def make_train_step(
     cohort_step = make_cohort_step((StudentSpec(config, student, optimizer),), teacher)
 
     def step(
-        state: TrainState, constants: Constants, batch: Batch | Streamed
+        state: TrainState, constants: Constants, batch: AnyBatch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         (state,), (metrics,) = cohort_step((state,), constants, batch)
         return state, metrics
@@ -118,8 +129,8 @@ def cohort_gradients(
 
 
 def accumulate(
-    gradients_of: Callable[[Batch | Streamed], list[StudentGradients]],
-    batch: Batch | Streamed,
+    gradients_of: Callable[[AnyBatch], list[StudentGradients]],
+    batch: AnyBatch,
     num_parts: int,
 ) -> list[StudentGradients]:
     """Return the mean of `gradients_of` over equal parts of a batch, computed one after another.

@@ -13,10 +13,10 @@ from helpers import GOLDEN, golden_state_dict
 from kd_jax import models, recipes
 from kd_jax.config import default_config
 from kd_jax.data import sampler
-from kd_jax.distill import objective
-from kd_jax.distill import state as state_lib
-from kd_jax.distill.student import StudentGradients, StudentSpec
-from kd_jax.distill.update import apply_gradients
+from kd_jax.distillation import objective
+from kd_jax.distillation import state as state_lib
+from kd_jax.distillation.student import StudentGradients, StudentSpec
+from kd_jax.distillation.update import apply_gradients
 from kd_jax.kernels import lowering, ordering
 from kd_jax.models import norm as norm_lib
 from kd_jax.runtime import devices as devices_lib

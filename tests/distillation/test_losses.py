@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kd_jax import config as config_lib
-from kd_jax.distill import losses
+from kd_jax.distillation import losses
 
 
 def random_logits(seed, scale=3.0, shape=(64, 10)):

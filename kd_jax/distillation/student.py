@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from kd_jax.distill import augment, losses
-from kd_jax.distill.ensemble import Ensemble
-from kd_jax.distill.inputs import StepInputs
-from kd_jax.distill.objective import student_loss
-from kd_jax.distill.state import TrainState
+from kd_jax.distillation import augment, losses
+from kd_jax.distillation.ensemble import Ensemble
+from kd_jax.distillation.inputs import StepInputs
+from kd_jax.distillation.objective import UserLoss, student_loss
+from kd_jax.distillation.state import TrainState
 from kd_jax.models import Network
 
 
@@ -26,11 +26,13 @@ class StudentSpec:
       config: of its run.
       network: the network that is trained.
       optimizer: one optax chain.
+      loss: for `distill.loss` python, see `objective.user_loss`; None for all others.
     """
 
     config: ConfigDict
     network: Network
     optimizer: optax.GradientTransformation
+    loss: UserLoss | None = None
 
 
 class StudentGradients(NamedTuple):
@@ -81,7 +83,9 @@ def student_gradients(
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, batch_stats = network.train_logits(variables, inputs.pixels, dropout_keys)
         loss = jnp.mean(
-            student_loss(config, logits, targets, target_weights, label_probs, inputs.labels)
+            student_loss(
+                config, logits, targets, target_weights, label_probs, inputs.labels, spec.loss
+            )
         )
         return scale * loss, (loss, logits, batch_stats)
 

@@ -6,12 +6,45 @@ targets at the same temperature.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from kd_jax.distill import losses
+from kd_jax.distillation import losses
 from kd_jax.runtime.devices import AXIS
+from kd_jax.runtime.errors import UserError
+
+UserLoss = Callable[..., jax.Array]
+
+
+def user_loss(
+    loss: UserLoss,
+    teacher_logits: jax.Array,
+    student_logits: jax.Array,
+    labels: jax.Array | None,
+) -> jax.Array:
+    """Return a user's loss of each example, float32 `[n]`.
+
+    Args:
+      loss: `loss(teacher_logits, student_logits)`, or with `labels` as a third argument if they are
+        not None; a pure function of JAX arrays.
+      teacher_logits, student_logits: `[n, classes]`, as the networks gave them.
+      labels: int `[n]`.
+
+    Raises:
+      UserError: it does not return one number for each example.
+    """
+    arguments = (teacher_logits, student_logits, *(() if labels is None else (labels,)))
+    values = jnp.asarray(loss(*arguments), jnp.float32)
+    if values.shape != student_logits.shape[:1]:
+        raise UserError(
+            f"the loss {getattr(loss, '__name__', loss)} returns an array of shape {values.shape} "
+            f"for {len(student_logits)} examples: expected one number for each, shape "
+            f"({len(student_logits)},)"
+        )
+    return values
 
 
 def distillation_loss(
@@ -71,6 +104,7 @@ def student_loss(
     shares: tuple[float, ...],
     label_probs: jax.Array | None,
     labels: jax.Array | None,
+    loss_function: UserLoss | None = None,
 ) -> jax.Array:
     """Return the loss of each example, float32 `[n]`.
 
@@ -80,13 +114,18 @@ def student_loss(
       teacher_logits: `[n, classes]` of each target; not read when `label_weight` is 1.
       shares: weights of the targets, with sum 1.
       label_probs: `[n, classes]`; not read when `label_weight` is 0.
-      labels: int `[n]`, of the examples themselves; only `dkd` reads them.
+      labels: int `[n]`, of the examples themselves; only `dkd` and `python_with_labels` read them.
+      loss_function: for `distill.loss` python.
     """
     weight = config.distill.label_weight
     loss = jnp.zeros(student_logits.shape[:1])
     if weight < 1:
         for share, logits in zip(shares, teacher_logits, strict=True):
-            to_teacher = distillation_loss(config.distill, logits, student_logits, labels)
+            if loss_function is None:
+                to_teacher = distillation_loss(config.distill, logits, student_logits, labels)
+            else:
+                read = labels if config.distill.loss == "python_with_labels" else None
+                to_teacher = user_loss(loss_function, logits, student_logits, read)
             loss += (1 - weight) * share * to_teacher
     if weight > 0:
         assert label_probs is not None

@@ -1,0 +1,90 @@
+"""What `data=` of `kd_jax.distill` may be: a name, a folder, or arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kd_jax.data import arrays, catalog
+from kd_jax.data.splits import Source, Split, hold_out_test
+from kd_jax.runtime.console import logger
+from kd_jax.runtime.errors import UserError
+
+_SHARE = 10  # a tenth is held out for the test split, and for validation
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set as a config and the objects beside it say it.
+
+    Attributes:
+      fields: of the config, by path.
+      source: arrays; None for a set that the config names.
+      validation: arrays; None: held out of train.
+    """
+
+    fields: dict[str, Any]
+    source: Source | None = None
+    validation: Split | None = None
+
+
+def resolve(
+    data: Any,
+    val: Any,
+    test: Any,
+    unlabelled: Any,
+    num_classes: int | None,
+    classes_of_teacher: Callable[[tuple[int, int, int]], int | None],
+) -> Data:
+    """Return the data set that a caller named or gave.
+
+    Args:
+      data: a name of tfds, `digits`, the path of a folder of images, or arrays: `images` or
+        `(images, labels)`.
+      val, test, unlabelled: arrays, only with `data` as arrays; None: a tenth of `data` is held out
+        as test, and a tenth of the rest as validation.
+      num_classes: None: the largest label tells, or the teacher where there are no labels.
+      classes_of_teacher: the number of its outputs for images of a shape; None if nobody knows.
+
+    Raises:
+      UserError: they are none of that, or do not fit together.
+    """
+    if isinstance(data, str | Path):
+        others = {"val": val, "test": test, "unlabelled": unlabelled}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise UserError(
+                f"{given[0]}= goes with data= as arrays, but data is {str(data)!r}: a named set "
+                "has splits of its own"
+            )
+        if Path(data).is_dir():
+            return Data({"dataset.name": catalog.FOLDER, "dataset.data_dir": str(data)})
+        return Data({"dataset.name": str(data)})
+    train = arrays.split(data, "data")
+    shape = train.images.shape[1:]
+    parts = {
+        name: None if value is None else arrays.split(value, name, shape)
+        for name, value in (("val", val), ("test", test), ("unlabelled", unlabelled))
+    }
+    labelled = [split for split in (train, parts["val"], parts["test"]) if split is not None]
+    if num_classes is None:
+        num_classes = 1 + int(max(split.labels.max() for split in labelled))
+        if num_classes == 0:
+            num_classes = classes_of_teacher(shape) or 0
+        if num_classes < 2:
+            raise UserError(
+                f"data has {num_classes} classes, expected two or more: without labels the teacher "
+                "says how many there are, or class_names="
+            )
+    held_out = parts["test"]
+    if held_out is None:
+        count = max(1, len(train) // _SHARE)
+        whole = hold_out_test(train, num_classes, count)
+        train, held_out = whole.train, whole.test
+        logger.info("no test= was given: %d images are held out of data to test on", count)
+    source = arrays.source(train, held_out, parts["unlabelled"], num_classes)
+    fields: dict[str, Any] = {"dataset.name": arrays.NAME}
+    if parts["val"] is None:
+        fields["dataset.val_examples"] = max(1, len(source.train) // _SHARE)
+    return Data(fields, source, parts["val"])

@@ -1,0 +1,132 @@
+"""A run as Python sees it: its measures, its history, its student, its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import html
+from pathlib import Path
+from typing import Any
+
+from kd_jax.api.student import Student
+from kd_jax.report import page
+from kd_jax.runtime import atomic_files
+from kd_jax.runtime.errors import UserError, reachable
+from kd_jax.training import workdir as workdir_lib
+from kd_jax.training.metric_logger import METRICS_FILE
+from kd_jax.weights import saved_network
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A report page.
+
+    Attributes:
+      path: of the page.
+      table: of its results, as text.
+    """
+
+    path: Path
+    table: str
+
+    def __str__(self) -> str:
+        return self.table
+
+    def _repr_html_(self) -> str:
+        """Return the page inline, for a notebook."""
+        text = html.escape(self.path.read_text(encoding="utf-8"), quote=True)
+        return f'<iframe srcdoc="{text}" width="100%" height="700" frameborder="0"></iframe>'
+
+
+class Run:
+    """A run in its directory: finished, or stopped.
+
+    Attributes:
+      workdir: its directory.
+    """
+
+    def __init__(self, workdir: str | Path, module: Any = None):
+        """Name a run.
+
+        Args:
+          workdir: its directory.
+          module: the network of its student, where that is not of the zoo.
+
+        Raises:
+          UserError: there is no run.
+        """
+        self.workdir = reachable(workdir, "workdir")
+        self._module = module
+        workdir_lib.load_config(self.workdir)
+
+    @property
+    def config(self) -> Any:
+        """The config of the run, locked."""
+        return workdir_lib.load_config(self.workdir)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it trained to its end."""
+        return (self.workdir / workdir_lib.RESULT_FILE).exists()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What is in `result.json`: `test_top1`, `val_top1`, `agreement`, ... of the student.
+
+        Raises:
+          UserError: it is not finished.
+        """
+        result = atomic_files.read_json(self.workdir / workdir_lib.RESULT_FILE)
+        if result is None:
+            raise UserError(
+                f"the run in {self.workdir} is not finished: call kd_jax.distill again as before, "
+                "which goes on from its newest checkpoint"
+            )
+        return dict(result)
+
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """What its teacher reached on the test split; None without a teacher."""
+        return atomic_files.read_json(self.workdir / workdir_lib.TEACHER_FILE)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The records of training (`kind` is `train`) and of validation (`val`), by step."""
+        return atomic_files.read_json_lines(self.workdir / METRICS_FILE)
+
+    @functools.cached_property
+    def student(self) -> Student:
+        """The trained student.
+
+        Raises:
+          UserError: the run is not finished, or its files are damaged.
+        """
+        self.metrics  # noqa: B018 -- says it if the run is not finished
+        card, variables = saved_network.load(self.workdir, self._module)
+        network = self._module if self._module is not None else card.network()
+        return Student(network, variables, card.image_shape, card.class_names)
+
+    def report(self, out: str | Path | None = None) -> Report:
+        """Write the run's page; a notebook shows it inline.
+
+        Args:
+          out: its path; None: `report.html` in the run's directory.
+        """
+        path = self.workdir / "report.html" if out is None else reachable(out, "out")
+        return Report(path, page.write({self.workdir.name: self.workdir}, path, self.workdir.name))
+
+    def __repr__(self) -> str:
+        if not self.finished:
+            return f"Run({str(self.workdir)!r}, not finished)"
+        metrics = self.metrics
+        name = "test_top1" if metrics.get("test_top1") is not None else "agreement"
+        return f"Run({str(self.workdir)!r}, {name}={metrics[name]:.2f} %)"
+
+
+def load(workdir: str | Path) -> Run:
+    """Return the run in a directory.
+
+    Raises:
+      UserError: there is none.
+    """
+    return Run(workdir)
