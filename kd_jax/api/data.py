@@ -77,14 +77,12 @@ def resolve(
                 f"data has {num_classes} classes, expected two or more: without labels the teacher "
                 "says how many there are, or class_names="
             )
-    held_out = parts["test"]
-    if held_out is None:
-        count = max(1, len(train) // _SHARE)
-        whole = hold_out_test(train, num_classes, count)
-        train, held_out = whole.train, whole.test
-        logger.info("no test= was given: %d images are held out of data to test on", count)
-    source = arrays.source(train, held_out, parts["unlabelled"], num_classes)
-    fields: dict[str, Any] = {"dataset.name": arrays.NAME}
-    if parts["val"] is None:
-        fields["dataset.val_examples"] = max(1, len(source.train) // _SHARE)
-    return Data(fields, source, parts["val"])
+    held_out: dict[str, Any] = {}
+    for name in ("test", "val"):  # out of `data`, and never out of the images without labels
+        held_out[name] = parts[name]
+        if parts[name] is None:
+            whole = hold_out_test(train, num_classes, max(1, len(train) // _SHARE))
+            train, held_out[name] = whole.train, whole.test
+            logger.info("no %s= was given: %d images of data are held out", name, len(whole.test))
+    source = arrays.source(train, held_out["test"], parts["unlabelled"], num_classes)
+    return Data({"dataset.name": arrays.NAME}, source, held_out["val"])

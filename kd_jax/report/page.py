@@ -79,12 +79,21 @@ def _lead(study: Study) -> str:
     """Return the main result in one or two sentences."""
     if not study.rows:
         return "No run is finished yet."
-    top1 = {row.label: f"{row.mean('test_top1'):.2f}" for row in study.rows}
+    top1 = {
+        row.label: f"{value:.2f}"
+        for row in study.rows
+        if (value := row.mean("test_top1")) is not None
+    }
+    if not top1:
+        agreement = ", ".join(
+            f"{row.label} on {row.mean('agreement') or 0.0:.2f} %" for row in study.rows
+        )
+        return f"The test images have no labels; with its teacher agrees {agreement} of them."
     high = max(top1.values(), key=float)
     best = [label for label, value in top1.items() if value == high]
     verb = "is" if len(best) == 1 else "are"
     sentences = [f"Most accurate on test {verb} {' and '.join(best)}, with {high} %."]
-    if len(study.rows) == 1:
+    if len(study.rows) == 1 == len(best):
         sentences = [f"{best[0]} is right on {high} % of the test images."]
     measures = ("kl_to_teacher", "agreement")
     distilled = [row for row in study.rows if all(row.mean(m) is not None for m in measures)]
@@ -145,7 +154,11 @@ def _over_seeds(study: Study) -> Table | None:
 
 
 def _top1_by_seed(row: Row) -> dict[int, float]:
-    return {run.config["seed"]: run.result["test_top1"] for run in row.runs if run.config}
+    return {
+        run.config["seed"]: top1
+        for run in row.runs
+        if run.config and (top1 := run.result["test_top1"]) is not None
+    }
 
 
 def _number_cell(text: str) -> Cell:

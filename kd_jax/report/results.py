@@ -6,7 +6,7 @@ A `Row` is one line of the table: one run, or several that differ in their seed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.training import metric_logger, workdir
 
 PROBE_FILE = "probe.json"
-_REQUIRED = {"student": str, "dataset": str, "test_top1": (int, float), "steps": int,
+_REQUIRED = {"student": str, "dataset": str, "test_top1": (int, float, type(None)), "steps": int,
              "epochs": (int, float)}  # fmt: skip
 _NUMBERS = ("teacher_top1", "test_ece", "agreement", "kl_to_teacher", "params", "madds",
             "images_per_second")  # fmt: skip  # each may be missing, or None
@@ -71,6 +71,14 @@ class Row:
         """Return the mean of a field over the seeds; None if no run has it."""
         values = self.values(field)
         return sum(values) / len(values) if values else None
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """Return the measure that rows are compared by: accuracy, or agreement where a row has none.
+
+    A run on images without labels has no accuracy.
+    """
+    return "test_top1" if all(row.values("test_top1") for row in rows) else "agreement"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +212,11 @@ def _read_object(path: Path, required: Mapping[str, Any]) -> dict[str, Any] | No
     if content is None:
         return None
     fields = content if isinstance(content, dict) else {}
-    wrong = [name for name, kind in required.items() if not isinstance(fields.get(name), kind)]
+    wrong = [
+        name
+        for name, kind in required.items()
+        if name not in fields or not isinstance(fields[name], kind)
+    ]
     wrong += [name for name in _NUMBERS if not isinstance(fields.get(name, 0), _NUMBER_OR_NONE)]
     if wrong:
         raise UserError(

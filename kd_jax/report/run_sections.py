@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd_jax.report import comparisons, figure_style, figures, table2
+from kd_jax.report import comparisons, figure_style, figures, results, table2
 from kd_jax.report.comparisons import Comparison
 from kd_jax.report.rendering import Panel, Section
 from kd_jax.report.results import Row, Run, Study
@@ -18,6 +18,7 @@ _TITLES = {
     comparisons.MIXUP: "Mixup",
 }
 _PUBLISHED = "Dotted, and in brackets: published top-1 on test ({source})."
+_QUANTITIES = {"test_top1": "Top-1", "agreement": "Agreement with the teacher"}
 _MOST_LABELLED = 3  # points with the same x
 _Points = Sequence[tuple[float, float]]
 
@@ -30,21 +31,25 @@ def accuracy(study: Study) -> Section | None:
     return Section("Accuracy", "", tuple(panel for panel in panels if panel))
 
 
-def _overview(study: Study) -> Panel:
+def _overview(study: Study) -> Panel | None:
+    measure = results.headline(study.rows)
     rows = [
-        (row.label, row.values("test_top1"), row.published.top1 if row.published else None)
+        (row.label, row.values(measure), row.published.top1 if row.published else None)
         for row in study.rows
+        if row.values(measure)
     ]
+    if not rows:
+        return None
     several_seeds = any(len(row.runs) > 1 for row in study.rows)
     caption = "A dot a run" + (", a bar at the mean of the seeds" if several_seeds else "")
     sources = sorted({row.published.source for row in study.rows if row.published})
     if sources:
         caption += f"; diamonds: published ({', '.join(sources)})"
-    title = "Beside what was published" if sources else "Top-1, run by run"
+    title = "Beside what was published" if sources else f"{_QUANTITIES[measure]}, run by run"
     return Panel(
-        caption=f"{caption}. From result.json: test_top1.",
+        caption=f"{caption}. From result.json: {measure}.",
         title=title,
-        figure=figures.dots(rows, "top-1 on test, %"),
+        figure=figures.dots(rows, f"{_QUANTITIES[measure].lower()} on test, %"),
     )
 
 
@@ -243,13 +248,15 @@ def _heading(comparison: Comparison, same_field: Sequence[Comparison]) -> str:
 
 def _conclusion(comparison: Comparison) -> str:
     """Return which row is the most accurate, how certain that is, and what all rows share."""
+    measure = results.headline(comparison.rows)
     top1 = {
-        label: f"{row.mean('test_top1'):.2f}"
+        label: f"{row.mean(measure) or 0.0:.2f}"
         for label, row in zip(comparison.labels, comparison.rows, strict=True)
     }
     high, low = (choose(top1.values(), key=float) for choose in (max, min))
+    of_what = "" if measure == "test_top1" else "agreement "
     text = (
-        f"Highest on test: {_labels_with(top1, high)}, {high} %; "
+        f"Highest {of_what}on test: {_labels_with(top1, high)}, {high} %; "
         f"lowest: {_labels_with(top1, low)}, {low} %."
     )
     if high == low:
