@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from kd_jax.api.teachers import TeacherSpec
 from kd_jax.api.teachers import teacher as as_teacher
 from kd_jax.config import overrides
 from kd_jax.models import zoo
-from kd_jax.runtime import signals, source_digest
+from kd_jax.runtime import signals
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.training.callbacks import Callback
@@ -86,7 +87,7 @@ def distill(
         given["class_names"] = tuple(class_names)
     _set_student(experiment, student, given)
     if loss is not None:
-        count = source_digest.count_arguments(loss)
+        count = _count_arguments(loss)
         experiment.distill.loss = "python" if count == 2 else "python_with_labels"
     for path, value in dataset.fields.items():
         options.set_field(experiment, path, value)
@@ -178,3 +179,27 @@ def _set_student(experiment: ConfigDict, student: Any, given: dict[str, Any]) ->
         return
     experiment.student.arch = f"{zoo.PYTHON}{type(student).__name__}"
     given["student"] = student
+
+
+def _count_arguments(loss: Callable[..., Any]) -> int:
+    """Return with how many arguments a loss is called: 2, or 3 with the labels.
+
+    Raises:
+      UserError: it takes another number.
+    """
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"loss= is {loss!r}: expected a function of (teacher_logits, student_logits)"
+        ) from None
+    for count in (3, 2):
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return count
+    raise UserError(
+        f"loss= takes {signature}: expected (teacher_logits, student_logits), or "
+        "(teacher_logits, student_logits, labels)"
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_jax.api.student import Student
+from kd_jax.models import user_module
 from kd_jax.report import page
 from kd_jax.runtime import atomic_files
 from kd_jax.runtime.errors import UserError, reachable
@@ -50,7 +51,7 @@ class Run:
 
         Args:
           workdir: its directory.
-          module: the network of its student, where that is not of the zoo.
+          module: of its student, where that is not of the zoo.
 
         Raises:
           UserError: there is no run.
@@ -102,9 +103,18 @@ class Run:
           UserError: the run is not finished, or its files are damaged.
         """
         self.metrics  # noqa: B018 -- says it if the run is not finished
-        card, variables = saved_network.load(self.workdir, self._module)
-        network = self._module if self._module is not None else card.network()
-        return Student(network, variables, card.image_shape, card.class_names)
+        network = None
+        if self._module is not None:
+            card = saved_network.load_card(self.workdir)
+            network = user_module.wrap(
+                self._module,
+                num_classes=card.num_classes,
+                mean=card.mean,
+                std=card.std,
+                image_shape=card.image_shape,
+            )
+        card, variables = saved_network.load(self.workdir, network)
+        return Student(network or card.network(), variables, card.image_shape, card.class_names)
 
     def report(self, out: str | Path | None = None) -> Report:
         """Write the run's page; a notebook shows it inline.
@@ -123,10 +133,14 @@ class Run:
         return f"Run({str(self.workdir)!r}, {name}={metrics[name]:.2f} %)"
 
 
-def load(workdir: str | Path) -> Run:
+def load(workdir: str | Path, module: Any = None) -> Run:
     """Return the run in a directory.
+
+    Args:
+      workdir: its directory.
+      module: the Linen or NNX module of its student, where that is not of the zoo.
 
     Raises:
       UserError: there is none.
     """
-    return Run(workdir)
+    return Run(workdir, module)

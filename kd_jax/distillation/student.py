@@ -75,13 +75,15 @@ def student_gradients(
         consensus = teacher.mean(logits)
     label_probs = _label_probs(inputs, network.num_classes, distill.label_smoothing)
     dropout_keys = None
-    if config.student.dropout:
+    if network.has_dropout:
         dropout_key = augment.stream_key(state.seed, state.step, augment.STREAM_DROPOUT)
         dropout_keys = augment.position_keys(dropout_key, inputs.position)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, batch_stats = network.train_logits(variables, inputs.pixels, dropout_keys)
+        logits, batch_stats = network.train_logits(
+            variables, inputs.pixels, dropout_keys, average_step(config, state)
+        )
         loss = jnp.mean(
             student_loss(
                 config, logits, targets, target_weights, label_probs, inputs.labels, spec.loss
@@ -95,6 +97,15 @@ def student_gradients(
         same = jnp.argmax(logits, axis=-1) == jnp.argmax(consensus, axis=-1)
         metrics["agreement"] = jnp.mean(same.astype(jnp.float32))
     return StudentGradients(grads, metrics, batch_stats)
+
+
+def average_step(config: ConfigDict, state: TrainState) -> jax.Array | None:
+    """Return the step by which running batch statistics are averaged, see `norm.running_average`.
+
+    Initial statistics are forgotten faster in the first steps. Not those of a student that starts
+    from weights: they were learned. None says so.
+    """
+    return None if config.student.weights else state.step
 
 
 def _label_probs(inputs: StepInputs, num_classes: int, smoothing: float) -> jax.Array | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from kd_jax.distillation.state import TrainState
-from kd_jax.distillation.student import StudentGradients, StudentSpec
+from kd_jax.distillation.student import StudentGradients, StudentSpec, average_step
 from kd_jax.models.norm import running_average
 
 
@@ -35,11 +35,8 @@ def apply_gradients(
     )
     updates, opt_state = spec.optimizer.update(gradients.params, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    # Initial statistics are forgotten faster in the first steps, see `running_average`. Not those
-    # of a student that starts from weights: they were learned. None says so.
-    average_step = None if config.student.weights else state.step
     batch_stats = spec.network.average_statistics(
-        state.batch_stats, gradients.batch_stats, average_step
+        state.batch_stats, gradients.batch_stats, average_step(config, state)
     )
     average = state.average
     if config.student.ema_decay:

@@ -8,6 +8,7 @@ JAX. A module without `kernel_std` is left to its own initialisers.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -26,10 +27,12 @@ def has_own_initializers(module: nn.Module) -> bool:
     return not hasattr(module, "kernel_std")
 
 
-def run_initializers(module: nn.Module, seed: int, image_shape: tuple[int, int, int]) -> Any:
-    """Return the variables that a module draws by itself from a seed, in host memory."""
+def run_initializers(
+    init: Callable[[jax.Array, jax.Array], Any], seed: int, image_shape: tuple[int, int, int]
+) -> Any:
+    """Return the variables `init(key, images)` that a module draws by itself, in host memory."""
     images = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = jax.jit(module.init)(jax.random.key(seed), images)
+    variables = jax.jit(init)(jax.random.key(seed), images)
     return jax.tree.map(np.array, variables)  # writable copies, as those drawn by `first_value`
 
 

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ class Network:
     """A module and the normalisation that belongs to it.
 
     Attributes:
-      arch: its name in the zoo.
+      arch: its name in the zoo; `python:` and a name for a module of the user's own.
       module: `module.apply(variables, normalised_images, train=...)` gives logits.
       mean, std: of the pixels in [0, 1], one value for each channel.
       kept_norms: paths, joined by `/`, of batch norms that stay in eval mode in training: their
@@ -35,7 +34,7 @@ class Network:
     """
 
     arch: str
-    module: nn.Module
+    module: Any
     mean: tuple[float, ...]
     std: tuple[float, ...]
     kept_norms: frozenset[str] = frozenset()
@@ -44,6 +43,16 @@ class Network:
     def num_classes(self) -> int:
         """Width of the head."""
         return self.module.num_classes
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether `train_logits` needs `dropout_keys`."""
+        return bool(getattr(self.module, "dropout_rate", 0.0))
+
+    @property
+    def is_changed_by_devices(self) -> bool:
+        """Whether another number of devices would be another training, with norms synchronised."""
+        return False
 
     def normalise(self, pixels: jax.Array) -> jax.Array:
         """Return `(pixels - mean) / std`; `pixels` is `[batch, H, W, C]` in [0, 1]."""
@@ -59,14 +68,55 @@ class Network:
         Raises:
           UserError: see `abstract_variables`.
         """
+        shapes = self.abstract_variables(image_shape)
         if initialization.has_own_initializers(self.module):
-            abstract_variables(self, image_shape)  # raises an error that names the reason
-            return both_collections(initialization.run_initializers(self.module, seed, image_shape))
+            drawn = initialization.run_initializers(self.first_variables, seed, image_shape)
+            return both_collections(drawn)
         flat = {
-            path: initialization.first_value(self.arch, self.module, path, shape, seed)
-            for path, shape in flat_shapes(self, image_shape).items()
+            path: initialization.first_value(self.arch, self.module, path, leaf.shape, seed)
+            for path, leaf in flax.traverse_util.flatten_dict(shapes).items()
         }
         return both_collections(flax.traverse_util.unflatten_dict(flat))
+
+    def first_variables(self, key: jax.Array, images: jax.Array) -> Variables:
+        """Return the variables that the module draws by itself."""
+        return self.module.init(key, images)
+
+    def abstract_variables(self, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+        """Return shapes and dtypes of what `init` returns. Draws and computes nothing.
+
+        Raises:
+          UserError: the strides of the network leave no pixel of such an image, or training the
+            module would give wrong results, see `module_checks.check`.
+        """
+        tree, norms = self.trace(image_shape)
+        module_checks.check(self.arch, self.module, tree, norms)
+        return both_collections(tree)
+
+    def check_norms(self, image_shape: tuple[int, int, int], devices: int) -> None:
+        """Raise `UserError` if a norm cannot do what a run on so many devices needs.
+
+        See `module_checks.check_norms`.
+        """
+        if devices > 1 or self.kept_norms:
+            _, norms = self.trace(image_shape)
+            module_checks.check_norms(self.arch, self.module, norms, devices, self.kept_norms)
+
+    def trace(self, image_shape: tuple[int, int, int]) -> tuple[Variables, norm.Norms]:
+        """Return shapes and dtypes of a Linen module's variables, and its norms."""
+        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        try:
+            tree, norms = norm.record_norms(
+                lambda: jax.eval_shape(lambda x: self.first_variables(jax.random.key(0), x), images)
+            )
+        except ZeroDivisionError:  # an initialiser divided by a fan-in of 0
+            tree, norms = None, {}
+        if tree is None or not all(all(leaf.shape) for leaf in jax.tree.leaves(tree)):
+            raise UserError(
+                f"{self.arch} leaves nothing of an image of {image_shape[0]} x {image_shape[1]} "
+                "pixels: expected larger images, or a network with fewer strides"
+            )
+        return tree, norms
 
     def logits(self, variables: Variables, pixels: jax.Array) -> jax.Array:
         """Return float32 logits `[batch, classes]` in eval mode, with the running statistics."""
@@ -79,7 +129,11 @@ class Network:
         return chunks.in_chunks(forward, pixels)
 
     def train_logits(
-        self, variables: Variables, pixels: jax.Array, dropout_keys: jax.Array | None
+        self,
+        variables: Variables,
+        pixels: jax.Array,
+        dropout_keys: jax.Array | None,
+        step: jax.Array | None = None,
     ) -> tuple[jax.Array, norm.Statistics]:
         """Return float32 logits in train mode, and the statistics for `average_statistics`.
 
@@ -88,6 +142,7 @@ class Network:
             `kept_norms` and of norms that are not from kd_jax.
           pixels: float32 `[batch, H, W, C]` in [0, 1].
           dropout_keys: PRNG keys `[batch]`, or None for no dropout.
+          step: not read here, see `user_linen.LinenNetwork`.
         """
 
         def forward() -> Any:
@@ -191,44 +246,18 @@ def count_madds(network: Network, image_shape: tuple[int, int, int]) -> int:
 
 
 def abstract_variables(network: Network, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Return shapes and dtypes of what `Network.init` returns. Draws and computes nothing.
-
-    Raises:
-      UserError: the strides of the network leave no pixel of such an image, or training the module
-        would give wrong results, see `module_checks.check`.
-    """
-    tree, norms = _trace(network, image_shape)
-    module_checks.check(network.arch, network.module, tree, norms)
-    return both_collections(tree)
+    """Return `network.abstract_variables(image_shape)`."""
+    return network.abstract_variables(image_shape)
 
 
 def check_norms(network: Network, image_shape: tuple[int, int, int], devices: int) -> None:
-    """Raise `UserError` if a norm cannot do what the run needs, see `module_checks.check_norms`."""
-    if devices > 1 or network.kept_norms:
-        _, norms = _trace(network, image_shape)
-        module_checks.check_norms(network.arch, network.module, norms, devices, network.kept_norms)
-
-
-def _trace(network: Network, image_shape: tuple[int, int, int]) -> tuple[Variables, norm.Norms]:
-    """Return shapes and dtypes of a module's variables, and its norms."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    try:
-        tree, norms = norm.record_norms(
-            lambda: jax.eval_shape(lambda x: network.module.init(jax.random.key(0), x), images)
-        )
-    except ZeroDivisionError:  # an initialiser divided by a fan-in of 0
-        tree, norms = None, {}
-    if tree is None or not all(all(leaf.shape) for leaf in jax.tree.leaves(tree)):
-        raise UserError(
-            f"{network.arch} leaves nothing of an image of {image_shape[0]} x {image_shape[1]} "
-            "pixels: expected larger images, or a network with fewer strides"
-        )
-    return tree, norms
+    """Call `network.check_norms(image_shape, devices)`."""
+    network.check_norms(image_shape, devices)
 
 
 def flat_shapes(
     network: Network, image_shape: tuple[int, int, int]
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Return the shape of every leaf by its path. Computes nothing on a device."""
-    tree = abstract_variables(network, image_shape)
+    tree = network.abstract_variables(image_shape)
     return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree).items()}

@@ -115,13 +115,19 @@ def running_average(running: Any, new: Any, step: jax.Array | int | None, moment
         and is not to be forgotten: then `momentum` is used from the start.
       momentum: weight of the old average, in [0, 1).
     """
-    old_weight = jnp.asarray(momentum, jnp.float32)
-    if step is not None:
-        step = jnp.asarray(step, jnp.float32)
-        old_weight = jnp.minimum(momentum, (1.0 + step) / (10.0 + step))
+    old_weight = gradual(momentum, step)
     return jax.tree.map(
         lambda old, value: old_weight * old + (1.0 - old_weight) * value, running, new
     )
+
+
+def gradual(momentum: float, step: jax.Array | int | None) -> jax.Array:
+    """Return the weight of the old average at a step, see `running_average`."""
+    weight = jnp.asarray(momentum, jnp.float32)
+    if step is None:
+        return weight
+    step = jnp.asarray(step, jnp.float32)
+    return jnp.minimum(weight, (1.0 + step) / (10.0 + step))
 
 
 @flax.struct.dataclass

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +11,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from kd_jax.models import call_signature
+from kd_jax.runtime import source_digest
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers.teacher import ForeignNetwork
 
@@ -74,16 +74,23 @@ def of_object(network: Any, variables: Any, name: str, **facts: Any) -> ForeignN
     if variables is None:
         raise UserError(f"the teacher {name} has no variables: give them as kd_jax.teacher(f, v)")
     if isinstance(network, nn.Module):
-        arguments = eval_arguments(type(network).__call__, name)
-        apply = functools.partial(_apply_linen, network, arguments)
-        return of_function(apply, variables, name, source_of(type(network)), **facts)
-    return of_function(network, variables, name, source_of(network), **facts)
+        apply = _apply_linen(network, name)
+        code = source_digest.of_module(network)
+        return of_function(apply, variables, name, code, **facts)
+    return of_function(network, variables, name, source_digest.of_function(network), **facts)
 
 
-def _apply_linen(
-    module: nn.Module, arguments: dict[str, Any], variables: Any, images: jax.Array
-) -> Any:
-    return module.apply(variables, images, **arguments)
+def _apply_linen(module: nn.Module, name: str) -> Apply:
+    """Return the call of a Linen module in eval mode."""
+    signature = call_signature.read(name, module)
+    mode: dict[str, Any] = signature.mode(False)
+    if signature.is_field:
+        module, mode = module.clone(**mode), {}
+
+    def apply(variables: Any, images: jax.Array) -> Any:
+        return module.apply(variables, images, **mode)
+
+    return apply
 
 
 def _of_nnx(module: nnx.Module, name: str, **facts: Any) -> ForeignNetwork:
@@ -97,45 +104,4 @@ def _of_nnx(module: nnx.Module, name: str, **facts: Any) -> ForeignNetwork:
         nnx.replace_by_pure_dict(merged, variables)
         return nnx.merge(graph, merged)(images)
 
-    return of_function(apply, pure, name, source_of(type(module)), **facts)
-
-
-def eval_arguments(call: Callable[..., Any], name: str) -> dict[str, bool]:
-    """Return the keyword arguments that put a module's call into eval mode.
-
-    Args:
-      call: `__call__` of its class.
-      name: for the error.
-
-    Raises:
-      UserError: it needs arguments that nobody can guess.
-    """
-    parameters = list(inspect.signature(call).parameters.values())[2:]  # without self and images
-    known = {
-        "train": False, "training": False, "is_training": False,
-        "deterministic": True, "use_running_average": True,
-    }  # fmt: skip
-    arguments: dict[str, bool] = {
-        each.name: known[each.name] for each in parameters if each.name in known
-    }
-    unknown = [
-        each.name
-        for each in parameters
-        if each.default is each.empty
-        and each.name not in known
-        and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
-    ]
-    if unknown:
-        raise UserError(
-            f"the teacher {name} is called with {', '.join(unknown)}: expected images, and one of "
-            f"{', '.join(known)}; wrap it in a function f(variables, images)"
-        )
-    return arguments
-
-
-def source_of(thing: Any) -> str:
-    """Return the source code of a class or function; its name where there is none to read."""
-    try:
-        return inspect.getsource(thing)
-    except (OSError, TypeError):
-        return getattr(thing, "__qualname__", type(thing).__qualname__)
+    return of_function(apply, pure, name, source_digest.of_module(module), **facts)

@@ -23,7 +23,7 @@ from kd_jax.data import arrays, catalog, class_names, prefetch, sampler, tfds_so
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.distillation import state as state_lib
 from kd_jax.distillation.student import StudentSpec
-from kd_jax.models import zoo
+from kd_jax.models import user_module, zoo
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import processes, source_digest
 from kd_jax.runtime.errors import UserError
@@ -75,6 +75,8 @@ class RunSetup:
     @property
     def is_changed_by_devices(self) -> bool:
         """Whether another number of devices would be another training."""
+        if self.student.is_changed_by_devices:
+            return True
         shapes = models.abstract_variables(self.student, self.dataset.image_shape)
         return not self.config.batch_norm.sync and bool(jax.tree.leaves(shapes["batch_stats"]))
 
@@ -94,6 +96,9 @@ class RunSetup:
         if self.given.loss is not None:
             name = getattr(self.given.loss, "__name__", type(self.given.loss).__name__)
             parts["loss"] = f"{name} {source_digest.of_function(self.given.loss)[:16]}"
+        if self.given.student is not None:
+            name = type(self.given.student).__name__
+            parts["student"] = f"{name} {source_digest.of_module(self.given.student)[:16]}"
         return parts
 
     @property
@@ -184,15 +189,27 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
     mean, std = (start[0].mean, start[0].std) if start else (dataset.mean, dataset.std)
     if options.normalisation == "half":
         mean, std = catalog.NORMALISATIONS["half"]
-    student = models.build(
-        options.arch,
-        dataset.num_classes,
-        mean,
-        std,
-        axis_name=devices_lib.AXIS if config.batch_norm.sync else None,
-        dropout_rate=options.dropout,
-        dtype=options.dtype,
-    )
+    axis_name = devices_lib.AXIS if config.batch_norm.sync else None
+    student: models.Network
+    if given.student is None:
+        student = models.build(
+            options.arch,
+            dataset.num_classes,
+            mean,
+            std,
+            axis_name=axis_name,
+            dropout_rate=options.dropout,
+            dtype=options.dtype,
+        )
+    else:
+        student = user_module.wrap(
+            given.student,
+            num_classes=dataset.num_classes,
+            mean=mean,
+            std=std,
+            axis_name=axis_name,
+            image_shape=dataset.image_shape,
+        )
     _check_freeze(options.freeze, student, dataset.image_shape)
     kept = frozen_norms(options.freeze, student, dataset.image_shape)
     student = dataclasses.replace(student, kept_norms=kept)
@@ -225,6 +242,14 @@ def _check_given(config: ConfigDict, given: Given) -> None:
         missing.append(f"config.student.arch is {config.student.arch}")
     if config.distill.loss.startswith("python") and given.loss is None:
         missing.append(f"config.distill.loss is {config.distill.loss}")
+    if given.student is not None:
+        zoo_only = {"dropout": 0.0, "dtype": "float32", "weights": ""}
+        for name, value in zoo_only.items():
+            if config.student[name] != value:
+                raise UserError(
+                    f"config.student.{name} is {config.student[name]!r}, expected {value!r} with a "
+                    "module from Python, which says it itself"
+                )
     if missing:
         raise UserError(
             f"{' and '.join(missing)}, which was given as a Python object: call kd_jax.distill "

@@ -3,10 +3,12 @@
 import logging
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import kd_jax as kd
 from kd_jax.api import options
@@ -220,3 +222,56 @@ def test_the_public_names_are_there_and_the_library_leaves_logging_as_it_is():
     with pytest.raises(AttributeError, match="no attribute 'distil'"):
         kd.distil  # noqa: B018
     assert logger.level in (logging.NOTSET, logging.INFO, logging.WARNING)
+
+
+class PlainNorms(nn.Module):
+    """A student as anybody writes it: Flax's own norms and dropout."""
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.Conv(8, (3, 3), 2)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.Dropout(0.1, deterministic=not train)(x.mean((1, 2)))
+        return nn.Dense(10)(x)
+
+
+def test_a_module_of_ones_own_is_a_student(digits, teacher, tmp_path):
+    where = {**TINY, "student": PlainNorms()}
+    run = kd.distill(teacher, data=digits, workdir=tmp_path / "run", **where)
+    assert run.student(digits[0][:3]).shape == (3, 10)
+    again = kd.load(run.workdir, PlainNorms())
+    np.testing.assert_array_equal(again.student(digits[0][:3]), run.student(digits[0][:3]))
+    with pytest.raises(kd.UserError, match="python:PlainNorms"):
+        kd.load(run.workdir).student  # noqa: B018
+    for name, value in (("dropout", 0.5), ("student__weights", "somewhere")):
+        with pytest.raises(kd.UserError, match="with a module from Python"):
+            kd.distill(teacher, data=digits, workdir=tmp_path / "b", **{**where, name: value})
+
+
+def test_an_nnx_module_is_a_student_and_an_edited_module_is_refused(digits, teacher, tmp_path):
+    class Net(nnx.Module):
+        def __init__(self, width):
+            rngs = nnx.Rngs(0)
+            self.conv = nnx.Conv(3, width, (3, 3), strides=2, rngs=rngs)
+            self.norm = nnx.BatchNorm(width, rngs=rngs)
+            self.head = nnx.Linear(width, 10, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+    where = {**TINY, "data": digits, "workdir": tmp_path / "run", "num_devices": 2}
+    run = kd.distill(teacher, **{**where, "student": Net(8)})
+    assert run.student(digits[0][:3]).shape == (3, 10)
+
+    class Net(nnx.Module):
+        def __init__(self, width):
+            rngs = nnx.Rngs(0)
+            self.conv = nnx.Conv(3, width, (3, 3), strides=2, rngs=rngs)
+            self.norm = nnx.BatchNorm(width, rngs=rngs)
+            self.head = nnx.Linear(width, 10, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(nnx.silu(self.norm(self.conv(x))).mean((1, 2)))
+
+    with pytest.raises(kd.UserError, match="began with the student Net"):
+        kd.distill(teacher, **{**where, "student": Net(8)})
