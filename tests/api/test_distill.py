@@ -19,6 +19,7 @@ from kd_jax.runtime.console import logger
 
 @pytest.fixture(scope="module")
 def digits():
+    assert len(jax.devices()) == 4  # and JAX runs, so that a config cannot change them
     whole = sources.digits()
     return whole.train.images[:400], whole.train.labels[:400]
 

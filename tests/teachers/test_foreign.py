@@ -26,6 +26,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def digits():
+    assert len(jax.devices()) == 4  # and JAX runs, so that a config cannot change them
     whole = sources.digits()
     return whole.train.images[:300], whole.train.labels[:300]
 

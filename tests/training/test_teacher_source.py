@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def digits():
+    assert len(jax.devices()) == 4  # and JAX runs, so that a config cannot change them
     whole = sources.digits()
     return whole.train.images[:300], whole.train.labels[:300]
 
