@@ -7,6 +7,7 @@ copy.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -120,16 +121,37 @@ def pmap(
         device's value is kept.
       options: further options of `jax.pmap`.
     """
-    in_axes = tuple(0 if split else None for split in mapped)
-    everywhere = processes.count() > 1
-    return jax.pmap(
-        step,
+
+    # Where there are as many leaves as arguments JAX takes the axes leaf by leaf, although one
+    # argument may have two leaves and another none (jax 0.10 and 0.12, `pmap._get_in_axes_flat`).
+    # An empty argument with nested axes keeps it from that.
+    @functools.wraps(step)
+    def step_and_nothing(*arguments: Any) -> Any:
+        return step(*arguments[:-1])
+
+    program = jax.pmap(
+        step_and_nothing,
         axis_name=AXIS,
-        in_axes=in_axes,
+        in_axes=(*(0 if split else None for split in mapped), ()),
         out_axes=0 if splits_result else None,
-        devices=None if everywhere else devices,
+        devices=None if processes.count() > 1 else devices,
         **options,
     )
+    return _WithNothing(program)
+
+
+class _WithNothing:
+    """A program that is called without its last argument, which is empty."""
+
+    def __init__(self, program: Any):
+        self._program = program
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._program(*arguments, ())
+
+    def lower(self, *arguments: Any) -> Any:
+        """Return the lowered program, see `jax.stages.Lowered`."""
+        return self._program.lower(*arguments, ())
 
 
 def shard(tree: Any, devices: list[jax.Device], parts: int = 1) -> Any:

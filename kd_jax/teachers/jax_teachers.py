@@ -96,12 +96,13 @@ def _apply_linen(module: nn.Module, name: str) -> Apply:
 def _of_nnx(module: nnx.Module, name: str, **facts: Any) -> ForeignNetwork:
     module = nnx.clone(module)
     module.eval()
-    graph, state = nnx.split(module)
+    graph, *states = nnx.split(module, nnx.RngState, ...)
+    random, state = states  # eval mode draws nothing
     pure = nnx.to_pure_dict(state)
 
     def apply(variables: Any, images: jax.Array) -> jax.Array:
         merged = nnx.clone(state)
         nnx.replace_by_pure_dict(merged, variables)
-        return nnx.merge(graph, merged)(images)
+        return nnx.merge(graph, random, merged)(images)
 
     return of_function(apply, pure, name, source_digest.of_module(module), **facts)

@@ -74,8 +74,9 @@ def wrap(module: Any, name: str, source: str, **facts: Any) -> ForeignNetwork:
         answers = []
         with torch.inference_mode():
             for first in range(0, len(images), _CHUNK):
-                # NHWC in memory is what PyTorch calls channels_last of NCHW: nothing is moved.
-                chunk = torch.from_numpy(np.ascontiguousarray(images[first : first + _CHUNK]))
+                # A copy, since JAX's arrays may not be written to. NHWC in memory is what PyTorch
+                # calls channels_last of NCHW: nothing else is moved.
+                chunk = torch.from_numpy(np.array(images[first : first + _CHUNK]))
                 answers.append(module(chunk.to(device).permute(0, 3, 1, 2)))
             return torch.cat(answers).float().cpu().numpy()
 

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from helpers import ROOT
+from kd_jax.runtime import devices as devices_lib
 
 
 @pytest.mark.slow
@@ -31,3 +33,17 @@ def test_an_epoch_is_the_same_on_1_2_4_and_8_devices():
     for other in others:
         np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-4)
         assert other["norm"] == pytest.approx(one["norm"], rel=1e-5)
+
+
+def test_axes_belong_to_arguments_however_many_leaves_they_have():
+    """JAX alone would split the images here: four leaves, four arguments."""
+    devices = jax.devices()[:2]
+
+    def look(pair, images, index, nothing):
+        assert nothing is None
+        return images[index] * pair[0] + pair[1]
+
+    mapped = devices_lib.pmap(look, devices, (False, False, True, False), splits_result=True)
+    images, index = np.arange(6.0, dtype=np.float32), np.array([[0, 5], [4, 1]])
+    pair = (np.float32(2), np.float32(1))
+    np.testing.assert_array_equal(mapped(pair, images, index, None), 2 * images[index] + 1)
