@@ -44,10 +44,10 @@ def _score(metrics: dict[str, float] | None) -> float:
 
     As does one whose measures are not finite: its accuracy would be of logits that are not numbers.
     """
-    measured = metrics or {}
-    if not all(math.isfinite(value) for value in measured.values()):
+    values = metrics or {}
+    if not all(math.isfinite(value) for value in values.values()):
         return -math.inf
-    return measured.get(BEST_METRIC, -math.inf)
+    return values.get(BEST_METRIC, -math.inf)
 
 
 class OtherVersionError(DamagedError):
@@ -113,12 +113,16 @@ class Checkpoints:
     def _check_metrics(self) -> None:
         """Set checkpoints aside whose metrics cannot be read: Orbax cannot even list those."""
         steps = _steps_in(self._directory)
-        damaged = [step for step in steps if not _metrics_are_whole(self._directory / str(step))]
-        if not damaged:
+        damaged_steps = [
+            step for step in steps if not _metrics_are_whole(self._directory / str(step))
+        ]
+        if not damaged_steps:
             return
-        if self._read_only or len(damaged) == len(steps):
-            raise self._none_is_whole([(step, "its metrics cannot be read") for step in damaged])
-        for step in damaged:
+        if self._read_only or len(damaged_steps) == len(steps):
+            raise self._none_is_whole(
+                [(step, "its metrics cannot be read") for step in damaged_steps]
+            )
+        for step in damaged_steps:
             logger.warning(
                 "the metrics of the checkpoint of step %d are damaged: it is set aside in %s",
                 step,
@@ -126,20 +130,24 @@ class Checkpoints:
             )
 
     def _open(self) -> ocp.CheckpointManager:
-        newest = preservation_policy.LatestN(self._keep)
-        best = preservation_policy.BestN(get_metric_fn=_score, n=1)
+        newest_policy = preservation_policy.LatestN(self._keep)
+        best_policy = preservation_policy.BestN(get_metric_fn=_score, n=1)
         # Only the first process is here, see `shared_checkpoints`: Orbax must wait for no other.
-        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        first_process_only = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}
+        )
         try:
             if not self._read_only:
                 self._directory.mkdir(parents=True, exist_ok=True)
             return ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
+                    preservation_policy=preservation_policy.AnyPreservationPolicy(
+                        [newest_policy, best_policy]
+                    ),
                     best_fn=_score,
                     create=False,
-                    multiprocessing_options=alone,
+                    multiprocessing_options=first_process_only,
                     cleanup_tmp_directories=not self._read_only,
                     read_only=self._read_only,
                     enable_async_checkpointing=True,
@@ -158,15 +166,15 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Return the step of the best checkpoint on validation, or None."""
-        best: tuple[float, int] | None = None
+        best_checkpoint: tuple[float, int] | None = None
         for step in self._manager.all_steps():
             try:
                 score = _score(self._manager.metrics(step))
             except Exception:  # its file of metrics is damaged: it is not the best, then
                 continue
-            if score > -math.inf and (best is None or (score, step) > best):
-                best = (score, step)
-        return best and best[1]
+            if score > -math.inf and (best_checkpoint is None or (score, step) > best_checkpoint):
+                best_checkpoint = (score, step)
+        return best_checkpoint and best_checkpoint[1]
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
         """Begin to write a checkpoint; training goes on meanwhile.
@@ -205,8 +213,8 @@ class Checkpoints:
           DamagedError: it cannot be told.
         """
         try:
-            about = self._manager.item_metadata(step)
-            return int((about.custom_metadata or {}).get(_VERSION_KEY, 1))
+            metadata = self._manager.item_metadata(step)
+            return int((metadata.custom_metadata or {}).get(_VERSION_KEY, 1))
         except Exception as error:  # as in `saved_student`
             raise DamagedError(_in_short(error)) from error
 
@@ -222,17 +230,17 @@ class Checkpoints:
           OtherVersionError: it is of another version.
           DamagedError: it does not hold the state that was saved.
         """
-        if (found := self.version(step)) != version:
-            raise OtherVersionError(found)
-        abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-        tree = {"state": abstract, "digest": np.zeros(32, np.uint8)}
+        if (saved_version := self.version(step)) != version:
+            raise OtherVersionError(saved_version)
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+        tree = {"state": zeros, "digest": np.zeros(32, np.uint8)}
         try:
-            restored = self._manager.restore(step, args=ocp.args.StandardRestore(tree))
+            content = self._manager.restore(step, args=ocp.args.StandardRestore(tree))
         except Exception as error:  # whatever a damaged file makes of Orbax and its libraries
             raise DamagedError(_in_short(error)) from error
-        if not np.array_equal(_digest(restored["state"], version), restored["digest"]):
+        if not np.array_equal(_digest(content["state"], version), content["digest"]):
             raise DamagedError("its arrays are not those that were saved")
-        return restored["state"]
+        return content["state"]
 
     def restore_newest(self, template: Any) -> Any | None:
         """Return the state of the newest good checkpoint, or None if there are none at all.
@@ -243,29 +251,31 @@ class Checkpoints:
           UserError: there are checkpoints, and none is good; or they are of another version of the
             trajectory.
         """
-        damaged: list[tuple[int, str]] = []
-        other: OtherVersionError | None = None
+        damages: list[tuple[int, str]] = []
+        version_error: OtherVersionError | None = None
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self.restore(template, step)
             except DamagedError as error:
-                damaged.append((step, str(error)))
-                other = error if isinstance(error, OtherVersionError) else other
+                damages.append((step, str(error)))
+                version_error = error if isinstance(error, OtherVersionError) else version_error
                 continue
-            for number, reason in damaged:
+            for number, reason in damages:
                 logger.warning(
                     "the checkpoint of step %d is damaged (%s): it is set aside in %s, and the run "
                     "goes on from step %d",
                     number, reason, self._set_aside(number), step,
                 )  # fmt: skip
-            if damaged:
+            if damages:
                 self._manager = self._open()  # it remembers the steps that it saw at first
             logger.info("restored the checkpoint of step %d", step)
             return state
-        if other is not None:
-            trajectory.check(f"the run with the checkpoints in {self._directory}", other.version)
-        if damaged:
-            raise self._none_is_whole(damaged)
+        if version_error is not None:
+            trajectory.check(
+                f"the run with the checkpoints in {self._directory}", version_error.version
+            )
+        if damages:
+            raise self._none_is_whole(damages)
         return None
 
     def _set_aside(self, step: int) -> Path:
@@ -295,8 +305,8 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def _none_is_whole(self, damaged: list[tuple[int, str]]) -> UserError:
-        steps = "; ".join(f"step {step}: {reason}" for step, reason in damaged)
+    def _none_is_whole(self, damages: list[tuple[int, str]]) -> UserError:
+        steps = "; ".join(f"step {step}: {reason}" for step, reason in damages)
         return UserError(
             f"no checkpoint in {self._directory} is whole ({steps}): bring one back from a backup, "
             "or remove the directory to start again"

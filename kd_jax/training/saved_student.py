@@ -13,12 +13,12 @@ from kd_jax.training.checkpoints import Checkpoints, DamagedError
 from kd_jax.training.setup import RunSetup
 
 
-def student(directory: Path, which: str) -> tuple[RunSetup, int, Any]:
+def student(directory: Path, choice: str) -> tuple[RunSetup, int, Any]:
     """Return a run's `RunSetup`, a step, and the student's variables then, on all devices.
 
     Args:
       directory: of the run; only read.
-      which: `last`, or `best` on validation.
+      choice: `last`, or `best` on validation.
 
     Raises:
       UserError: there is no such run, or no such checkpoint, or it is damaged; or its data, its
@@ -34,13 +34,13 @@ def student(directory: Path, which: str) -> tuple[RunSetup, int, Any]:
     run = setup.build(config)
     provenance.check_data(directory, run.dataset.fingerprint)
     provenance.check_student(directory, run.start_digest)
-    stored = atomic_files.read_json(directory / workdir.TEACHER_FILE)
-    if run.teachers is not None and stored is not None:
-        certificate.check_same(stored, run.teachers, directory)
+    record = atomic_files.read_json(directory / workdir.TEACHER_FILE)
+    if run.teachers is not None and record is not None:
+        certificate.check_same(record, run.teachers, directory)
     checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, keep=1, read_only=True)
-    step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
+    step = checkpoints.latest_step() if choice == "last" else checkpoints.best_step()
     if step is None:
-        raise UserError(f"the run in {directory} has no {which} checkpoint yet")
+        raise UserError(f"the run in {directory} has no {choice} checkpoint yet")
     try:
         version = checkpoints.version(step)
         trajectory.check_network(directory, config.student.arch, version)
