@@ -8,7 +8,7 @@ from typing import Any
 from kd_jax.runtime import atomic_files, devices
 from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.teachers import certificate
-from kd_jax.training import provenance, setup, trajectory, workdir
+from kd_jax.training import damaged_checkpoints, provenance, setup, trajectory, workdir
 from kd_jax.training.checkpoints import Checkpoints, DamagedError
 from kd_jax.training.setup import RunSetup
 
@@ -47,8 +47,5 @@ def student(directory: Path, choice: str) -> tuple[RunSetup, int, Any]:
         template = trajectory.as_saved(run.initial_state(), version)
         state = checkpoints.restore(template, step, version)
     except DamagedError as error:
-        raise UserError(
-            f"the checkpoint of step {step} in {directory} is damaged ({error}): resume the run, "
-            "which goes back to the one before, or look at --checkpoint=best"
-        ) from None
+        raise damaged_checkpoints.cannot_be_shown(directory, step, error) from None
     return run, step, devices.replicate(state.variables, run.devices)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from kd_jax.runtime import processes
 from kd_jax.training.checkpoints import Checkpoints, DamagedError
@@ -46,36 +50,41 @@ class SharedCheckpoints:
 
     def restore(self, template: Any, step: int) -> Any:
         """Return the state at `step`, in host memory, see `Checkpoints.restore`."""
-        states: list[Any] = []
-
-        def read() -> str | None:
-            try:
-                states.append(self._checkpoints.restore(template, step))
-            except DamagedError as error:
-                return str(error)
-            return None
-
-        damage = processes.on_first(read)
-        if damage is not None:
-            raise DamagedError(damage)
-        return processes.tree_from_first(states[0] if states else _on_host(template))
+        return _from_first(lambda: self._checkpoints.restore(template, step), template)
 
     def restore_newest(self, template: Any) -> Any | None:
         """Return the newest good state or None, see `Checkpoints.restore_newest`."""
-        states: list[Any] = []
-
-        def read() -> bool:
-            state = self._checkpoints.restore_newest(template)
-            states.extend([] if state is None else [state])
-            return state is not None
-
-        if not processes.on_first(read):
-            return None
-        return processes.tree_from_first(states[0] if states else _on_host(template))
+        return _from_first(lambda: self._checkpoints.restore_newest(template), template)
 
 
-def _on_host(template: Any) -> Any:
-    import jax
-    import numpy as np
+def _from_first(restore: Callable[[], Any | None], template: Any) -> Any | None:
+    """Return in all processes the state that the first one restores, or None.
 
+    Args:
+      restore: called in the first process only.
+      template: a tree of arrays of the same structure, shapes and dtypes.
+
+    Raises:
+      DamagedError: `restore` raised it; in all processes.
+    """
+    states: list[Any] = []
+
+    def outcome() -> dict[str, Any]:
+        try:
+            state = restore()
+        except DamagedError as error:
+            return {"damage": str(error)}
+        states.append(state)
+        return {"is_empty": state is None}
+
+    answer = processes.on_first(outcome)
+    if "damage" in answer:
+        raise DamagedError(answer["damage"])
+    if answer["is_empty"]:
+        return None
+    return processes.tree_from_first(states[0] if states else _zeros(template))
+
+
+def _zeros(template: Any) -> Any:
+    """Return a tree of zeros in host memory."""
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
