@@ -142,7 +142,7 @@ class Leases:
             try:
                 atomic_files.write_json(lease.path, lease.content)
             except UserError as error:
-                logger.warning("the claim on %s is released later: %s", name, error)
+                logger.warning("the lease of %s is released later: %s", name, error)
                 self._unwritten_releases.append(lease)
 
     def owner(self, name: str) -> str | None:
@@ -201,7 +201,7 @@ class Leases:
         os.utime(lease.path)
         lease.refreshed_at = now
         if lease.failing_since is not None:
-            logger.warning("the claim on %s is fresh again", name)
+            logger.warning("the lease of %s is fresh again", name)
             lease.failing_since = None
 
     def _was_recreated(self, lease: _Lease) -> bool:
@@ -251,7 +251,7 @@ class Leases:
             lease.failing_since = now if lease.failing_since is None else lease.failing_since
             lease.reminded_at = now
             logger.warning(
-                "the claim on %s cannot be kept fresh (%s): trying again; after %.0f s more this "
+                "the lease of %s cannot be kept fresh (%s): trying again; after %.0f s more this "
                 "process stops",
                 name, reason, max(0.0, self._stale_seconds - silent_seconds),
             )  # fmt: skip
