@@ -154,9 +154,11 @@ def _tables(result: dict[str, Any]) -> str:
         for j in range(len(counts))
         if i != j and counts[i][j]
     ]
-    worst = sorted(pairs, reverse=True)[:_MOST_CONFUSED]
-    head = ["images", "% of them", "what they are", "what they were taken for"]
-    parts.append(text_tables.markdown([head, *([str(cell) for cell in row] for row in worst)]))
+    worst_pairs = sorted(pairs, reverse=True)[:_MOST_CONFUSED]
+    header = ["images", "% of them", "what they are", "what they were taken for"]
+    parts.append(
+        text_tables.markdown([header, *([str(cell) for cell in row] for row in worst_pairs)])
+    )
     return "\n\n".join(parts)
 
 

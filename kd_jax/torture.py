@@ -46,30 +46,32 @@ def main(argv: Sequence[str]) -> None:
     steps = _STEPS_A_KILL * _KILLS.value + 40
     logger.info("%d steps, %d kills, --seed=%d", steps, _KILLS.value, seed)
 
-    unbroken, killed = root / "unbroken", root / "killed"
-    _finish(_start(unbroken, steps))
-    survived, lost = 0, 0  # kills, checkpoints
+    unbroken_run, killed_run = root / "unbroken", root / "killed"
+    _finish(_start(unbroken_run, steps))
+    num_survived, num_lost = 0, 0  # kills, checkpoints
     for number in range(_KILLS.value):
         way = WAYS[number % len(WAYS)] if number < len(WAYS) else rng.choice(WAYS)
-        before = newest_checkpoint(killed)
-        process = _start(killed, steps)
-        if not kill(process, killed, way, rng):
+        step_before = newest_checkpoint(killed_run)
+        process = _start(killed_run, steps)
+        if not kill(process, killed_run, way, rng):
             logger.info("the run ended before kill %d", number + 1)
             break
-        survived += 1
-        after = newest_checkpoint(killed)
-        lost += after < before
-        logger.info("kill %d, %s: checkpoint of step %d", number + 1, way, after)
-    _finish(_start(killed, steps))
+        num_survived += 1
+        step_after = newest_checkpoint(killed_run)
+        num_lost += step_after < step_before
+        logger.info("kill %d, %s: checkpoint of step %d", number + 1, way, step_after)
+    _finish(_start(killed_run, steps))
 
-    bits = read(killed / "model.safetensors") == read(unbroken / "model.safetensors")
-    metrics = logged_metrics(killed) == logged_metrics(unbroken)
-    print(
-        f"kills survived: {survived} of {_KILLS.value}; "
-        f"parameters {'bit-identical' if bits else 'DIFFERENT'}, "
-        f"metrics {'identical' if metrics else 'DIFFERENT'}, checkpoints lost: {lost}"
+    same_weights = read(killed_run / "model.safetensors") == read(
+        unbroken_run / "model.safetensors"
     )
-    if not (bits and metrics) or lost or survived < _KILLS.value:
+    same_metrics = logged_metrics(killed_run) == logged_metrics(unbroken_run)
+    print(
+        f"kills survived: {num_survived} of {_KILLS.value}; "
+        f"parameters {'bit-identical' if same_weights else 'DIFFERENT'}, "
+        f"metrics {'identical' if same_metrics else 'DIFFERENT'}, checkpoints lost: {num_lost}"
+    )
+    if not (same_weights and same_metrics) or num_lost or num_survived < _KILLS.value:
         sys.exit(1)
 
 

@@ -31,11 +31,11 @@ def known(options: Any, num_classes: int) -> tuple[str, ...] | None:
 def _as_tfds_wrote_them(options: Any) -> tuple[str, ...] | None:
     """Return the names that lie beside a prepared data set, if its versions agree on them."""
     root = options.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    found = (Path(root).expanduser() / tfds_source.base_name(options.name)).rglob(
+    files = (Path(root).expanduser() / tfds_source.base_name(options.name)).rglob(
         "label.labels.txt"
     )
     try:
-        texts = {path.read_text(encoding="utf-8") for path in found}
+        texts = {path.read_text(encoding="utf-8") for path in files}
     except (OSError, UnicodeError):  # whoever wrote them
         return None
     return tuple(texts.pop().splitlines()) if len(texts) == 1 else None

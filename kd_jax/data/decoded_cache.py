@@ -68,14 +68,14 @@ def kept(name: str, files: Iterable[File], options: Any, decode: Callable[[], So
     files = list(files)
     stamps = [file.stamp() for file in files]
     directory = os.path.commonpath([os.path.dirname(os.path.abspath(file.path)) for file in files])
-    kind = f"{name.replace('/', '-').replace(':', '-')}-{_digest((directory, options))[:8]}"
+    prefix = f"{name.replace('/', '-').replace(':', '-')}-{_digest((directory, options))[:8]}"
     place = caches.directory("data")
     caches.clean(place)
-    path = place / f"{kind}-{_digest((_VERSION, stamps, options))[:16]}"
+    path = place / f"{prefix}-{_digest((_VERSION, stamps, options))[:16]}"
     source = _read(path)
     if source is None:
         source = decode()
-        _write(path, source, older=f"{kind}-*")
+        _write(path, source, old_pattern=f"{prefix}-*")
     return source
 
 
@@ -95,14 +95,14 @@ def _read(path: Path) -> Source | None:
     memory.check_fits(sum(place.stat().st_size for place in places), f"the data set in {path}")
     try:
         arrays = [np.load(place, allow_pickle=False) for place in places]
-        about = json.loads((path / "about.json").read_text())
-        source = Source(Split(*arrays[:2]), Split(*arrays[2:]), about["num_classes"])
-        return source if source.fingerprint() == about["sha256"] else None
+        metadata = json.loads((path / "about.json").read_text())
+        source = Source(Split(*arrays[:2]), Split(*arrays[2:]), metadata["num_classes"])
+        return source if source.fingerprint() == metadata["sha256"] else None
     except Exception:  # whatever a damaged file makes of its readers: it is decoded anew
         return None
 
 
-def _write(path: Path, source: Source, older: str) -> None:
+def _write(path: Path, source: Source, old_pattern: str) -> None:
     """Keep a set in place of those beside it that a pattern finds."""
     try:
         with caches.workspace(path.parent) as workspace:
@@ -112,14 +112,14 @@ def _write(path: Path, source: Source, older: str) -> None:
             arrays = [array for split in splits for array in (split.images, split.labels)]
             for name, array in zip(_ARRAYS, arrays, strict=True):
                 np.save(directory / f"{name}.npy", array)
-            about = {"num_classes": source.num_classes, "sha256": source.fingerprint()}
-            (directory / "about.json").write_text(json.dumps(about))
+            metadata = {"num_classes": source.num_classes, "sha256": source.fingerprint()}
+            (directory / "about.json").write_text(json.dumps(metadata))
             if path.exists():  # damaged, or another process was faster: ours is as good
                 path.rename(workspace / "old")
             directory.rename(path)
-            for number, other in enumerate(path.parent.glob(older)):
-                if other != path:
+            for number, old_path in enumerate(path.parent.glob(old_pattern)):
+                if old_path != path:
                     with contextlib.suppress(OSError):  # another process was faster
-                        other.rename(workspace / f"older-{number}")
+                        old_path.rename(workspace / f"older-{number}")
     except OSError as error:  # a cache that cannot be written costs time, nothing else
         logger.warning("the decoded data set is not cached: %s", error)

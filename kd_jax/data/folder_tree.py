@@ -82,19 +82,19 @@ def images(directory: Path) -> tuple[list[tuple[Path, os.stat_result]], Skipped]
     Raises:
       UserError: a directory cannot be looked into.
     """
-    found: list[tuple[Path, os.stat_result]] = []
+    files: list[tuple[Path, os.stat_result]] = []
     skipped: Skipped = collections.Counter()
-    above = {*directory.absolute().parents, *Path(os.path.realpath(directory)).parents}
-    visited = {_identity(status) for path in above if (status := _status(path))}
-    left = [directory]
-    while left:
-        place = left.pop()
+    ancestors = {*directory.absolute().parents, *Path(os.path.realpath(directory)).parents}
+    visited = {_identity(status) for path in ancestors if (status := _status(path))}
+    stack = [directory]
+    while stack:
+        place = stack.pop()
         status = _status(place)
         if status is None or _identity(status) in visited:
             skipped["links to a directory that is read already"] += 1
             continue
         visited.add(_identity(status))
-        below = []
+        subdirectories = []
         for entry in sorted(_entries(place), key=lambda entry: entry.name):
             path = place / entry.name
             status = _status(path)
@@ -103,23 +103,23 @@ def images(directory: Path) -> tuple[list[tuple[Path, os.stat_result]], Skipped]
             elif status is None:
                 skipped["links to nothing"] += 1
             elif stat.S_ISDIR(status.st_mode):
-                below.append(path)
+                subdirectories.append(path)
             elif not stat.S_ISREG(status.st_mode):
                 skipped["neither files nor directories"] += 1
             elif path.suffix.lower() in image_files.suffixes():
-                found.append((path, status))
+                files.append((path, status))
             else:
                 skipped[path.suffix.lower() or "without an ending"] += 1
-        left += reversed(below)
-    found.sort(key=lambda pair: (tuple(map(normal, pair[0].parts)), pair[0].parts))
-    return found, skipped
+        stack += reversed(subdirectories)
+    files.sort(key=lambda pair: (tuple(map(normal, pair[0].parts)), pair[0].parts))
+    return files, skipped
 
 
 def in_words(skipped: Skipped) -> str:
     """Say what was counted, the most frequent first."""
     parts = [f"{count} {shown(kind)}" for kind, count in skipped.most_common(_MOST_KINDS)]
-    if more := len(skipped) - len(parts):
-        parts.append(f"{more} further kinds")
+    if num_further := len(skipped) - len(parts):
+        parts.append(f"{num_further} further kinds")
     return ", ".join(parts)
 
 

@@ -69,7 +69,7 @@ class Feeder:
         self._batch_of, self._images, self._devices = batch_of, images, devices
         self._partners, self._parts, self._calls = partners, parts, iter(calls)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "feeder")
-        self._ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+        self._futures: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
         for _ in range(AHEAD if images is not None else 0):
             self._begin_next()
 
@@ -85,12 +85,12 @@ class Feeder:
         if self._images is None:
             return self._make(next(self._calls))
         self._begin_next()
-        return self._ahead.popleft().result()
+        return self._futures.popleft().result()
 
     def _begin_next(self) -> None:
         call = next(self._calls, None)
         if call is not None:
-            self._ahead.append(self._thread.submit(self._make, call))
+            self._futures.append(self._thread.submit(self._make, call))
 
     def _make(self, call: range) -> Any:
         batches = [self._gather(step) for step in call]

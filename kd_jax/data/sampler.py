@@ -66,13 +66,13 @@ def examples_at(step: int, batch_size: int, num_examples: int, seed: int) -> np.
       num_examples: in the training set.
       seed: of the order.
     """
-    first = step * batch_size
+    begin = step * batch_size
     parts = []
-    while (left := (step + 1) * batch_size - first) > 0:
-        epoch, offset = divmod(first, num_examples)
-        part = _permutation(num_examples, seed, epoch)[offset : offset + left]
+    while (num_missing := (step + 1) * batch_size - begin) > 0:
+        epoch, offset = divmod(begin, num_examples)
+        part = _permutation(num_examples, seed, epoch)[offset : offset + num_missing]
         parts.append(part)
-        first += len(part)
+        begin += len(part)
     return np.concatenate(parts)
 
 
@@ -100,9 +100,9 @@ def batch_at(
         return Batch(example, position, example[order], position[order])
     if partner != "uniform":
         raise ValueError(f"unknown partner {partner!r}: expected a choice of config.mixup.partner")
-    others = rng.integers(0, num_examples, batch_size, dtype=np.int32)
+    partners = rng.integers(0, num_examples, batch_size, dtype=np.int32)
     # Positions beyond the batch, so that a partner's crop is not that of an example.
-    return Batch(example, position, others, position + batch_size)
+    return Batch(example, position, partners, position + batch_size)
 
 
 def steps_in(epochs: float, batch_size: int, num_examples: int) -> int:

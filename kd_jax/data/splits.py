@@ -61,11 +61,11 @@ def _is_blank(image: np.ndarray) -> bool:
 
 def hold_out_test(split: Split, num_classes: int, count: int) -> Source:
     """Cut a test split of `count` examples out of a split, always the same."""
-    chosen = np.zeros(len(split), bool)
-    chosen[stratified_indices(split.labels, count, seed=0)] = True
+    is_test = np.zeros(len(split), bool)
+    is_test[stratified_indices(split.labels, count, seed=0)] = True
     return Source(
-        train=Split(split.images[~chosen], split.labels[~chosen]),
-        test=Split(split.images[chosen], split.labels[chosen]),
+        train=Split(split.images[~is_test], split.labels[~is_test]),
+        test=Split(split.images[is_test], split.labels[is_test]),
         num_classes=num_classes,
     )
 
@@ -88,8 +88,8 @@ def stratified_indices(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     # What rounding down left goes to the largest remainders.
     for i in np.argsort(counts - shares, kind="stable")[: count - counts.sum()]:
         counts[i] += 1
-    chosen = [
+    indices = [
         rng.permutation(np.flatnonzero(labels == label))[:n]
         for label, n in zip(classes, counts, strict=True)
     ]
-    return np.sort(np.concatenate(chosen))
+    return np.sort(np.concatenate(indices))

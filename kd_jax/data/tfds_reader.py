@@ -30,13 +30,13 @@ def download(name: str, directory: Path) -> None:
         raise _cannot(name, directory, error) from error
 
 
-def decode(name: str, place: Path, wanted: Sequence[tuple[str, int]], image_size: int) -> Source:
+def decode(name: str, place: Path, parts: Sequence[tuple[str, int]], image_size: int) -> Source:
     """Decode a prepared set.
 
     Args:
       name: of the set, for what is said of it.
       place: the directory of its version.
-      wanted: the parts to train and to test on, and how many examples each has.
+      parts: the parts to train and to test on, and how many examples each has.
       image_size: 0: as they are.
 
     Raises:
@@ -50,9 +50,9 @@ def decode(name: str, place: Path, wanted: Sequence[tuple[str, int]], image_size
         _check(name, features, image_size)
         height, width = features["image"].shape[:2]
         shape = (image_size, image_size, 3) if image_size else (height, width, 3)
-        total = sum(count for _, count in wanted)
+        total = sum(count for _, count in parts)
         memory.check_fits(total * int(np.prod(shape)), f"{name}, {total:,} images of {shape},")
-        splits = [_read(tfds, builder, part, count, shape, image_size) for part, count in wanted]
+        splits = [_read(tfds, builder, part, count, shape, image_size) for part, count in parts]
     except UserError:
         raise
     except Exception as error:  # tfds raises many kinds: whatever it is, the data is not usable
@@ -93,16 +93,16 @@ def _read(
 ) -> Split:
     dataset = _examples(builder, part).map(_to_rgb(image_size)).batch(_AT_ONCE)
     images, labels = np.empty((count, *shape), np.uint8), np.empty(count, np.int32)
-    filled = 0
+    num_read = 0
     for batch in tfds.as_numpy(dataset):
         number = len(batch["label"])
-        if filled + number <= count:
-            images[filled : filled + number] = batch["image"]
-            labels[filled : filled + number] = batch["label"]
-        filled += number
-    if filled != count:
+        if num_read + number <= count:
+            images[num_read : num_read + number] = batch["image"]
+            labels[num_read : num_read + number] = batch["label"]
+        num_read += number
+    if num_read != count:
         raise UserError(
-            f"{part} of {builder.data_dir} has {filled:,} examples, where its dataset_info.json "
+            f"{part} of {builder.data_dir} has {num_read:,} examples, where its dataset_info.json "
             f"says {count:,}: files of it are cut short or of another set; prepare it anew"
         )
     return Split(images, labels)
@@ -115,15 +115,15 @@ def _examples(builder: Any, part: str) -> Any:
 
     if builder.info.file_format != file_adapters.FileFormat.ARRAY_RECORD:
         return builder.as_dataset(split=part)
-    raw = decode.DeserializeMethod.RAW_BYTES
-    records = builder.as_data_source(split=part, deserialize_method=raw)
+    raw_bytes = decode.DeserializeMethod.RAW_BYTES
+    records = builder.as_data_source(split=part, deserialize_method=raw_bytes)
 
-    def one_by_one() -> Iterator[bytes]:
+    def all_records() -> Iterator[bytes]:
         for number in range(len(records)):
             yield records[number]
 
     dataset = tf.data.Dataset.from_generator(
-        one_by_one, output_signature=tf.TensorSpec((), tf.string)
+        all_records, output_signature=tf.TensorSpec((), tf.string)
     )
     return dataset.map(builder.info.features.deserialize_example)
 
@@ -138,12 +138,12 @@ def _to_rgb(image_size: int) -> Callable[[Any], dict[str, Any]]:
             image = tf.image.grayscale_to_rgb(image)
         elif image.shape[-1] == 4:  # as in a folder
             image, alpha = tf.cast(image[..., :3], tf.int32), tf.cast(image[..., 3:], tf.int32)
-            laid = image * alpha + tf.constant(image_files.BACKGROUND) * (255 - alpha)
-            image = tf.cast((laid + 127) // 255, tf.uint8)
+            blend = image * alpha + tf.constant(image_files.BACKGROUND) * (255 - alpha)
+            image = tf.cast((blend + 127) // 255, tf.uint8)
         if image_size:
             size = tf.cast(tf.shape(image)[:2], tf.float32)
-            scaled = tf.round(size * image_size / tf.reduce_min(size))
-            image = tf.image.resize(image, tf.cast(scaled, tf.int32), antialias=True)
+            scaled_size = tf.round(size * image_size / tf.reduce_min(size))
+            image = tf.image.resize(image, tf.cast(scaled_size, tf.int32), antialias=True)
             image = tf.image.resize_with_crop_or_pad(image, image_size, image_size)
             image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
         return {"image": image, "label": features["label"]}

@@ -25,23 +25,25 @@ def check(specs: Mapping[str, str], shard_lengths: Mapping[str, Sequence[int]]) 
     Raises:
       UserError: one cannot be read, chooses nothing, or two overlap.
     """
-    read = {field: _ranges(field, spec, shard_lengths) for field, spec in specs.items()}
-    flat = [(field, each) for field, ranges in read.items() for each in ranges]
-    for number, (field, one) in enumerate(flat):
-        for other_field, other in flat[:number]:
-            first, last = max(one[1], other[1]), min(one[2], other[2])
-            if one[0] == other[0] and first < last:
+    parts = {field: _ranges(field, spec, shard_lengths) for field, spec in specs.items()}
+    pairs = [(field, piece) for field, ranges in parts.items() for piece in ranges]
+    for number, (field, piece) in enumerate(pairs):
+        for earlier_field, earlier_piece in pairs[:number]:
+            first, last = max(piece[1], earlier_piece[1]), min(piece[2], earlier_piece[2])
+            if piece[0] == earlier_piece[0] and first < last:
                 raise UserError(
-                    f"config.dataset.{other_field}={specs[other_field]!r} and config.dataset."
+                    f"config.dataset.{earlier_field}={specs[earlier_field]!r} and config.dataset."
                     f"{field}={specs[field]!r} share {last - first:,} of the "
-                    f"{sum(shard_lengths[one[0]]):,} examples of {one[0]}: expected no example "
+                    f"{sum(shard_lengths[piece[0]]):,} examples of {piece[0]}: expected no example "
                     "twice, or what is tested on was trained on"
-                    if field != other_field
+                    if field != earlier_field
                     else f"config.dataset.{field} is {specs[field]!r}, which has "
-                    f"{last - first:,} examples of {one[0]} twice: expected each once, or what is "
-                    "validated on was trained on"
+                    f"{last - first:,} examples of {piece[0]} twice: expected each once, or what "
+                    "is validated on was trained on"
                 )
-    return {field: sum(last - first for _, first, last in each) for field, each in read.items()}
+    return {
+        field: sum(last - first for _, first, last in ranges) for field, ranges in parts.items()
+    }
 
 
 def _ranges(field: str, spec: str, shard_lengths: Mapping[str, Sequence[int]]) -> list[Range]:
@@ -55,7 +57,7 @@ def _ranges(field: str, spec: str, shard_lengths: Mapping[str, Sequence[int]]) -
             f"config.dataset.{field} is {spec!r}, which chooses no example: expected some of "
             f"{_in_words(shard_lengths)}"
         )
-    return [each for each in ranges if each[1] < each[2]]
+    return [piece for piece in ranges if piece[1] < piece[2]]
 
 
 def _ranges_of_tfds(
@@ -72,21 +74,24 @@ def _ranges_of_tfds(
         for name, lengths in shard_lengths.items()
     ]
     try:
-        if mixed := re.search(
+        if mismatch := re.search(
             r"\[-?[\d.]+(%|shard):-?[\d.]+\]|\[-?[\d.]+:-?[\d.]+(%|shard)\]", spec
         ):
-            raise ValueError(f"{mixed[0]} has a unit on one side only")
-        read = splits.AbstractSplit.from_spec(spec).to_absolute(splits.SplitDict(infos))
+            raise ValueError(f"{mismatch[0]} has a unit on one side only")
+        instructions = splits.AbstractSplit.from_spec(spec).to_absolute(splits.SplitDict(infos))
     except Exception as error:  # tfds raises many kinds
         raise UserError(
             f"config.dataset.{field} is {spec!r} ({str(error).splitlines()[-1][:200]}): expected "
             f"one of {_in_words(shard_lengths)}, or a part such as train[:80%] or train[-1000:]"
         ) from None
     return [
-        (one.splitname, one.from_ or 0, sum(shard_lengths[one.splitname]) if one.to is None
-         else one.to)
-        for one in read
-    ]  # fmt: skip
+        (
+            instruction.splitname,
+            instruction.from_ or 0,
+            sum(shard_lengths[instruction.splitname]) if instruction.to is None else instruction.to,
+        )
+        for instruction in instructions
+    ]
 
 
 def _in_words(shard_lengths: Mapping[str, Sequence[int]]) -> str:

@@ -29,8 +29,8 @@ def base_name(name: str) -> str:
 
 def _split_name(name: str) -> tuple[str, str]:
     """Return a set's name and its version, `*` where none is asked for."""
-    named = _NAMED.fullmatch(name)
-    return (named["name"], named["version"]) if named else (name, "*")
+    match = _NAMED.fullmatch(name)
+    return (match["name"], match["version"]) if match else (name, "*")
 
 
 def read(config: ConfigDict) -> Source:
@@ -45,31 +45,31 @@ def read(config: ConfigDict) -> Source:
       UserError: it is not there, cannot be downloaded, or cannot be read.
     """
     place = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    named = "config.dataset.data_dir" if config.data_dir else "TFDS_DATA_DIR"
-    directory = local(place, named)
+    origin = "config.dataset.data_dir" if config.data_dir else "TFDS_DATA_DIR"
+    directory = local(place, origin)
     try:
-        found = _find(config.name, directory)
+        version_directory = _find(config.name, directory)
     except UserError:
         if not config.download:
             raise
         from kd_jax.data import tfds_reader
 
         tfds_reader.download(config.name, directory)
-        found = _find(config.name, directory)
-    logger.info("data set %s", found)
-    lengths = _shard_lengths(found)
+        version_directory = _find(config.name, directory)
+    logger.info("data set %s", version_directory)
+    lengths = _shard_lengths(version_directory)
     counts = tfds_slices.check({f: config[f] for f in ("train_split", "test_split")}, lengths)
     files = [
         decoded_cache.File(path, path.stat())
-        for path in sorted(found.iterdir())
+        for path in sorted(version_directory.iterdir())
         if path.is_file() and not path.name.startswith(".")
     ]
 
     def decode() -> Source:
         from kd_jax.data import tfds_reader
 
-        wanted = [(config[field], counts[field]) for field in ("train_split", "test_split")]
-        return tfds_reader.decode(config.name, found, wanted, config.image_size)
+        parts = [(config[field], counts[field]) for field in ("train_split", "test_split")]
+        return tfds_reader.decode(config.name, version_directory, parts, config.image_size)
 
     options = (config.train_split, config.test_split, config.image_size)
     return decoded_cache.kept(base_name(config.name), files, options, decode)
@@ -82,19 +82,19 @@ def _find(name: str, directory: Path) -> Path:
       UserError: it is not there, or not whole; then it says what was found.
     """
     base, version = _split_name(name)
-    above = directory / base
+    set_directory = directory / base
     entries = (
-        [above / n for n in folder_tree.directories(above)]
-        if folder_tree.is_directory(above)
+        [set_directory / n for n in folder_tree.directories(set_directory)]
+        if folder_tree.is_directory(set_directory)
         else []
     )
     versions = sorted(
         (path for path in entries if re.fullmatch(_NUMBERS, path.name)),
         key=lambda path: [int(part) for part in path.name.split(".")],
     )
-    fitting = [path for path in versions if fnmatch.fnmatchcase(path.name, version)]
-    if fitting:
-        newest = fitting[-1]
+    matches = [path for path in versions if fnmatch.fnmatchcase(path.name, version)]
+    if matches:
+        newest = matches[-1]
         for file in (INFO_FILE, _FEATURES_FILE):
             if not (newest / file).is_file():
                 raise UserError(
@@ -114,15 +114,15 @@ def _what_is_there(name: str, directory: Path, versions: list[Path], entries: li
         "config.dataset.name=folder for images of your own"
     )
     if versions:
-        have = ", ".join(path.name for path in versions)
+        names = ", ".join(path.name for path in versions)
         return (
-            f"no version {version} of {base} in {directory}, only {have}: give "
+            f"no version {version} of {base} in {directory}, only {names}: give "
             f"config.dataset.name={base}:{versions[-1].name}, or {ways}"
         )
     # `incomplete.ABC123_3.0.2`, in older versions of tfds `3.0.2.incompleteABC123`.
-    if unfinished := [path for path in entries if "incomplete" in path.name]:
+    if remnants := [path for path in entries if "incomplete" in path.name]:
         return (
-            f"no data set {base} in {directory}: {unfinished[0]} was begun and not finished; "
+            f"no data set {base} in {directory}: {remnants[0]} was begun and not finished; "
             f"remove it and prepare the set anew: {ways}"
         )
     configs = [path.name for path in entries if _has_versions(path)]
@@ -132,9 +132,9 @@ def _what_is_there(name: str, directory: Path, versions: list[Path], entries: li
             f"give config.dataset.name={base}/{configs[0]}"
         )
     hint = ""
-    upper = next((path for path in (directory, directory.parent) if path.name == base), None)
-    if upper is not None and ((directory / INFO_FILE).is_file() or _has_versions(upper)):
-        hint = f" (it is in {upper.parent})"
+    place = next((path for path in (directory, directory.parent) if path.name == base), None)
+    if place is not None and ((directory / INFO_FILE).is_file() or _has_versions(place)):
+        hint = f" (it is in {place.parent})"
     return (
         f"no data set {base} in {directory}{hint}: point config.dataset.data_dir or TFDS_DATA_DIR "
         f"at the directory that holds {base}/VERSION, {ways}"
@@ -145,9 +145,9 @@ def _has_versions(path: Path) -> bool:
     return any(re.fullmatch(_NUMBERS, name) for name in folder_tree.directories(path))
 
 
-def _shard_lengths(found: Path) -> dict[str, list[int]]:
+def _shard_lengths(directory: Path) -> dict[str, list[int]]:
     """Return how many examples each file of each split has."""
-    path = found / INFO_FILE
+    path = directory / INFO_FILE
     try:
         splits: list[dict[str, Any]] = json.loads(path.read_text())["splits"]
         lengths = {

@@ -12,18 +12,18 @@ import numpy as np
 from kd_jax.runtime.errors import DivergedError
 
 
-def check_finite(logits: np.ndarray, whose: str = "the") -> None:
+def check_finite(logits: np.ndarray, owner: str = "the") -> None:
     """Raise `DivergedError` unless all logits are finite.
 
     Args:
       logits: float `[..., N, classes]`.
-      whose: the network and the images, as the error's sentence begins.
+      owner: the network and the images, as the error's sentence begins.
     """
-    finite = np.isfinite(logits).all(axis=-1)
-    if not finite.all():
+    mask = np.isfinite(logits).all(axis=-1)
+    if not mask.all():
         raise DivergedError(
-            f"{whose} logits are not finite for {finite.size - np.count_nonzero(finite):,} of "
-            f"{finite.size:,} images"
+            f"{owner} logits are not finite for {mask.size - np.count_nonzero(mask):,} of "
+            f"{mask.size:,} images"
         )
 
 
@@ -36,17 +36,17 @@ def choices(logits: np.ndarray) -> np.ndarray:
 def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Return float64 log-probabilities `[N, classes]` of `logits / temperature`."""
     check_finite(logits)
-    scaled = logits.astype(np.float64) / temperature
-    scaled = scaled - scaled.max(axis=-1, keepdims=True)
-    return scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
+    scaled_logits = logits.astype(np.float64) / temperature
+    scaled_logits = scaled_logits - scaled_logits.max(axis=-1, keepdims=True)
+    return scaled_logits - np.log(np.exp(scaled_logits).sum(axis=-1, keepdims=True))
 
 
 def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the rank of the label, int `[N]`, from 0; of equal logits the lower class is first."""
     check_finite(logits)
     label_logits = np.take_along_axis(logits, labels[:, None], axis=-1)
-    before = np.arange(logits.shape[-1]) < labels[:, None]
-    return np.sum((logits > label_logits) | ((logits == label_logits) & before), axis=-1)
+    is_lower_class = np.arange(logits.shape[-1]) < labels[:, None]
+    return np.sum((logits > label_logits) | ((logits == label_logits) & is_lower_class), axis=-1)
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
@@ -66,9 +66,9 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) ->
     """
     probs = np.exp(log_softmax(logits))
     confidence = probs.max(axis=-1)
-    correct = probs.argmax(axis=-1) == labels
-    chosen = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(chosen, confidence - correct, minlength=bins)
+    is_correct = probs.argmax(axis=-1) == labels
+    bin_numbers = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(bin_numbers, confidence - is_correct, minlength=bins)
     return 100.0 * float(np.abs(gaps).sum()) / len(labels)
 
 

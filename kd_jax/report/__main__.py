@@ -38,8 +38,8 @@ def main(argv: Sequence[str]) -> None:
 def check(arguments: Sequence[str]) -> None:
     """Raise `UserError` where a flag has no value: absl would take the next flag as the value."""
     names = {f"--{flag.name}" for flag in (_OUT, _CSV, _TITLE, _STUDY)}
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
-        if argument in names and following.startswith("--"):
+    for argument, next_argument in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if argument in names and next_argument.startswith("--"):
             raise UserError(f"argument {argument}: expected one argument")
 
 
@@ -52,8 +52,8 @@ def _read(directory: Path | None, runs: Sequence[str], title: str) -> Study:
     if not runs:
         raise UserError("the following arguments are required: LABEL=WORKDIR, or --study=DIR")
     pairs = [text.partition("=") for text in runs]
-    if bad := [label for label, equals, _ in pairs if not equals]:
-        raise UserError(f"{bad[0]!r} is not LABEL=WORKDIR, such as distilled=runs/distilled")
+    if faults := [label for label, equals, _ in pairs if not equals]:
+        raise UserError(f"{faults[0]!r} is not LABEL=WORKDIR, such as distilled=runs/distilled")
     return results.load_runs({label: Path(place) for label, _, place in pairs}, title)
 
 

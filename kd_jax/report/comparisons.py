@@ -58,8 +58,8 @@ def find(rows: Sequence[Row]) -> list[Comparison]:
         groups: dict[Any, list[Row]] = {}
         for row in rows:
             if row.label in factors:
-                rest = {name: v for name, v in factors[row.label].items() if name != field}
-                groups.setdefault(repr(sorted(rest.items())), []).append(row)
+                other_factors = {name: v for name, v in factors[row.label].items() if name != field}
+                groups.setdefault(repr(sorted(other_factors.items())), []).append(row)
         for group in groups.values():
             values = {row.label: factors[row.label].get(field) for row in group}
             if len(set(map(repr, values.values()))) > 1:
@@ -94,9 +94,9 @@ def in_words(field: str, value: Any) -> str:
 def _factors(row: Row) -> dict[str, Any]:
     """Return all values in which rows may differ, without fields that have no effect."""
     run = row.first
-    flat = {name: v for name, v in run.config.items() if name not in _IGNORED_FIELDS}
-    mixup = tuple((name, v) for name, v in flat.items() if name.startswith("mixup."))
-    factors = {name: v for name, v in flat.items() if not name.startswith("mixup.")}
+    values = {name: v for name, v in run.config.items() if name not in _IGNORED_FIELDS}
+    mixup = tuple((name, v) for name, v in values.items() if name.startswith("mixup."))
+    factors = {name: v for name, v in values.items() if not name.startswith("mixup.")}
     factors[MIXUP] = mixup if run.config["mixup.kind"] != "none" else "none"
     sha256 = (run.certificate or {}).get("sha256")
     factors[TEACHER] = (run.result.get("teacher"), sha256)

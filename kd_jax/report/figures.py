@@ -58,15 +58,15 @@ def lines(
       percent: the y axis ends at 100.
     """
     with figure_style.new_axes() as (figure, axes):
-        common = [_common_points(line.seeds) if line.seeds else [] for line in series]
-        means = [[(x, sum(ys) / len(ys)) for x, ys in points] for points in common]
+        curves = [_common_points(line.seeds) if line.seeds else [] for line in series]
+        means = [[(x, sum(ys) / len(ys)) for x, ys in points] for points in curves]
         drawn_means = [mean for mean in means if mean]
         heights = [y for mean in drawn_means for _, y in mean]
         heights += [line.reference for line in series if line.reference is not None]
         figure_style.set_y_limits(axes, heights, percent)
-        first = min(mean[0][0] for mean in drawn_means)
-        last = max(mean[-1][0] for mean in drawn_means)
-        axes.set_xlim(first, last if last > first else first + 1)
+        first_x = min(mean[0][0] for mean in drawn_means)
+        last_x = max(mean[-1][0] for mean in drawn_means)
+        axes.set_xlim(first_x, last_x if last_x > first_x else first_x + 1)
         ends = []
         for number, (line, mean) in enumerate(zip(series, means, strict=True)):
             if not mean:
@@ -78,7 +78,7 @@ def lines(
             if len(mean) == 1:
                 axes.plot(x, y, color=colour, marker="o", clip_on=False)
             if len(line.seeds) > 1:
-                low, high = zip(*((min(ys), max(ys)) for _, ys in common[number]), strict=True)
+                low, high = zip(*((min(ys), max(ys)) for _, ys in curves[number]), strict=True)
                 axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
             text = number_format.format(y[-1])
             if line.reference is not None:
@@ -88,7 +88,7 @@ def lines(
             ends.append((x[-1], y[-1], text, colour))
         _label_ends(axes, ends)
         axes.set_xlabel(x_label)
-        if last >= 2:  # epochs; a fraction ends at 1
+        if last_x >= 2:  # epochs; a fraction ends at 1
             axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         figure_style.set_y_title(axes, quantity)
         axes.grid(axis="y", color=figure_style.MUTED, alpha=0.25, linewidth=0.6)
@@ -144,9 +144,9 @@ def dots(rows: Sequence[tuple[str, Sequence[float], float | None]], quantity: st
     """
     colour, published_colour = figure_style.SERIES[:2]
     with figure_style.new_axes(height=0.75 + 0.27 * len(rows), width=5.4) as (figure, axes):
-        drawn = [value for _, values, _ in rows for value in values]
-        drawn += [published for _, _, published in rows if published is not None]
-        low, high = min(drawn), max(drawn)
+        drawn_values = [value for _, values, _ in rows for value in values]
+        drawn_values += [published for _, _, published in rows if published is not None]
+        low, high = min(drawn_values), max(drawn_values)
         margin = 0.06 * (high - low) or 1.0
         axes.set_xlim(max(low - margin, 0), min(high + margin, 100.5))
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -217,12 +217,12 @@ def heatmap(counts: np.ndarray, names: Sequence[str], description: str) -> Marku
 
     shares = 100.0 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mistakes = shares * (1 - np.eye(len(shares)))
-    most = max(mistakes.max(), 1e-9)
+    highest = max(mistakes.max(), 1e-9)
     width, height = (6.6, 6.2) if len(names) > FEW_GROUPS else (4.8, 4.6)
     with figure_style.new_axes(width, height) as (figure, axes):
         for (i, j), share in np.ndenumerate(mistakes):
             if share > 0:
-                alpha = round(0.08 + 0.92 * float(share / most), 2)
+                alpha = round(0.08 + 0.92 * float(share / highest), 2)
                 cell = patches.Rectangle(
                     (j - 0.5, i - 0.5), 1, 1, color=figure_style.SERIES[1], alpha=alpha, linewidth=0
                 )
@@ -235,8 +235,8 @@ def heatmap(counts: np.ndarray, names: Sequence[str], description: str) -> Marku
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_aspect("equal")
         axes.set_yticks(range(len(names)), list(names))
-        rotated = max(map(len, names)) > 3
-        axes.set_xticks(range(len(names)), list(names), rotation=90 if rotated else 0)
+        is_rotated = max(map(len, names)) > 3
+        axes.set_xticks(range(len(names)), list(names), rotation=90 if is_rotated else 0)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)

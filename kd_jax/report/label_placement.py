@@ -26,16 +26,16 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     """
     gap = min(gap, 1 / max(len(heights) - 1, 1))
     order = sorted(range(len(heights)), key=lambda i: heights[i])
-    placed = list(heights)
-    lowest = 0.0
+    positions = list(heights)
+    floor = 0.0
     for i in order:
-        placed[i] = lowest = max(heights[i], lowest)
-        lowest += gap
-    highest = 1.0
+        positions[i] = floor = max(heights[i], floor)
+        floor += gap
+    ceiling = 1.0
     for i in reversed(order):
-        placed[i] = highest = min(placed[i], highest)
-        highest -= gap
-    return placed
+        positions[i] = ceiling = min(positions[i], ceiling)
+        ceiling -= gap
+    return positions
 
 
 def place_labels(labels: Sequence[str], points: Sequence[tuple[float, float]]) -> list[Place]:
@@ -57,13 +57,13 @@ def place_labels(labels: Sequence[str], points: Sequence[tuple[float, float]]) -
     for label, (x, y) in zip(labels, points, strict=True):
         width = LETTER_WIDTH * len(label)
         candidates = []  # the nearest first, which wins a tie
-        for up in (0, _LINE_HEIGHT, -_LINE_HEIGHT, 2 * _LINE_HEIGHT, -2 * _LINE_HEIGHT):
-            aside = 1.4 * _MARKER if up == 0 else 0
-            candidates += [(x + aside, y + up, "left"), (x - aside, y + up, "right")]
-            candidates += [(x, y + up, "center")] if up else []
-        best = min(candidates, key=lambda place: _penalty(label_box(place, width), obstacles))
-        places.append(best)
-        obstacles += [label_box(best, width)] if label else []
+        for rise in (0, _LINE_HEIGHT, -_LINE_HEIGHT, 2 * _LINE_HEIGHT, -2 * _LINE_HEIGHT):
+            shift = 1.4 * _MARKER if rise == 0 else 0
+            candidates += [(x + shift, y + rise, "left"), (x - shift, y + rise, "right")]
+            candidates += [(x, y + rise, "center")] if rise else []
+        place = min(candidates, key=lambda place: _penalty(label_box(place, width), obstacles))
+        places.append(place)
+        obstacles += [label_box(place, width)] if label else []
     return places
 
 
@@ -74,15 +74,15 @@ def label_box(place: Place, width: float) -> Box:
     return left, y - _LINE_HEIGHT / 2, left + width, y + _LINE_HEIGHT / 2
 
 
-def overlap(one: Box, other: Box) -> float:
+def overlap(box: Box, other_box: Box) -> float:
     """Return the area that two boxes share."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
+    width = min(box[2], other_box[2]) - max(box[0], other_box[0])
+    height = min(box[3], other_box[3]) - max(box[1], other_box[1])
     return width * height if width > 0 and height > 0 else 0.0
 
 
 def _penalty(box: Box, obstacles: Sequence[Box]) -> float:
     """Return how bad a box is: its overlap with obstacles, and ten times what leaves the axes."""
-    outside = max(-box[0], 0) + max(box[2] - 1, 0) + max(-box[1], 0) + max(box[3] - 1, 0)
+    excess = max(-box[0], 0) + max(box[2] - 1, 0) + max(-box[1], 0) + max(box[3] - 1, 0)
     areas = [overlap(box, obstacle) for obstacle in obstacles]
-    return 10 * outside + sum(areas) + 0.1 * sum(area > 0 for area in areas)
+    return 10 * excess + sum(areas) + 0.1 * sum(area > 0 for area in areas)

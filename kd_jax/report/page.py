@@ -89,19 +89,19 @@ def _lead(study: Study) -> str:
             f"{row.label} on {row.mean('agreement') or 0.0:.2f} %" for row in study.rows
         )
         return f"The test images have no labels; with its teacher agrees {agreement} of them."
-    high = max(top1.values(), key=float)
-    best = [label for label, value in top1.items() if value == high]
-    verb = "is" if len(best) == 1 else "are"
-    sentences = [f"Most accurate on test {verb} {' and '.join(best)}, with {high} %."]
-    if len(study.rows) == 1 == len(best):
-        sentences = [f"{best[0]} is right on {high} % of the test images."]
+    highest = max(top1.values(), key=float)
+    best_labels = [label for label, value in top1.items() if value == highest]
+    verb = "is" if len(best_labels) == 1 else "are"
+    sentences = [f"Most accurate on test {verb} {' and '.join(best_labels)}, with {highest} %."]
+    if len(study.rows) == 1 == len(best_labels):
+        sentences = [f"{best_labels[0]} is right on {highest} % of the test images."]
     measures = ("kl_to_teacher", "agreement")
-    distilled = [row for row in study.rows if all(row.mean(m) is not None for m in measures)]
-    if distilled and len(study.rows) > 1:
-        nearest = min(distilled, key=lambda row: row.mean("kl_to_teacher") or 0.0)
+    distilled_rows = [row for row in study.rows if all(row.mean(m) is not None for m in measures)]
+    if distilled_rows and len(study.rows) > 1:
+        row = min(distilled_rows, key=lambda row: row.mean("kl_to_teacher") or 0.0)
         sentences.append(
-            f"Nearest to its teacher is {nearest.label}: {nearest.mean('kl_to_teacher'):.3f} nats "
-            f"from it, and it agrees with it on {nearest.mean('agreement'):.2f} % of the images."
+            f"Nearest to its teacher is {row.label}: {row.mean('kl_to_teacher'):.3f} nats "
+            f"from it, and it agrees with it on {row.mean('agreement'):.2f} % of the images."
         )
     return " ".join(sentences)
 
@@ -111,20 +111,20 @@ def _results(study: Study, base: Path) -> Table | None:
     if not study.rows:
         return None
     header, *lines = result_table.rows(study)
-    first = header.index(result_table.HEADLINE)  # columns before it stand below the label
+    first_column = header.index(result_table.HEADLINE)  # columns before it stand below the label
     rows = []
     for row, line in zip(study.rows, lines, strict=True):
         seeds = f", {len(row.runs)} seeds" if len(row.runs) > 1 else ""
         links = tuple(_link(run, workdir.RESULT_FILE, base) for run in row.runs)
         label = Cell(line[0], below=(line[1] + seeds, *links))
-        rows.append([label, *map(_number_cell, line[first:])])
+        rows.append([label, *map(_number_cell, line[first_column:])])
     note = (
         "All of the test split, each image counted once, at the last step (or the best on "
         "validation, where a run has patience). ECE: expected calibration error."
     )
     if any(len(row.runs) > 1 for row in study.rows):
         note += " Of several seeds the mean, and below it the lowest and the highest."
-    return Table(["", *header[first:]], rows, 1, "results", note)
+    return Table(["", *header[first_column:]], rows, 1, "results", note)
 
 
 def _over_seeds(study: Study) -> Table | None:
@@ -188,10 +188,10 @@ def _progress(run: Run) -> str:
         return "not begun"
     if not run.train:
         return "begun"
-    last, total_steps = run.train[-1], run.config["total_steps"]
+    last_record, total_steps = run.train[-1], run.config["total_steps"]
     of_steps = f" of {total_steps}" if total_steps else ""
     of_epochs = "" if total_steps else f" of {run.config['total_epochs']:g}"
-    return f"at step {last['step']}{of_steps}, epoch {last['epoch']:.2f}{of_epochs}"
+    return f"at step {last_record['step']}{of_steps}, epoch {last_record['epoch']:.2f}{of_epochs}"
 
 
 def _sources(study: Study, base: Path) -> Table | None:

@@ -50,14 +50,14 @@ def mixtures(
         index = number * count // len(MIXTURE_LAMS)
         pair = (index, (index + 1) % count)
         first, second = (split.images[i].astype(np.float64) for i in pair)
-        mixed = np.round(lam * first + (1 - lam) * second).astype(np.uint8)
+        mixture = np.round(lam * first + (1 - lam) * second).astype(np.uint8)
         images = [{"image": png(split.images[i]), "label": int(split.labels[i])} for i in pair]
         records.append(
             {
                 "share": lam,
                 "own": images[0],
                 "other": images[1],
-                "mixture": png(mixed),
+                "mixture": png(mixture),
                 "teacher": _first_classes(teacher_logits[index]),
                 "student": _first_classes(student_logits[index]),
             }
@@ -78,9 +78,9 @@ def softmax(split: Split, teacher_logits: np.ndarray) -> dict[str, Any]:
     Returns:
       `index` in the split, `image`, `label` and `logits`.
     """
-    correct = teacher_logits.argmax(-1) == split.labels
+    is_correct = teacher_logits.argmax(-1) == split.labels
     distance = np.abs(np.exp(fidelity.log_softmax(teacher_logits)).max(-1) - _CONFIDENCE)
-    index = int(np.argmin(np.where(correct | ~correct.any(), distance, np.inf)))
+    index = int(np.argmin(np.where(is_correct | ~is_correct.any(), distance, np.inf)))
     return {
         "index": index,
         "image": png(split.images[index]),

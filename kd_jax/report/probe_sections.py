@@ -34,7 +34,7 @@ def sections(study: Study) -> list[Section]:
         probes.sort(key=lambda pair: (pair[0].label != study.baseline, not pair[1]["line"]))
         label, probe = probes[0][0].label, probes[0][1]
         candidates = [
-            _along_the_line([(row.label, other) for row, other in probes if other["line"]]),
+            _along_the_line([(row.label, content) for row, content in probes if content["line"]]),
             _mixtures(label, probe),
             _softened(label, probe),
             _confusion(label, probe),
@@ -59,8 +59,8 @@ def _along_the_line(probes: Sequence[tuple[str, Mapping[str, Any]]]) -> Section 
     """
     if not probes:
         return None
-    drawn = probes[: figure_style.MOST_LINES]
-    legend = figures.legend_of([label for label, _ in drawn])
+    drawn_probes = probes[: figure_style.MOST_LINES]
+    legend = figures.legend_of([label for label, _ in drawn_probes])
 
     def panel(quantity: str, field: str, number_format: str, percent: bool = False) -> Panel:
         series = [
@@ -68,7 +68,7 @@ def _along_the_line(probes: Sequence[tuple[str, Mapping[str, Any]]]) -> Section 
                 "" if legend else label,
                 [[(record["share"], record[field]) for record in probe["line"]]],
             )
-            for label, probe in drawn
+            for label, probe in drawn_probes
         ]
         x_label = "share of the image in the mixture"
         figure = figures.lines(series, quantity, x_label, number_format, percent)
@@ -144,9 +144,9 @@ def _softened(label: str, probe: Mapping[str, Any]) -> Section | None:
         f"{int(softmax['index'])}): the higher the temperature, the more its student hears of the "
         f"other classes (as in the study's {table2.SOFTMAX_FIGURE})."
     )
-    hidden = len(logits) - len(order)
+    num_hidden = len(logits) - len(order)
     caption = f"From {PROBE_FILE}: softmax"
-    caption += f"; {hidden} less probable classes are not shown." if hidden else "."
+    caption += f"; {num_hidden} less probable classes are not shown." if num_hidden else "."
     panel = Panel(
         caption,
         figure=figures.bars(columns, names, "teacher's probabilities by temperature"),

@@ -28,17 +28,17 @@ def rows(study: Study) -> list[list[str]]:
     Of several seeds: the mean, then the lowest and the highest in brackets. The columns for the
     number of seeds and for the published top-1 are left out if no row needs them.
     """
-    seeds = any(len(row.runs) > 1 for row in study.rows)
-    published = any(row.published for row in study.rows)
+    has_seeds = any(len(row.runs) > 1 for row in study.rows)
+    has_published = any(row.published for row in study.rows)
     titles = [title for title, *_ in _COLUMNS]
-    header = ["", "network", *(["seeds"] if seeds else []), titles[0]]
-    table = [[*header, *(["published %"] if published else []), *titles[1:]]]
+    header = ["", "network", *(["seeds"] if has_seeds else []), titles[0]]
+    table = [[*header, *(["published %"] if has_published else []), *titles[1:]]]
     for row in study.rows:
         cells = [_cell(row, field, number, varies) for _, field, number, varies in _COLUMNS]
         line = [row.label, row.first.result["student"]]
-        line += [str(len(row.runs))] if seeds else []
+        line += [str(len(row.runs))] if has_seeds else []
         line += cells[:1]
-        if published:
+        if has_published:
             line += [f"{row.published.top1:.2f}" if row.published else _MISSING]
         table.append(line + cells[1:])
     return table
@@ -80,10 +80,10 @@ def _names(label: str, run: Run) -> list[str]:
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
     """Return nested objects as one, with dotted names."""
-    flat: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, dict):
-            flat |= {f"{name}.{inner}": leaf for inner, leaf in _flat(value).items()}
+            fields |= {f"{name}.{inner_name}": leaf for inner_name, leaf in _flat(value).items()}
         else:
-            flat[name] = value
-    return flat
+            fields[name] = value
+    return fields

@@ -137,29 +137,29 @@ def load_study(directory: Path) -> Study:
     try:
         title, baseline = str(content["title"]), content["baseline"]
         places = [(str(r["row"]), str(r["name"]), str(r["workdir"])) for r in content["runs"]]
-        published = {str(r["row"]): _published(r) for r in content["runs"] if r["published"]}
+        published_values = {str(r["row"]): _published(r) for r in content["runs"] if r["published"]}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a study ({error!r}): expected title, baseline, and runs with name, "
             "row, workdir and published"
         ) from None
-    finished: dict[str, list[Run]] = {}
-    unfinished = []
+    finished_runs: dict[str, list[Run]] = {}
+    unfinished_runs = []
     for label, name, place in places:
         run = load_run(name, directory / place)
         if run.result:
-            finished.setdefault(label, []).append(run)
+            finished_runs.setdefault(label, []).append(run)
         else:
-            unfinished.append((label, run))
+            unfinished_runs.append((label, run))
     rows = tuple(
         Row(
             label,
             tuple(runs),
-            published.get(label) or table2.find_published(runs[0].config, runs[0].result),
+            published_values.get(label) or table2.find_published(runs[0].config, runs[0].result),
         )
-        for label, runs in finished.items()
+        for label, runs in finished_runs.items()
     )
-    return Study(title, baseline, rows, tuple(unfinished))
+    return Study(title, baseline, rows, tuple(unfinished_runs))
 
 
 def _published(run: Mapping[str, Any]) -> table2.Published:
@@ -198,12 +198,12 @@ def load_run(name: str, directory: Path) -> Run:
     )
 
 
-def _read_object(path: Path, required: Mapping[str, Any]) -> dict[str, Any] | None:
+def _read_object(path: Path, types: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the object of a JSON file; None if there is no file.
 
     Args:
       path: of the file.
-      required: names of fields to the types that they may have.
+      types: names of fields to the types that they may have.
 
     Raises:
       UserError: the file holds no object, or a field is missing or has another type.
@@ -212,15 +212,15 @@ def _read_object(path: Path, required: Mapping[str, Any]) -> dict[str, Any] | No
     if content is None:
         return None
     fields = content if isinstance(content, dict) else {}
-    wrong = [
+    faults = [
         name
-        for name, kind in required.items()
+        for name, kind in types.items()
         if name not in fields or not isinstance(fields[name], kind)
     ]
-    wrong += [name for name in _NUMBERS if not isinstance(fields.get(name, 0), _NUMBER_OR_NONE)]
-    if wrong:
+    faults += [name for name in _NUMBERS if not isinstance(fields.get(name, 0), _NUMBER_OR_NONE)]
+    if faults:
         raise UserError(
-            f"{path} is not what a run writes there, its {', '.join(wrong)} is missing or of "
+            f"{path} is not what a run writes there, its {', '.join(faults)} is missing or of "
             "another kind: remove it, and make it anew"
         )
     return dict(content)

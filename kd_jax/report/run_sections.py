@@ -66,7 +66,7 @@ def compared(study: Study) -> list[Section]:
     all_comparisons = comparisons.find(study.rows)
     sections = []
     for comparison in all_comparisons:
-        same_field = [other for other in all_comparisons if other.field == comparison.field]
+        same_field = [c for c in all_comparisons if c.field == comparison.field]
         pairs = list(zip(comparison.labels, comparison.rows, strict=True))
         sections.append(
             _over_epochs(
@@ -78,32 +78,32 @@ def compared(study: Study) -> list[Section]:
 
 def from_scratch(study: Study) -> Section | None:
     """Draw the rows trained from labels alone."""
-    scratch = [row for row in study.rows if comparisons.learns_from_labels(row)]
-    distilled = {row.first.result["student"] for row in study.rows if row not in scratch}
-    if distilled:  # a row of another student is a teacher
-        scratch = [row for row in scratch if row.first.result["student"] in distilled]
+    rows = [row for row in study.rows if comparisons.learns_from_labels(row)]
+    students = {row.first.result["student"] for row in study.rows if row not in rows}
+    if students:  # a row of another student is a teacher
+        rows = [row for row in rows if row.first.result["student"] in students]
     title = "From scratch: the student alone, with labels"
-    if scratch and table2.trains_the_studys_student(scratch[0].first.result):
+    if rows and table2.trains_the_studys_student(rows[0].first.result):
         title += f" (the study's {table2.SCRATCH_FIGURE})"
-    pairs = [(row.label, row) for row in scratch]
+    pairs = [(row.label, row) for row in rows]
     return _over_epochs(title, "", pairs, references=True)
 
 
 def _by_teacher(study: Study) -> Panel | None:
     """Draw the student's top-1 over its teacher's; None if all teachers have the same top-1."""
     groups = [c.rows for c in comparisons.find(study.rows) if c.field == comparisons.TEACHER]
-    distilled = [row for row in study.rows if not comparisons.learns_from_labels(row)]
+    distilled_rows = [row for row in study.rows if not comparisons.learns_from_labels(row)]
     if groups:  # leave out rows that differ in another field too
-        distilled = [row for row in distilled if any(row in rows for rows in groups)]
+        distilled_rows = [row for row in distilled_rows if any(row in rows for rows in groups)]
     points = [
         figures.Point(row.label, x, y)
-        for row in distilled
+        for row in distilled_rows
         if (x := row.mean("teacher_top1")) is not None and (y := row.mean("test_top1")) is not None
     ]
     if len({point.x for point in points}) < 2:
         return None
     caption = "A student a point. From result.json: teacher_top1 and test_top1."
-    if any(table2.trains_the_studys_student(row.first.result) for row in distilled):
+    if any(table2.trains_the_studys_student(row.first.result) for row in distilled_rows):
         teacher_top1 = {network.name: network.top1 for network in table2.TABLE_1}
         points += [
             figures.Point(student.teacher, teacher_top1[student.teacher], student.top1, True)
@@ -117,20 +117,20 @@ def _by_teacher(study: Study) -> Panel | None:
 
 def _by_cost(study: Study) -> Panel | None:
     """Draw top-1 over multiply-adds; None if all networks cost the same."""
-    measured = [
+    triples = [
         (x, y, row.label)
         for row in study.rows
         if (x := row.mean("madds")) is not None and (y := row.mean("test_top1")) is not None
     ]
-    by_cost = {x: sorted(point for point in measured if point[0] == x) for x, _, _ in measured}
-    labelled = {
+    by_cost = {x: sorted(point for point in triples if point[0] == x) for x, _, _ in triples}
+    names = {
         label
         for group in by_cost.values()
         for _, _, label in (group if len(group) <= _MOST_LABELLED else group[-1:])
     }
-    points = [figures.Point(label if label in labelled else "", x, y) for x, y, label in measured]
+    points = [figures.Point(label if label in names else "", x, y) for x, y, label in triples]
     caption = "From result.json: madds and test_top1."
-    if len(labelled) < len(points):
+    if len(names) < len(points):
         caption += " Named: the best of those that cost the same."
     if any(table2.trains_the_studys_student(row.first.result) for row in study.rows):
         points += [
@@ -157,9 +157,9 @@ def _over_epochs(
     """
     text += figures.omission_note([label for label, _ in pairs])
     pairs = pairs[: figure_style.MOST_LINES]
-    published = [row.published for _, row in pairs if row.published] if references else []
-    sources = ", ".join(sorted({value.source for value in published}))
-    reference = _PUBLISHED.format(source=sources) if published else ""
+    published_values = [row.published for _, row in pairs if row.published] if references else []
+    sources = ", ".join(sorted({value.source for value in published_values}))
+    reference = _PUBLISHED.format(source=sources) if published_values else ""
     legend = figures.legend_of([label for label, _ in pairs])
     if legend:
         pairs = [("", row) for _, row in pairs]
@@ -169,8 +169,8 @@ def _over_epochs(
         _curves(pairs, "KL to the teacher on validation, nats", "val", "kl_to_teacher", "{:.3f}")
         or _curves(pairs, "NLL on validation, nats", "val", "nll", "{:.2f}"),
     ]
-    drawn = tuple(panel for panel in panels if panel)
-    return Section(title, text.strip(), drawn, legend) if drawn else None
+    drawn_panels = tuple(panel for panel in panels if panel)
+    return Section(title, text.strip(), drawn_panels, legend) if drawn_panels else None
 
 
 def _curves(
@@ -213,10 +213,11 @@ def _points(run: Run, kind: str, field: str) -> _Points:
     points = [(r["epoch"], r[field]) for r in records if _is_finite(r.get(field))]
     if kind == "val" or not points:
         return points
-    last = max(round(points[-1][0]), 1)  # a few steps beyond an epoch are no epoch of their own
+    # A few steps beyond an epoch are no epoch of their own.
+    last_epoch = max(round(points[-1][0]), 1)
     by_epoch: dict[int, list[float]] = {}
     for epoch, value in points:
-        by_epoch.setdefault(min(max(math.ceil(epoch), 1), last), []).append(value)
+        by_epoch.setdefault(min(max(math.ceil(epoch), 1), last_epoch), []).append(value)
     return [(epoch, sum(values) / len(values)) for epoch, values in by_epoch.items()]
 
 
@@ -226,8 +227,8 @@ def _is_finite(value: Any) -> bool:
 
 def _seeds_to_average(seeds: list[_Points]) -> list[_Points]:
     """Return the seeds; only the first if no epoch is common to all of them."""
-    common = set.intersection(*({x for x, _ in points} for points in seeds)) if seeds else set()
-    return seeds if common else seeds[:1]
+    epochs = set.intersection(*({x for x, _ in points} for points in seeds)) if seeds else set()
+    return seeds if epochs else seeds[:1]
 
 
 def _heading(comparison: Comparison, same_field: Sequence[Comparison]) -> str:
@@ -238,9 +239,9 @@ def _heading(comparison: Comparison, same_field: Sequence[Comparison]) -> str:
       same_field: all comparisons of its field, from which the heading must tell it apart.
     """
     title = _TITLES.get(comparison.field, comparison.field)
-    in_all = set.intersection(*(set(_shared_settings(other)) for other in same_field))
-    distinct = [words for words in _shared_settings(comparison) if words not in in_all]
-    title += f" at {', '.join(distinct)}" if distinct else ""
+    common_words = set.intersection(*(set(_shared_settings(candidate)) for candidate in same_field))
+    distinct_words = [words for words in _shared_settings(comparison) if words not in common_words]
+    title += f" at {', '.join(distinct_words)}" if distinct_words else ""
     is_the_studys = table2.trains_the_studys_student(comparison.rows[0].first.result)
     figure = table2.FIGURES.get(comparison.field) if is_the_studys else None
     return f"{title} (the study's {figure})" if figure else title
@@ -253,14 +254,14 @@ def _conclusion(comparison: Comparison) -> str:
         label: f"{row.mean(measure) or 0.0:.2f}"
         for label, row in zip(comparison.labels, comparison.rows, strict=True)
     }
-    high, low = (choose(top1.values(), key=float) for choose in (max, min))
-    of_what = "" if measure == "test_top1" else "agreement "
+    highest, lowest = (choose(top1.values(), key=float) for choose in (max, min))
+    quantity = "" if measure == "test_top1" else "agreement "
     text = (
-        f"Highest {of_what}on test: {_labels_with(top1, high)}, {high} %; "
-        f"lowest: {_labels_with(top1, low)}, {low} %."
+        f"Highest {quantity}on test: {_labels_with(top1, highest)}, {highest} %; "
+        f"lowest: {_labels_with(top1, lowest)}, {lowest} %."
     )
-    if high == low:
-        text = f"On test all of them reach {high} %."
+    if highest == lowest:
+        text = f"On test all of them reach {highest} %."
     if all(len(row.runs) == 1 for row in comparison.rows):
         text += " One seed each: a small difference may be chance."
     if comparison.field == comparisons.TEMPERATURE:
@@ -276,8 +277,8 @@ def _shared_text(comparison: Comparison) -> str:
     """Return a sentence on what the compared rows have in common."""
     lengths = {round(row.first.result["epochs"]) for row in comparison.rows}
     exception = "" if len(lengths) == 1 else " but the length of training"
-    shared = ", ".join(_shared_settings(comparison))
-    return f"The same in all: {shared}, and everything else in their configs{exception}."
+    settings = ", ".join(_shared_settings(comparison))
+    return f"The same in all: {settings}, and everything else in their configs{exception}."
 
 
 def _shared_settings(comparison: Comparison) -> list[str]:

@@ -120,21 +120,21 @@ def _by_seed(
       runs: of a row, as in `study.json`.
       results: contents of `result.json`, by the name of the run.
     """
-    of_seed = {
+    by_seed = {
         run["seed"]: measures(results[run["name"]]) for run in runs if run["name"] in results
     }
     return {
-        name: {seed: v for seed, values in of_seed.items() if (v := values[name]) is not None}
+        name: {seed: v for seed, values in by_seed.items() if (v := values[name]) is not None}
         for name in MEASURES
     }
 
 
 def measures(result: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the measures of a run from the content of its `result.json`; None where missing."""
-    best = result.get("best")
+    best_result = result.get("best")
     return {
         "test_top1": result.get("test_top1"),
-        "best_test_top1": best.get("test_top1") if isinstance(best, dict) else None,
+        "best_test_top1": best_result.get("test_top1") if isinstance(best_result, dict) else None,
         "agreement": result.get("agreement"),
         "test_ece": result.get("test_ece"),
     }
@@ -159,27 +159,27 @@ def line(
 ) -> list[str]:
     """Return a row under `HEADER`; `difference` is None for the baseline itself."""
     means = (in_words(intervals[name], "{:.2f}") for name in MEASURES)
-    last = "baseline" if difference is None else in_words(difference, "{:+.2f}")
-    return [label, count, *means, last]
+    last_cell = "baseline" if difference is None else in_words(difference, "{:+.2f}")
+    return [label, count, *means, last_cell]
 
 
 def _count(row: Mapping[str, Any]) -> str:
-    finished, missing = len(row["runs"]), len(row["missing"])
-    return f"{finished} of {finished + missing}" if missing else f"{finished}"
+    num_finished, num_missing = len(row["runs"]), len(row["missing"])
+    return f"{num_finished} of {num_finished + num_missing}" if num_missing else f"{num_finished}"
 
 
-def in_words(measured: Mapping[str, Any], number_format: str) -> str:
+def in_words(estimate: Mapping[str, Any], number_format: str) -> str:
     """Return an interval as `41.40 ± 0.25`; a dash if there is no number."""
-    if measured["mean"] is None:
+    if estimate["mean"] is None:
         return "-"
-    text, half_width = number_format.format(measured["mean"]), measured["half_width"]
+    text, half_width = number_format.format(estimate["mean"]), estimate["half_width"]
     return text if half_width is None else f"{text} ± {half_width:.2f}"
 
 
 def as_csv(summary: Mapping[str, Any]) -> str:
     """Return the table for programs: all numbers unrounded, with the runs that they come from."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
     parts = ("n", "mean", "half_width")
     writer.writerow(
         ["row"]
@@ -195,7 +195,7 @@ def as_csv(summary: Mapping[str, Any]) -> str:
             + [summary["baseline"], row["published"], row["source"]]
             + [" ".join(row["runs"]), " ".join(row["missing"])]
         )
-    return out.getvalue()
+    return buffer.getvalue()
 
 
 def write(root: Path) -> str:

@@ -143,6 +143,22 @@ def _plain(text: str) -> str:
     return text
 
 
+def in_short(error: BaseException, longest: int = 160, ending: int = 0) -> str:
+    """Return what an error says on one line, cut to a length; its kind where it says nothing.
+
+    Args:
+      error: of another library.
+      longest: letters that are shown.
+      ending: how many of them are the last ones, for errors that end with the cause.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) <= longest:
+        return text
+    if not ending:
+        return text[: longest - 3] + "..."
+    return f"{text[: longest - ending - 5]} ... {text[-ending:]}"
+
+
 def fail(message: str) -> NoReturn:
     """Print `error: message` as one line on stderr and exit with code 2."""
     sys.stdout.flush()

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from kd_jax.runtime import backend, console
-from kd_jax.runtime.errors import EXIT_USER_ERROR, UserError
+from kd_jax.runtime.errors import EXIT_USER_ERROR, UserError, in_short
 from kd_jax.runtime.signals import StoppedError
 from kd_jax.runtime.supervise import EXIT_PEER_GONE, GONE
 
@@ -54,7 +54,7 @@ def join(coordinator: str, processes: int | None, process: int | None) -> None:
         )
     except Exception as error:  # each environment's detection raises its own kinds
         raise UserError(
-            f"the processes of this run cannot meet ({_in_short(error)}): expected to be started "
+            f"the processes of this run cannot meet ({in_short(error)}): expected to be started "
             "by Slurm, Open MPI, Kubernetes or Cloud TPU, or --coordinator=HOST:PORT, --processes "
             "and --process to be right in each"
         ) from error
@@ -91,8 +91,8 @@ def on_first(work: Callable[[], Any]) -> Any:
             outcome = {"error": str(error)}
     text = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
     size = int(tree_from_first(np.int32(len(text))))
-    sent = text if is_first() else np.zeros(size, np.uint8)
-    outcome = json.loads(tree_from_first(sent).tobytes())
+    buffer = text if is_first() else np.zeros(size, np.uint8)
+    outcome = json.loads(tree_from_first(buffer).tobytes())
     if "error" in outcome:
         raise UserError(outcome["error"])
     return outcome["value"]
@@ -125,16 +125,16 @@ def ending_together() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             _leave(
-                f"error: a device has too little memory ({_in_short(error)}): take a smaller "
+                f"error: a device has too little memory ({in_short(error)}): take a smaller "
                 "config.batch_size, a larger config.accumulate, or more devices",
                 EXIT_USER_ERROR,
             )
-        _leave(f"{GONE} ({_in_short(error)})", EXIT_PEER_GONE)
+        _leave(f"{GONE} ({in_short(error)})", EXIT_PEER_GONE)
     except StoppedError:
         raise
     except Exception:  # a bug of ours, with its traceback
-        if said := backend.complaint():
-            _leave(f"error: {said}", EXIT_USER_ERROR)
+        if complaint := backend.complaint():
+            _leave(f"error: {complaint}", EXIT_USER_ERROR)
         traceback.print_exc()
         _leave("", 1)
 
@@ -144,8 +144,3 @@ def _leave(message: str, code: int) -> None:
     if message:
         print(" ".join(message.split()), file=sys.stderr, flush=True)
     os._exit(code)
-
-
-def _in_short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 160 else text[:157] + "..."

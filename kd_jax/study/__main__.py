@@ -64,8 +64,8 @@ def main(argv: Sequence[str]) -> None:
         study_worker = worker.create(study, root, teachers, most, leases, stop)
         try:
             study_worker.work()
-        except signals.StoppedError as stopped:
-            print(stopped, file=sys.stderr)
+        except signals.StoppedError as error:
+            print(error, file=sys.stderr)
             sys.exit(signals.EXIT_STOPPED)
         with _tables_lease(leases):
             print(f"\n{_write_report(root)}")
@@ -110,11 +110,13 @@ def check(root: Path, study: spec.Study) -> None:
 def begin(root: Path, study: spec.Study) -> None:
     """Write `study.json`, and warn about runs that are no longer in the study."""
     rows = list(dict.fromkeys(run.row for run in study.runs))
-    previous = atomic_files.read_json(root / statistics.STUDY_FILE) or {"runs": []}
+    previous_study = atomic_files.read_json(root / statistics.STUDY_FILE) or {"runs": []}
     names = {run.name for run in study.runs}
-    if removed := [run["name"] for run in previous["runs"] if run["name"] not in names]:
+    if old_names := [run["name"] for run in previous_study["runs"] if run["name"] not in names]:
         logger.warning(
-            "no longer in the study, and kept in %s: %s", root / spec.FOLDER, ", ".join(removed)
+            "no longer in the study, and kept in %s: %s",
+            root / spec.FOLDER,
+            ", ".join(old_names),
         )
     content = {
         "title": study.title,

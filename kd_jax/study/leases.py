@@ -79,11 +79,11 @@ class Leases:
         self._files = LeaseFiles(root, stale_seconds)
         self._stale_seconds = stale_seconds
         self._on_lost = on_lost
-        self._owned: dict[str, _Lease] = {}
+        self._leases: dict[str, _Lease] = {}
         self._unwritten_releases: list[_Lease] = []
         self._unreachable_since: float | None = None
         self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._close_event = threading.Event()
 
     def __enter__(self) -> Leases:
         threading.Thread(target=self._refresh_until_closed, daemon=True).start()
@@ -95,8 +95,8 @@ class Leases:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._closing.set()
-        for name in list(self._owned):
+        self._close_event.set()
+        for name in list(self._leases):
             self.release(name, lease_files.STOPPED)
         for lease in self._unwritten_releases:  # the last attempt; else the lease becomes stale
             with contextlib.suppress(UserError):
@@ -113,14 +113,14 @@ class Leases:
           UserError: the directory cannot be written to, or was unreachable for `stale_seconds`.
         """
         try:
-            created = self._files.create(name)
+            new_lease = self._files.create(name)
         except OSError as error:
             self._wait_or_raise(self._files.folder(name), error)
             return None
         self._unreachable_since = None
-        if created is None:
+        if new_lease is None:
             return None
-        number, file = created
+        number, file = new_lease
         content = lease_files.new_content()
         lease = _Lease(self._files.path(name, number), content, refreshed_at=time.monotonic())
         try:
@@ -130,19 +130,19 @@ class Leases:
         except OSError as error:  # the file exists, so the lease is owned
             self._report_failure(lease, name, error)
         with self._lock:
-            self._owned[name] = lease
+            self._leases[name] = lease
         return number
 
     def release(self, name: str, outcome: str) -> None:
         """Release a lease, with the outcome of the run: now, or when it can be written."""
         # Under the lock: the thread could mistake the lease of the next owner for a takeover.
         with self._lock:
-            lease = self._owned.pop(name)
+            lease = self._leases.pop(name)
             lease.content["ended"] = outcome
             try:
                 atomic_files.write_json(lease.path, lease.content)
             except UserError as error:
-                logger.warning("the claim on %s is released later: %s", name, error)
+                logger.warning("the lease of %s is released later: %s", name, error)
                 self._unwritten_releases.append(lease)
 
     def owner(self, name: str) -> str | None:
@@ -174,14 +174,14 @@ class Leases:
                 with contextlib.suppress(UserError):
                     atomic_files.write_json(lease.path, lease.content)
                     self._unwritten_releases.remove(lease)
-            for name, lease in list(self._owned.items()):
+            for name, lease in list(self._leases.items()):
                 try:
                     self._refresh_lease(name, lease)
                 except Exception as error:  # of any kind: the next refresh may succeed
                     self._report_failure(lease, name, error)
 
     def _refresh_until_closed(self) -> None:
-        while not self._closing.wait(_REFRESH_SECONDS):
+        while not self._close_event.wait(_REFRESH_SECONDS):
             self.refresh()
 
     def _refresh_lease(self, name: str, lease: _Lease) -> None:
@@ -201,7 +201,7 @@ class Leases:
         os.utime(lease.path)
         lease.refreshed_at = now
         if lease.failing_since is not None:
-            logger.warning("the claim on %s is fresh again", name)
+            logger.warning("the lease of %s is fresh again", name)
             lease.failing_since = None
 
     def _was_recreated(self, lease: _Lease) -> bool:
@@ -226,9 +226,9 @@ class Leases:
         """Warn that a directory is unreachable; raise `UserError` if waiting does not help."""
         now = time.monotonic()
         is_first = self._unreachable_since is None
-        since = now if self._unreachable_since is None else self._unreachable_since
-        self._unreachable_since = since
-        if error.errno in _PERMANENT_ERRORS or now - since >= self._stale_seconds:
+        start = now if self._unreachable_since is None else self._unreachable_since
+        self._unreachable_since = start
+        if error.errno in _PERMANENT_ERRORS or now - start >= self._stale_seconds:
             raise UserError(
                 f"{place} cannot be written ({error.strerror}): make the place writable, or choose "
                 "another --workdir"
@@ -251,7 +251,7 @@ class Leases:
             lease.failing_since = now if lease.failing_since is None else lease.failing_since
             lease.reminded_at = now
             logger.warning(
-                "the claim on %s cannot be kept fresh (%s): trying again; after %.0f s more this "
+                "the lease of %s cannot be kept fresh (%s): trying again; after %.0f s more this "
                 "process stops",
                 name, reason, max(0.0, self._stale_seconds - silent_seconds),
             )  # fmt: skip

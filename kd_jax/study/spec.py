@@ -94,9 +94,9 @@ def grid(config: ConfigDict, fields: Mapping[str, Sequence[Any]]) -> dict[str, C
     configs = {}
     for values in itertools.product(*fields.values()):
         overrides = dict(zip(fields, values, strict=True))
-        combined = config.copy_and_resolve_references()
-        combined.update_from_flattened_dict(overrides)
-        configs[", ".join(f"{path}={value}" for path, value in overrides.items())] = combined
+        combined_config = config.copy_and_resolve_references()
+        combined_config.update_from_flattened_dict(overrides)
+        configs[", ".join(f"{path}={value}" for path, value in overrides.items())] = combined_config
     return configs
 
 
@@ -116,20 +116,20 @@ def options(argument: str, **defaults: Any) -> dict[str, Any]:
     Raises:
       ValueError: an option is unknown, or its value has the wrong type or is not above 0.
     """
-    parsed = dict(defaults)
+    values = dict(defaults)
     for part in filter(None, argument.split(",")):
         name, _, text = part.partition("=")
         if name not in defaults:
-            known = ", ".join(f"{key}=..." for key in defaults)
-            raise ValueError(f"{part!r} is no option of this study, expected {known}")
+            names = ", ".join(f"{key}=..." for key in defaults)
+            raise ValueError(f"{part!r} is no option of this study, expected {names}")
         kind = float if defaults[name] is None else type(defaults[name])
         try:
-            parsed[name] = kind(text)
+            values[name] = kind(text)
         except ValueError:
             raise ValueError(f"{part!r} is not understood, expected a number") from None
-        if kind is not str and not 0 < parsed[name] < 1e9:
+        if kind is not str and not 0 < values[name] < 1e9:
             raise ValueError(f"{part!r} is not possible, expected a number above 0")
-    return parsed
+    return values
 
 
 def take_fraction(config: ConfigDict, fraction: float) -> None:
@@ -242,16 +242,16 @@ def _is_in_cycle(name: str, teachers: Mapping[str, str]) -> bool:
 
 def _problems_of_row(study: Study, row: str) -> list[str]:
     """Return the problems of a row, whose runs must differ in the seed and in nothing else."""
-    first, *others = [run for run in study.runs if run.row == row]
-    expected = config_lib.flatten(first.config) | {"published": first.published}
-    problems, seeds = [], {first.config.seed}
-    for run in others:
+    first_run, *other_runs = [run for run in study.runs if run.row == row]
+    reference = config_lib.flatten(first_run.config) | {"published": first_run.published}
+    problems, seeds = [], {first_run.config.seed}
+    for run in other_runs:
         values = config_lib.flatten(run.config) | {"published": run.published}
-        changed = [path for path in expected | values if expected.get(path) != values.get(path)]
-        if changed and changed != ["seed"]:
+        changes = [path for path in reference | values if reference.get(path) != values.get(path)]
+        if changes and changes != ["seed"]:
             problems.append(
-                f"{first.name} and {run.name} are of one row and differ in {', '.join(changed)}, "
-                "expected to differ in the seed alone"
+                f"{first_run.name} and {run.name} are of one row and differ in "
+                f"{', '.join(changes)}, expected to differ in the seed alone"
             )
         if run.config.seed in seeds:
             problems.append(f"{run.name} has the seed of another run of its row, expected its own")

@@ -86,10 +86,10 @@ class Worker:
         while open_runs := [run for run in self.study.runs if self.is_open(run)]:
             # A failed run leaves nothing to save: a signal between two runs ends the process.
             self.stop.has_unsaved_work(False)
-            acquired = self.acquire()
-            if acquired:
+            acquired_runs = self.acquire()
+            if acquired_runs:
                 is_waiting = False
-                self._train(acquired)
+                self._train(acquired_runs)
                 continue
             if not is_waiting:
                 owners = {self.leases.owner(run.name) for run in open_runs} - {None}
@@ -112,40 +112,40 @@ class Worker:
         groups = sorted(self.groups, key=lambda group: max(attempts(run.name) for run in group))
         for only_whole_groups in (True, False):
             for group in groups:
-                ready = [run for run in group if self.is_ready(run)]
-                acquired: dict[str, spec.Run] = {}
-                for run in ready:
+                ready_runs = [run for run in group if self.is_ready(run)]
+                acquired_runs: dict[str, spec.Run] = {}
+                for run in ready_runs:
                     if self.leases.acquire(run.name) is not None:
-                        acquired[run.name] = run
+                        acquired_runs[run.name] = run
                     elif only_whole_groups:
                         break
-                for run in list(acquired.values()):
+                for run in list(acquired_runs.values()):
                     if not self.is_open(run):  # it ended between the two checks
-                        self.leases.release(acquired.pop(run.name).name, "done")
-                if acquired:
-                    return acquired
+                        self.leases.release(acquired_runs.pop(run.name).name, "done")
+                if acquired_runs:
+                    return acquired_runs
         return {}
 
     def _train(self, runs: Mapping[str, spec.Run]) -> None:
         """Train runs and release their leases: together if that works, else one by one."""
         from kd_jax.training.tracker import MemberError
 
-        remaining = dict(runs)
-        while len(remaining) > 1:
-            names = {self.directory(run).resolve(): name for name, run in remaining.items()}
+        remaining_runs = dict(runs)
+        while len(remaining_runs) > 1:
+            names = {self.directory(run).resolve(): name for name, run in remaining_runs.items()}
             try:
-                configs = [self._resolved_config(run) for run in remaining.values()]
-                logger.info("--- together: %s", ", ".join(remaining))
+                configs = [self._resolved_config(run) for run in remaining_runs.values()]
+                logger.info("--- together: %s", ", ".join(remaining_runs))
                 _train_together(configs, list(names), self.stop)
                 break
             except signals.StoppedError:
                 raise
             except MemberError as error:  # the others go on from their newest checkpoints
-                self._finish(remaining.pop(names[error.workdir]), "failed", str(error))
+                self._finish(remaining_runs.pop(names[error.workdir]), "failed", str(error))
             except Exception as error:  # training each alone shows which run causes it
                 logger.warning("not together (%s), so one after another", error)
                 break
-        for run in remaining.values():
+        for run in remaining_runs.values():
             if self.is_done(run):
                 self._finish(run, "done")
             else:
@@ -193,7 +193,7 @@ class Worker:
 
     def _teacher(self, run: spec.Run) -> spec.Run | None:
         """Return the run of this study that trains a run's teacher; None if there is none."""
-        return next((other for other in self.study.runs if other.name == run.teacher), None)
+        return next((teacher for teacher in self.study.runs if teacher.name == run.teacher), None)
 
     def _resolved_config(self, run: spec.Run) -> ConfigDict:
         """Return a run's config with the weights of its teacher.

@@ -12,12 +12,12 @@ comes back, or the checkpoint counts as damaged. The version of the trajectory l
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
-import json
 import math
-import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from kd_jax.runtime.console import logger
-from kd_jax.runtime.errors import UserError
-from kd_jax.training import trajectory
+from kd_jax.runtime.errors import UserError, in_short
+from kd_jax.training import damaged_checkpoints, trajectory
 
 BEST_METRIC = "val_top1"
-DAMAGED = "damaged"
 _VERSION_KEY = "trajectory"
 
 
@@ -44,10 +43,10 @@ def _score(metrics: dict[str, float] | None) -> float:
 
     As does one whose measures are not finite: its accuracy would be of logits that are not numbers.
     """
-    measured = metrics or {}
-    if not all(math.isfinite(value) for value in measured.values()):
+    values = metrics or {}
+    if not all(math.isfinite(value) for value in values.values()):
         return -math.inf
-    return measured.get(BEST_METRIC, -math.inf)
+    return values.get(BEST_METRIC, -math.inf)
 
 
 class OtherVersionError(DamagedError):
@@ -67,28 +66,20 @@ def _digest(state: Any, version: int) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-def _in_short(error: Exception) -> str:
-    """Return an error's beginning and end: TensorStore's are long, and end with the cause."""
+def _reason(error: Exception) -> str:
+    """Return why something failed: TensorStore's errors are long, and end with the cause."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:80]} ... {text[-100:]}"
+    return in_short(error, longest=200, ending=100)
 
 
-def _steps_in(directory: Path) -> list[int]:
-    """Return the steps of the finished checkpoints in a directory."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
-
-
-def _metrics_are_whole(checkpoint: Path) -> bool:
-    """Tell whether the metrics of a checkpoint, if it has any, can be read."""
-    path = checkpoint / "metrics" / "metrics"
+@contextlib.contextmanager
+def _noticing_damage() -> Iterator[None]:
+    """Turn whatever a damaged file makes of Orbax and its libraries into `DamagedError`."""
     try:
-        return not path.exists() or isinstance(json.loads(path.read_bytes()), dict)
-    except (OSError, ValueError):
-        return False
+        yield
+    except Exception as error:
+        raise DamagedError(_reason(error)) from error
 
 
 class Checkpoints:
@@ -106,40 +97,29 @@ class Checkpoints:
           UserError: the directory cannot be used, or none of its checkpoints is whole.
         """
         self._directory, self._keep, self._read_only = directory, keep, read_only
-        self._check_metrics()
+        damaged_checkpoints.check_metrics(directory, read_only=read_only)
         self._manager = self._open()
         self._inode = None if read_only else directory.stat().st_ino
 
-    def _check_metrics(self) -> None:
-        """Set checkpoints aside whose metrics cannot be read: Orbax cannot even list those."""
-        steps = _steps_in(self._directory)
-        damaged = [step for step in steps if not _metrics_are_whole(self._directory / str(step))]
-        if not damaged:
-            return
-        if self._read_only or len(damaged) == len(steps):
-            raise self._none_is_whole([(step, "its metrics cannot be read") for step in damaged])
-        for step in damaged:
-            logger.warning(
-                "the metrics of the checkpoint of step %d are damaged: it is set aside in %s",
-                step,
-                self._set_aside(step),
-            )
-
     def _open(self) -> ocp.CheckpointManager:
-        newest = preservation_policy.LatestN(self._keep)
-        best = preservation_policy.BestN(get_metric_fn=_score, n=1)
+        newest_policy = preservation_policy.LatestN(self._keep)
+        best_policy = preservation_policy.BestN(get_metric_fn=_score, n=1)
         # Only the first process is here, see `shared_checkpoints`: Orbax must wait for no other.
-        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        first_process_only = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}
+        )
         try:
             if not self._read_only:
                 self._directory.mkdir(parents=True, exist_ok=True)
             return ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
+                    preservation_policy=preservation_policy.AnyPreservationPolicy(
+                        [newest_policy, best_policy]
+                    ),
                     best_fn=_score,
                     create=False,
-                    multiprocessing_options=alone,
+                    multiprocessing_options=first_process_only,
                     cleanup_tmp_directories=not self._read_only,
                     read_only=self._read_only,
                     enable_async_checkpointing=True,
@@ -158,15 +138,15 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Return the step of the best checkpoint on validation, or None."""
-        best: tuple[float, int] | None = None
+        best_checkpoint: tuple[float, int] | None = None
         for step in self._manager.all_steps():
             try:
                 score = _score(self._manager.metrics(step))
             except Exception:  # its file of metrics is damaged: it is not the best, then
                 continue
-            if score > -math.inf and (best is None or (score, step) > best):
-                best = (score, step)
-        return best and best[1]
+            if score > -math.inf and (best_checkpoint is None or (score, step) > best_checkpoint):
+                best_checkpoint = (score, step)
+        return best_checkpoint and best_checkpoint[1]
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
         """Begin to write a checkpoint; training goes on meanwhile.
@@ -204,11 +184,9 @@ class Checkpoints:
         Raises:
           DamagedError: it cannot be told.
         """
-        try:
-            about = self._manager.item_metadata(step)
-            return int((about.custom_metadata or {}).get(_VERSION_KEY, 1))
-        except Exception as error:  # as in `saved_student`
-            raise DamagedError(_in_short(error)) from error
+        with _noticing_damage():
+            metadata = self._manager.item_metadata(step)
+            return int((metadata.custom_metadata or {}).get(_VERSION_KEY, 1))
 
     def restore(self, template: Any, step: int, version: int = trajectory.VERSION) -> Any:
         """Return the state at `step`, in host memory, exactly as it was saved.
@@ -222,17 +200,15 @@ class Checkpoints:
           OtherVersionError: it is of another version.
           DamagedError: it does not hold the state that was saved.
         """
-        if (found := self.version(step)) != version:
-            raise OtherVersionError(found)
-        abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-        tree = {"state": abstract, "digest": np.zeros(32, np.uint8)}
-        try:
-            restored = self._manager.restore(step, args=ocp.args.StandardRestore(tree))
-        except Exception as error:  # whatever a damaged file makes of Orbax and its libraries
-            raise DamagedError(_in_short(error)) from error
-        if not np.array_equal(_digest(restored["state"], version), restored["digest"]):
+        if (saved_version := self.version(step)) != version:
+            raise OtherVersionError(saved_version)
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+        tree = {"state": zeros, "digest": np.zeros(32, np.uint8)}
+        with _noticing_damage():
+            content = self._manager.restore(step, args=ocp.args.StandardRestore(tree))
+        if not np.array_equal(_digest(content["state"], version), content["digest"]):
             raise DamagedError("its arrays are not those that were saved")
-        return restored["state"]
+        return content["state"]
 
     def restore_newest(self, template: Any) -> Any | None:
         """Return the state of the newest good checkpoint, or None if there are none at all.
@@ -243,41 +219,32 @@ class Checkpoints:
           UserError: there are checkpoints, and none is good; or they are of another version of the
             trajectory.
         """
-        damaged: list[tuple[int, str]] = []
-        other: OtherVersionError | None = None
+        reasons: dict[int, str] = {}  # by the step of a damaged one
+        version_error: OtherVersionError | None = None
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self.restore(template, step)
             except DamagedError as error:
-                damaged.append((step, str(error)))
-                other = error if isinstance(error, OtherVersionError) else other
+                reasons[step] = str(error)
+                version_error = error if isinstance(error, OtherVersionError) else version_error
                 continue
-            for number, reason in damaged:
+            for number, reason in reasons.items():
                 logger.warning(
                     "the checkpoint of step %d is damaged (%s): it is set aside in %s, and the run "
                     "goes on from step %d",
-                    number, reason, self._set_aside(number), step,
+                    number, reason, damaged_checkpoints.set_aside(self._directory, number), step,
                 )  # fmt: skip
-            if damaged:
+            if reasons:
                 self._manager = self._open()  # it remembers the steps that it saw at first
             logger.info("restored the checkpoint of step %d", step)
             return state
-        if other is not None:
-            trajectory.check(f"the run with the checkpoints in {self._directory}", other.version)
-        if damaged:
-            raise self._none_is_whole(damaged)
+        if version_error is not None:
+            trajectory.check(
+                f"the run with the checkpoints in {self._directory}", version_error.version
+            )
+        if reasons:
+            raise damaged_checkpoints.none_is_whole(self._directory, reasons)
         return None
-
-    def _set_aside(self, step: int) -> Path:
-        """Move a checkpoint out of Orbax's sight; return where it is now."""
-        target = self._directory.parent / DAMAGED / str(step)
-        number = 1
-        while target.exists():
-            number += 1
-            target = target.with_name(f"{step}-{number}")
-        target.parent.mkdir(exist_ok=True)
-        shutil.move(self._directory / str(step), target)
-        return target
 
     def wait(self) -> None:
         """Wait for what is being written.
@@ -295,15 +262,8 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def _none_is_whole(self, damaged: list[tuple[int, str]]) -> UserError:
-        steps = "; ".join(f"step {step}: {reason}" for step, reason in damaged)
-        return UserError(
-            f"no checkpoint in {self._directory} is whole ({steps}): bring one back from a backup, "
-            "or remove the directory to start again"
-        )
-
     def _not_written(self, error: Exception) -> UserError:
         return UserError(
-            f"a checkpoint in {self._directory} cannot be written ({_in_short(error)}): the one "
+            f"a checkpoint in {self._directory} cannot be written ({_reason(error)}): the one "
             "before it is kept; make room or mend the place, and the same command resumes"
         )

@@ -17,7 +17,7 @@ from kd_jax.training.evaluator import Evaluator
 from kd_jax.training.setup import RunSetup
 
 LOGITS_FILE = "teacher_logits.npz"
-_CHECKED = 256  # images whose kept logits are compared with fresh ones
+_NUM_COMPARED = 256  # images whose kept logits are compared with fresh ones
 _TOLERANCE = 1e-5  # of the largest logit
 
 
@@ -30,17 +30,18 @@ def teacher_logits(run: RunSetup, evaluator: Evaluator, workdir: Path) -> np.nda
     assert run.teachers is not None
     key = f"{run.teachers.identity} {run.dataset.fingerprint}"
     path = workdir / LOGITS_FILE
-    kept = _read(path, key) if processes.is_first() else None
-    if processes.on_first(lambda: kept is not None):
-        if kept is None:
+    stored_logits = _read(path, key) if processes.is_first() else None
+    if processes.on_first(lambda: stored_logits is not None):
+        if stored_logits is None:
             shape = len(run.teachers.variables), len(run.dataset.train), run.dataset.num_classes
-            kept = np.zeros(shape, np.float32)
-        kept = processes.tree_from_first(kept)
-        fresh = evaluator.some_members_logits("train", _CHECKED)
-        off = np.abs(kept[:, :_CHECKED] - fresh).max(initial=0.0) / np.abs(fresh).max(initial=1e-9)
-        if off <= _TOLERANCE and np.isfinite(kept).all():
-            return kept
-        logger.warning("the logits in %s are off by %.1e: they are computed anew", path, off)
+            stored_logits = np.zeros(shape, np.float32)
+        stored_logits = processes.tree_from_first(stored_logits)
+        sample = evaluator.some_members_logits("train", _NUM_COMPARED)
+        difference = np.abs(stored_logits[:, :_NUM_COMPARED] - sample).max(initial=0.0)
+        deviation = difference / np.abs(sample).max(initial=1e-9)
+        if deviation <= _TOLERANCE and np.isfinite(stored_logits).all():
+            return stored_logits
+        logger.warning("the logits in %s are off by %.1e: they are computed anew", path, deviation)
     logger.info("computing the teacher's logits of all %d clean images", len(run.dataset.train))
     logits = evaluator.members_logits("train")
     content = io.BytesIO()

@@ -13,7 +13,7 @@ _ARRAY = re.compile(r"(?P<kind>[a-z]+)(?P<bits>\d*)\[(?P<shape>[\d,]*)\]")
 _COMPUTATION = re.compile(r"(?:ENTRY )?%(?P<name>[\w.\-]+) .*\{")
 _LOOP = re.compile(r" while\(.*body=%(?P<body>[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_CALLED = re.compile(r"(?:to_apply|branch_computations|calls)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
+_CALL = re.compile(r"(?:to_apply|branch_computations|calls)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
 
 
 def collectives(text: str) -> tuple[int, int]:
@@ -38,16 +38,16 @@ def collectives(text: str) -> tuple[int, int]:
     def count(name: str) -> tuple[int, int]:
         number = size = 0
         for line in bodies[name]:
-            inner, times = [], 1
-            if found := _COLLECTIVE.search(line):
-                number, size = number + 1, size + _bytes(found["result"])
+            callees, repeats = [], 1
+            if collective := _COLLECTIVE.search(line):
+                number, size = number + 1, size + _bytes(collective["result"])
             elif loop := _LOOP.search(line):
                 trips = _TRIPS.search(line)
-                inner, times = [loop["body"]], int(trips[1]) if trips else 1
-            elif called := _CALLED.search(line):
-                inner = [one.removeprefix("%") for one in called[1].split(", ")]
-            for part in map(count, inner):
-                number, size = number + times * part[0], size + times * part[1]
+                callees, repeats = [loop["body"]], int(trips[1]) if trips else 1
+            elif call := _CALL.search(line):
+                callees = [reference.removeprefix("%") for reference in call[1].split(", ")]
+            for part in map(count, callees):
+                number, size = number + repeats * part[0], size + repeats * part[1]
         return number, size
 
     return count(entry)

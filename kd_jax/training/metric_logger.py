@@ -122,18 +122,18 @@ class Throughput:
         self._on_step = on_step
         self._metric_logger, self._batch_size, self._name = metric_logger, batch_size, name
         self._total_steps, self._examples = total_steps, examples
-        self._pending: tuple[int, Mapping[str, Any]] | None = None
-        self._since: float | None = None
-        self._from_step = 0
+        self._noted_metrics: tuple[int, Mapping[str, Any]] | None = None
+        self._lap_start: float | None = None
+        self._lap_step = 0
         self._seconds, self._steps = 0.0, 0
 
     def start(self, step: int) -> None:
         """Begin to measure the rate: `step` updates are made, and nothing is in flight."""
-        self._since, self._from_step = time.perf_counter(), step
+        self._lap_start, self._lap_step = time.perf_counter(), step
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Keep a step's metrics, scalars that may still be computed, for the next `flush`."""
-        self._pending = (step, metrics)
+        self._noted_metrics = (step, metrics)
 
     def flush(self) -> None:
         """Wait for the metrics that were noted last, and write and print them.
@@ -142,16 +142,16 @@ class Throughput:
           DivergedError: one of them is not finite; it is not written.
           UserError: they cannot be written.
         """
-        if self._pending is None:
+        if self._noted_metrics is None:
             return
-        step, metrics = self._pending
-        self._pending = None
+        step, metrics = self._noted_metrics
+        self._noted_metrics = None
         values = {name: float(value) for name, value in metrics.items()}
         check_finite(step, values)
         rate = self._lap(step)
         epoch = step * self._batch_size / self._examples
-        timed = {} if rate is None else {"images_per_second": round(rate, 1)}
-        record = {"epoch": round(epoch, 6), **values, **timed}
+        rate_field = {} if rate is None else {"images_per_second": round(rate, 1)}
+        record = {"epoch": round(epoch, 6), **values, **rate_field}
         self._metric_logger.write("train", step, record)
         logger.info(
             "%sstep %d/%d  epoch %.2f  loss %.4f  %s images/s  %s left",
@@ -169,7 +169,7 @@ class Throughput:
         """Write what is noted, and end measuring: all steps up to `step` are finished."""
         self.flush()
         self._lap(step)
-        self._since = None
+        self._lap_start = None
 
     @property
     def images_per_second(self) -> float | None:
@@ -178,10 +178,10 @@ class Throughput:
 
     def _lap(self, step: int) -> float | None:
         """Add the steps since the last lap; return their images a second."""
-        steps, now = step - self._from_step, time.perf_counter()
-        if self._since is None or steps <= 0:
+        steps, now = step - self._lap_step, time.perf_counter()
+        if self._lap_start is None or steps <= 0:
             return None
-        seconds, self._since, self._from_step = now - self._since, now, step
+        seconds, self._lap_start, self._lap_step = now - self._lap_start, now, step
         self._seconds += seconds
         self._steps += steps
         return steps * self._batch_size / seconds
@@ -194,8 +194,8 @@ class Throughput:
 
 def duration(seconds: float) -> str:
     """Return seconds as people say them: `42s`, `3m05s`, `1h02m`, `2d03h`."""
-    whole = round(seconds)
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60)):
-        if whole >= size:
-            return f"{whole // size}{unit}{whole % size // part:02d}{smaller}"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+    total = round(seconds)
+    for unit, size, smaller_unit, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60)):
+        if total >= size:
+            return f"{total // size}{unit}{total % size // part:02d}{smaller_unit}"
+    return f"{total // 60}m{total % 60:02d}s" if total >= 60 else f"{total}s"

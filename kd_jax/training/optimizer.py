@@ -35,29 +35,33 @@ def _half_cosine(progress: jax.Array) -> jax.Array:
     return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
 
-def _cosine_by_epoch(at: _Position, options: ConfigDict) -> jax.Array:
+def _cosine_by_epoch(position: _Position, options: ConfigDict) -> jax.Array:
     """Cosine that changes once an epoch and would reach 0 an epoch after the last.
 
     As the study's `CosineAnnealingLR(T_0 = epochs + 1)`.
     """
-    epochs = at.total_steps / at.steps_per_epoch
-    return _half_cosine(jnp.floor((at.step + 0.5) / at.steps_per_epoch) / (epochs + 1.0))
+    epochs = position.total_steps / position.steps_per_epoch
+    return _half_cosine(
+        jnp.floor((position.step + 0.5) / position.steps_per_epoch) / (epochs + 1.0)
+    )
 
 
-def _drops(at: _Position, options: ConfigDict) -> jax.Array:
-    passed = sum((at.progress >= share).astype(jnp.float32) for share in options.step_at)
-    return jnp.asarray(options.step_factor, jnp.float32) ** passed
+def _drops(position: _Position, options: ConfigDict) -> jax.Array:
+    num_drops = sum((position.progress >= share).astype(jnp.float32) for share in options.step_at)
+    return jnp.asarray(options.step_factor, jnp.float32) ** num_drops
 
 
 # Learning rate after the warm-up, relative to its peak, by the choices of `config.schedule.name`.
 SCHEDULES: dict[str, Callable[[_Position, ConfigDict], jax.Array]] = {
-    "cosine": lambda at, options: _half_cosine(at.progress),
+    "cosine": lambda position, options: _half_cosine(position.progress),
     "cosine_by_epoch": _cosine_by_epoch,
-    "linear": lambda at, options: 1.0 - at.progress,
-    "constant": lambda at, options: jnp.ones_like(at.progress),
+    "linear": lambda position, options: 1.0 - position.progress,
+    "constant": lambda position, options: jnp.ones_like(position.progress),
     "step": _drops,
     # Warm-up, stable, decay.
-    "wsd": lambda at, options: jnp.minimum(1.0, (1.0 - at.progress) / max(options.cooldown, 1e-9)),
+    "wsd": lambda position, options: jnp.minimum(
+        1.0, (1.0 - position.progress) / max(options.cooldown, 1e-9)
+    ),
 }
 
 
@@ -94,7 +98,7 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
 }
 # Those that look at a parameter as a whole. The others treat every number by itself, and may be run
 # over one long vector.
-_WHOLE = ("lamb", "muon")
+_PER_PARAMETER = ("lamb", "muon")
 
 
 def relative_schedule(
@@ -115,9 +119,9 @@ def relative_schedule(
         step = jnp.asarray(step, jnp.float32)
         warmup = (step + 1.0) / max(warmup_steps, 1)
         progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-        at = _Position(step, jnp.clip(progress, 0.0, 1.0), total_steps, steps_per_epoch)
-        later = shape(at, options)
-        return jnp.where(step < warmup_steps, warmup, later)
+        position = _Position(step, jnp.clip(progress, 0.0, 1.0), total_steps, steps_per_epoch)
+        value = shape(position, options)
+        return jnp.where(step < warmup_steps, warmup, value)
 
     return schedule
 
@@ -160,16 +164,16 @@ def build(
     mask = kernels if options.decay_on == "kernels" else None
     decay = optax.add_decayed_weights(config.weight_decay, mask)
     clip = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
-    before = optax.identity()
+    preparation = optax.identity()
     if options.decay == "l2":  # its mask is of leaves, so the clipping has to leave the long vector
-        before = _clipped(_flat(options, clip[0]), decay) if clip else decay
+        preparation = _clipped(_flat(options, clip[0]), decay) if clip else decay
         clip = [optax.identity() for _ in clip]  # old checkpoints have a place for its state
     direction = optax.chain(
         *clip, OPTIMIZERS[options.name](options), optax.scale(config.learning_rate)
     )
     schedule = relative_schedule(total_steps, warmup_steps, config.schedule, steps_per_epoch)
     optimizer = optax.chain(
-        before,
+        preparation,
         _flat(options, direction),
         decay if options.decay == "decoupled" else optax.identity(),
         optax.scale_by_schedule(schedule),
@@ -179,7 +183,10 @@ def build(
     if not pattern:
         return optimizer
     return optax.chain(
-        optax.masked(optimizer, lambda tree: jax.tree.map(lambda f: not f, frozen(tree, pattern))),
+        optax.masked(
+            optimizer,
+            lambda tree: jax.tree.map(lambda is_frozen: not is_frozen, frozen(tree, pattern)),
+        ),
         optax.masked(optax.set_to_zero(), lambda tree: frozen(tree, pattern)),
     )
 
@@ -191,7 +198,7 @@ def _flat(
 
     It is then one loop to compile and run.
     """
-    return transformation if options.name in _WHOLE else optax.flatten(transformation)
+    return transformation if options.name in _PER_PARAMETER else optax.flatten(transformation)
 
 
 def _clipped(

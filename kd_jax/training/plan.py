@@ -76,7 +76,7 @@ def plan(
 def _rows(
     config: ConfigDict, devices: int, images_per_second: float | None, compiled: bool
 ) -> list[list[str]]:
-    distils = config.distill.label_weight < 1
+    has_teachers = config.distill.label_weight < 1
     examples, shape, num_classes = _size_of_data(config)
     total_steps = config.total_steps or sampler.steps_in(
         config.total_epochs, config.batch_size, examples
@@ -89,27 +89,27 @@ def _rows(
     )
     kept_norms = setup.frozen_norms(config.student.freeze, student, shape)
     student = dataclasses.replace(student, kept_norms=kept_norms)
-    archs = _teachers(config) if distils else []
-    known = [
+    archs = _teachers(config) if has_teachers else []
+    teachers = [
         _network(arch, num_classes, config.teacher.dtype, None)
         for arch in archs
         if arch is not None
     ]
-    kept_logits = 0
-    if distils and config.distill.view == "fixed":
-        kept_logits = 4 * len(archs) * examples * num_classes
+    logit_bytes = 0
+    if has_teachers and config.distill.view == "fixed":
+        logit_bytes = 4 * len(archs) * examples * num_classes
     optimizer = optimizer_lib.build(config, total_steps, 0)
     variables = models.abstract_variables(student, shape)
     state = jax.eval_shape(lambda v: state_lib.init_state(config, v, optimizer), variables)
-    resident = prefetch.is_resident(config.dataset, examples * math.prod(shape))
-    images = examples if resident else _streamed_images(config) // devices
-    held = {
-        "the training set" if resident else "streamed batches": images * math.prod(shape),
+    is_resident = prefetch.is_resident(config.dataset, examples * math.prod(shape))
+    images = examples if is_resident else _streamed_images(config) // devices
+    sizes = {
+        "the training set" if is_resident else "streamed batches": images * math.prod(shape),
         "the state (parameters, statistics, optimiser)": _bytes(state),
         _name_of_teachers(archs): sum(
-            _bytes(models.abstract_variables(teacher, shape)) for teacher in known
+            _bytes(models.abstract_variables(teacher, shape)) for teacher in teachers
         ),
-        **({"the teachers' kept logits": kept_logits} if kept_logits else {}),
+        **({"the teachers' kept logits": logit_bytes} if logit_bytes else {}),
         "kept for the student's backward pass": _residual_bytes(
             student,
             config.student.dtype,
@@ -121,18 +121,18 @@ def _rows(
     rows = [
         ["what", "value"],
         ["student", _cost(student, shape)],
-        *_teacher_rows(archs, known, shape),
+        *_teacher_rows(archs, teachers, shape),
         ["examples, classes, image", f"{examples:,}, {num_classes}, {'x'.join(map(str, shape))}"],
         ["batch", f"{config.batch_size} on {devices} device(s)"],
         ["steps, epochs", f"{total_steps:,}, {total_steps * config.batch_size / examples:.1f}"],
-        *([f"MB a device: {name}", f"{size / 1e6:,.1f}"] for name, size in held.items()),
-        ["MB a device: all of these", f"{sum(held.values()) / 1e6:,.1f}"],
+        *([f"MB a device: {name}", f"{size / 1e6:,.1f}"] for name, size in sizes.items()),
+        ["MB a device: all of these", f"{sum(sizes.values()) / 1e6:,.1f}"],
     ]
-    if len(known) == len(archs):
-        train = (examples, *shape) if resident else None
-        step, arguments = _step(config, student, known, optimizer, state, shape, train, devices)
-        traced = jax.make_jaxpr(step, axis_env=[(devices_lib.AXIS, devices)])(*arguments)
-        number, size = _count(traced.jaxpr)
+    if len(teachers) == len(archs):
+        train = (examples, *shape) if is_resident else None
+        step, arguments = _step(config, student, teachers, optimizer, state, shape, train, devices)
+        program = jax.make_jaxpr(step, axis_env=[(devices_lib.AXIS, devices)])(*arguments)
+        number, size = _count(program.jaxpr)
         rows.append(["collectives a step, and their MB", f"{number}, {size / 1e6:.2f}"])
         rows += _compiled_rows(step, arguments, devices) if compiled else []
     if images_per_second:
@@ -159,10 +159,10 @@ def _name_of_teachers(archs: list[str | None]) -> str:
 
 
 def _teacher_rows(
-    archs: list[str | None], known: list[models.Network], shape: tuple[int, int, int]
+    archs: list[str | None], teachers: list[models.Network], shape: tuple[int, int, int]
 ) -> list[list[str]]:
     """Return a row for each teacher."""
-    networks = iter(known)
+    networks = iter(teachers)
     rows = [["teacher", _cost(next(networks), shape) if arch else "as its weights say"]
             for arch in archs]  # fmt: skip
     return rows or [["teacher", "-"]]
@@ -206,20 +206,20 @@ def _residual_bytes(
     student: models.Network, dtype: str, variables: Any, count: int, shape: tuple[int, int, int]
 ) -> int:
     """Return the bytes that a device's forward pass keeps, parameters not counted."""
-    alone = dataclasses.replace(
+    network = dataclasses.replace(
         _network(student.arch, student.num_classes, dtype, None), kept_norms=student.kept_norms
     )
 
     def residuals(variables: Any, pixels: jax.Array) -> Any:
         def forward(params: Any) -> jax.Array:
-            both = {"params": params, "batch_stats": variables["batch_stats"]}
-            return alone.train_logits(both, pixels, None)[0]
+            collections = {"params": params, "batch_stats": variables["batch_stats"]}
+            return network.train_logits(collections, pixels, None)[0]
 
         return jax.vjp(forward, variables["params"])[1]
 
     pixels = jax.ShapeDtypeStruct((count, *shape), jnp.float32)
-    kept = jax.eval_shape(residuals, variables, pixels)
-    return max(0, _bytes(kept) - _bytes(variables["params"]))
+    arrays = jax.eval_shape(residuals, variables, pixels)
+    return max(0, _bytes(arrays) - _bytes(variables["params"]))
 
 
 def _step(
@@ -244,7 +244,7 @@ def _step(
     variables = tuple(models.abstract_variables(teacher, shape) for teacher in teachers)
     count = config.batch_size // devices
     reads_labels = config_lib.reads_labels(config)
-    fixed = group is not None and config.distill.view == "fixed"
+    has_fixed_view = group is not None and config.distill.view == "fixed"
     index, labels = _abstract((count,), np.int32), _abstract((config.batch_size,), np.int32)
     batch: Any = sampler.Batch(index, index, index, index)
     if train_shape is None:
@@ -255,7 +255,7 @@ def _step(
         images=_abstract(train_shape, np.uint8) if train_shape else None,
         labels=labels if reads_labels else None,
         teacher_variables=variables,
-        teacher_logits=logits if fixed else None,
+        teacher_logits=logits if has_fixed_view else None,
     )
     return step, (state, constants, batch)
 
@@ -266,10 +266,10 @@ def _compiled_rows(step: Any, arguments: tuple[Any, ...], num_devices: int) -> l
         jax.config.update("jax_num_cpu_devices", num_devices)
         jax.config.update("jax_platforms", "cpu")
     devices = jax.devices("cpu")[:num_devices]
-    *whole, batch = arguments
-    split = jax.tree.map(lambda x: _abstract((num_devices, *x.shape), x.dtype), batch)
-    mapped: Any = devices_lib.pmap(step, devices, (False, False, True))
-    program = mapped.lower(*whole, split).compile()
+    *common_arguments, batch = arguments
+    shards = jax.tree.map(lambda x: _abstract((num_devices, *x.shape), x.dtype), batch)
+    mapped_step: Any = devices_lib.pmap(step, devices, (False, False, True))
+    program = mapped_step.lower(*common_arguments, shards).compile()
     number, size = hlo.collectives(program.as_text())
     temporaries = program.memory_analysis().temp_size_in_bytes
     return [

@@ -113,20 +113,21 @@ def add_start(
       code: `RunSetup.code`.
     """
     starts = starts_of(workdir)
-    now = arithmetic()
-    before = {name: starts[-1].get(name, value) for name, value in now.items()} if starts else now
-    if before != now:
+    this_start = arithmetic()
+    record = starts[-1] if starts else {}
+    last_start = {name: record.get(name, value) for name, value in this_start.items()}
+    if last_start != this_start:
         logger.warning(
             "this run goes on on %s and was on %s before: from step %d on its last digits may "
             "differ from those of an unbroken run",
-            _words(now),
-            _words(before),
+            _words(this_start),
+            _words(last_start),
             step,
         )
     starts.append(
         {
-            **now,
-            "bits_may_differ": before != now,
+            **this_start,
+            "bits_may_differ": last_start != this_start,
             "step": step,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": sys.argv,
@@ -170,7 +171,7 @@ def _git_revision() -> str | None:
     arguments = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40",
                  "--dirty=+", "--exclude=*"]  # fmt: skip
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=10, check=True)
+        process = subprocess.run(arguments, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return process.stdout.strip() or None

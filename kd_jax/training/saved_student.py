@@ -8,17 +8,17 @@ from typing import Any
 from kd_jax.runtime import atomic_files, devices
 from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.teachers import certificate
-from kd_jax.training import provenance, setup, trajectory, workdir
+from kd_jax.training import damaged_checkpoints, provenance, setup, trajectory, workdir
 from kd_jax.training.checkpoints import Checkpoints, DamagedError
 from kd_jax.training.setup import RunSetup
 
 
-def student(directory: Path, which: str) -> tuple[RunSetup, int, Any]:
+def student(directory: Path, choice: str) -> tuple[RunSetup, int, Any]:
     """Return a run's `RunSetup`, a step, and the student's variables then, on all devices.
 
     Args:
       directory: of the run; only read.
-      which: `last`, or `best` on validation.
+      choice: `last`, or `best` on validation.
 
     Raises:
       UserError: there is no such run, or no such checkpoint, or it is damaged; or its data, its
@@ -34,21 +34,18 @@ def student(directory: Path, which: str) -> tuple[RunSetup, int, Any]:
     run = setup.build(config)
     provenance.check_data(directory, run.dataset.fingerprint)
     provenance.check_student(directory, run.start_digest)
-    stored = atomic_files.read_json(directory / workdir.TEACHER_FILE)
-    if run.teachers is not None and stored is not None:
-        certificate.check_same(stored, run.teachers, directory)
+    record = atomic_files.read_json(directory / workdir.TEACHER_FILE)
+    if run.teachers is not None and record is not None:
+        certificate.check_same(record, run.teachers, directory)
     checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, keep=1, read_only=True)
-    step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
+    step = checkpoints.latest_step() if choice == "last" else checkpoints.best_step()
     if step is None:
-        raise UserError(f"the run in {directory} has no {which} checkpoint yet")
+        raise UserError(f"the run in {directory} has no {choice} checkpoint yet")
     try:
         version = checkpoints.version(step)
         trajectory.check_network(directory, config.student.arch, version)
         template = trajectory.as_saved(run.initial_state(), version)
         state = checkpoints.restore(template, step, version)
     except DamagedError as error:
-        raise UserError(
-            f"the checkpoint of step {step} in {directory} is damaged ({error}): resume the run, "
-            "which goes back to the one before, or look at --checkpoint=best"
-        ) from None
+        raise damaged_checkpoints.cannot_be_shown(directory, step, error) from None
     return run, step, devices.replicate(state.variables, run.devices)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from kd_jax.runtime import processes
 from kd_jax.training.checkpoints import Checkpoints, DamagedError
@@ -17,65 +21,70 @@ class SharedCheckpoints:
 
     def __init__(self, directory: Path, keep: int):
         """Open them, see `Checkpoints`."""
-        self._own: Checkpoints
+        self._checkpoints: Checkpoints
 
-        def open_them() -> None:
-            self._own = Checkpoints(directory, keep)
+        def open_checkpoints() -> None:
+            self._checkpoints = Checkpoints(directory, keep)
 
-        processes.on_first(open_them)
+        processes.on_first(open_checkpoints)
 
     def latest_step(self) -> int | None:
         """Return the newest checkpoint's step, or None."""
-        return processes.on_first(lambda: self._own.latest_step())
+        return processes.on_first(lambda: self._checkpoints.latest_step())
 
     def best_step(self) -> int | None:
         """Return the step of the best checkpoint on validation, or None."""
-        return processes.on_first(lambda: self._own.best_step())
+        return processes.on_first(lambda: self._checkpoints.best_step())
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
         """Begin to write a checkpoint, see `Checkpoints.save`."""
-        processes.on_first(lambda: self._own.save(step, state, metrics))
+        processes.on_first(lambda: self._checkpoints.save(step, state, metrics))
 
     def wait(self) -> None:
         """Wait for what is being written, see `Checkpoints.wait`."""
-        processes.on_first(lambda: self._own.wait())
+        processes.on_first(lambda: self._checkpoints.wait())
 
     def close(self) -> None:
         """Wait for what is being written, and let go of the directory."""
-        processes.on_first(lambda: self._own.close())
+        processes.on_first(lambda: self._checkpoints.close())
 
     def restore(self, template: Any, step: int) -> Any:
         """Return the state at `step`, in host memory, see `Checkpoints.restore`."""
-        held: list[Any] = []
-
-        def read() -> str | None:
-            try:
-                held.append(self._own.restore(template, step))
-            except DamagedError as error:
-                return str(error)
-            return None
-
-        damage = processes.on_first(read)
-        if damage is not None:
-            raise DamagedError(damage)
-        return processes.tree_from_first(held[0] if held else _on_host(template))
+        return _from_first(lambda: self._checkpoints.restore(template, step), template)
 
     def restore_newest(self, template: Any) -> Any | None:
         """Return the newest good state or None, see `Checkpoints.restore_newest`."""
-        held: list[Any] = []
-
-        def read() -> bool:
-            state = self._own.restore_newest(template)
-            held.extend([] if state is None else [state])
-            return state is not None
-
-        if not processes.on_first(read):
-            return None
-        return processes.tree_from_first(held[0] if held else _on_host(template))
+        return _from_first(lambda: self._checkpoints.restore_newest(template), template)
 
 
-def _on_host(template: Any) -> Any:
-    import jax
-    import numpy as np
+def _from_first(restore: Callable[[], Any | None], template: Any) -> Any | None:
+    """Return in all processes the state that the first one restores, or None.
 
+    Args:
+      restore: called in the first process only.
+      template: a tree of arrays of the same structure, shapes and dtypes.
+
+    Raises:
+      DamagedError: `restore` raised it; in all processes.
+    """
+    states: list[Any] = []
+
+    def outcome() -> dict[str, Any]:
+        try:
+            state = restore()
+        except DamagedError as error:
+            return {"damage": str(error)}
+        states.append(state)
+        return {"is_empty": state is None}
+
+    answer = processes.on_first(outcome)
+    if "damage" in answer:
+        raise DamagedError(answer["damage"])
+    if answer["is_empty"]:
+        return None
+    return processes.tree_from_first(states[0] if states else _zeros(template))
+
+
+def _zeros(template: Any) -> Any:
+    """Return a tree of zeros in host memory."""
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)

@@ -48,29 +48,29 @@ def check(workdir: Path, config: ConfigDict) -> None:
     And to this version of the trajectory. Nothing is written.
     """
     if not workdir.exists():
-        above = next(path for path in workdir.parents if path.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            kind = "cannot be written to" if above.is_dir() else "is a file"
+        ancestor = next(path for path in workdir.parents if path.exists())
+        if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+            problem = "cannot be written to" if ancestor.is_dir() else "is a file"
             raise UserError(
-                f"the workdir {workdir} cannot be made, because {above} {kind}: choose another "
-                "--workdir"
+                f"the workdir {workdir} cannot be made, because {ancestor} {problem}: choose "
+                "another --workdir"
             )
         return
     if not workdir.is_dir():
         raise UserError(f"the workdir {workdir} is a file: expected a directory, new or of a run")
     if not (workdir / CONFIG_FILE).exists():
         # A run that was killed in its first moment leaves its lock, and half a file.
-        left = [path for path in workdir.iterdir() if not atomic_files.is_partial(path)]
-        if any(path.name != LOCK_FILE for path in left):
+        leftovers = [path for path in workdir.iterdir() if not atomic_files.is_partial(path)]
+        if any(path.name != LOCK_FILE for path in leftovers):
             raise UserError(
                 f"the workdir {workdir} holds other files and no {CONFIG_FILE}: expected a new "
                 "directory, or the one of an earlier run of this config"
             )
         return
-    changed = config_lib.differences(load_config(workdir), config)
-    if changed:
+    changes = config_lib.differences(load_config(workdir), config)
+    if changes:
         raise UserError(
-            f"the workdir {workdir} belongs to a run of another config ({'; '.join(changed)}): "
+            f"the workdir {workdir} belongs to a run of another config ({'; '.join(changes)}): "
             "give this one its own --workdir, or take the old values to resume"
         )
     starts = starts_of(workdir)

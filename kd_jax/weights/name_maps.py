@@ -100,8 +100,8 @@ def _is_norm(path: Path) -> bool:
 
 def _bit_words(path: Path, words: dict[str, str]) -> list[str]:
     """Return the words of a name without the first one and without the leaf."""
-    inner = [words.get(word, word) for word in path[1:-1]]
-    return [re.sub(r"body\.(block\d+)\.(unit\d+)", r"\1/\2", word) for word in inner]
+    inner_words = [words.get(word, word) for word in path[1:-1]]
+    return [re.sub(r"body\.(block\d+)\.(unit\d+)", r"\1/\2", word) for word in inner_words]
 
 
 def _tensorflow_key(path: Path) -> str:

@@ -65,7 +65,7 @@ def read(content: bytes, calls: Calls, load: Callable[[Any], Any]) -> Any:
         raise ValueError(f"its description has {len(content):,} bytes, more than {_MOST_BYTES:,}")
     machine = _Machine(calls, load)
     for steps, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if steps + machine.copied > _MOST_STEPS:
+        if steps + machine.num_copied > _MOST_STEPS:
             raise ValueError(f"its description has more than {_MOST_STEPS:,} steps")
         machine.step(opcode.name, argument)
     return machine.stack[-1]
@@ -102,14 +102,18 @@ def _is_plain(part: Any) -> bool:
     return isinstance(part, (float, type(None), Name, Thing))
 
 
-_PUSHED = frozenset((
+_PUSH_OPCODES = frozenset((
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
     "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
 ))  # fmt: skip
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_NEW: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_SET": list, "EMPTY_DICT": dict}
-_IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
+_NEW_CONTAINERS: dict[str, Callable[[], Any]] = {
+    "EMPTY_LIST": list,
+    "EMPTY_SET": list,
+    "EMPTY_DICT": dict,
+}
+_IGNORED_OPCODES = frozenset(("PROTO", "FRAME", "STOP"))
 
 
 class _Machine:
@@ -117,30 +121,30 @@ class _Machine:
 
     def __init__(self, calls: Calls, load: Callable[[Any], Any]):
         self.stack: list[Any] = []
-        self.copied = 0  # number of elements copied by calls
+        self.num_copied = 0  # number of elements copied by calls
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
         # id of a tuple that contains tuples -> (its depth, the tuple). The tuple is kept alive so
         # that no other object gets its id.
-        self._nested: dict[int, tuple[int, Any]] = {}
+        self._nested_tuples: dict[int, tuple[int, Any]] = {}
         self._calls, self._load = calls, load
 
     def step(self, name: str, argument: Any) -> None:
         """Execute one opcode."""
         stack = self.stack
-        if name in _PUSHED:
+        if name in _PUSH_OPCODES:
             stack.append(argument)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
-        elif name in _NEW:
-            stack.append(_NEW[name]())
+        elif name in _NEW_CONTAINERS:
+            stack.append(_NEW_CONTAINERS[name]())
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             self._memo[argument] = stack[-1]
         elif name == "MEMOIZE":
             self._memo[len(self._memo)] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(self._memo[argument])
-        elif name not in _IGNORED:
+        elif name not in _IGNORED_OPCODES:
             self._rarer_step(name, argument)
 
     def _rarer_step(self, name: str, argument: Any) -> None:
@@ -216,18 +220,18 @@ class _Machine:
             return Thing()
         result = call(*check_arguments(arguments))
         if isinstance(result, dict):
-            self.copied += sum(len(a) for a in arguments if isinstance(a, (tuple, list, dict)))
+            self.num_copied += sum(len(a) for a in arguments if isinstance(a, (tuple, list, dict)))
         return result
 
     def _tuple(self, items: list[Any]) -> tuple[Any, ...]:
         """Return a tuple of limited depth. Lists and dicts are never hashed and need no limit."""
-        inner = (self._nested.get(id(x), (1,))[0] for x in items if type(x) is tuple)
-        depth = 1 + max(inner, default=0)
+        depths = (self._nested_tuples.get(id(x), (1,))[0] for x in items if type(x) is tuple)
+        depth = 1 + max(depths, default=0)
         if depth > _DEEPEST:
             raise ValueError(f"its tuples are more than {_DEEPEST} deep")
         result = tuple(items)
         if depth > 1:
-            self._nested[id(result)] = depth, result
+            self._nested_tuples[id(result)] = depth, result
         return result
 
     def _set_items(self, items: list[Any]) -> None:

@@ -98,9 +98,9 @@ def find(arch: str, dataset: str) -> Published:
       UserError: there is none.
     """
     if (dataset, arch) not in TABLE:
-        known = ", ".join(name for of, name in TABLE if of == dataset) or "none"
+        names = ", ".join(name for dataset_name, name in TABLE if dataset_name == dataset) or "none"
         raise UserError(
-            f"no published weights of {arch} for {dataset} are known, only of: {known}; give "
+            f"no published weights of {arch} for {dataset} are known, only of: {names}; give "
             f"--src a file, or train it with configs/teacher.py:{arch}"
         )
     return TABLE[dataset, arch]
@@ -124,17 +124,17 @@ def fetch(arch: str, dataset: str, releases: str = RELEASES) -> Path:
     name = f"{dataset}_{arch}-{entry.sha256}.pt"
     url, path = f"{releases}/{entry.release}/{name}", caches.directory("published") / name
     record = caches.directory("published_sha256") / f"{name}.sha256"
-    recorded = _read_record(record)
+    first_digest = _read_record(record)
     if path.exists():
         digest = atomic_files.sha256_of(path)
-        _check_digest(digest, entry, recorded, record, str(path), f"remove it, and fetch {url}")
+        _check_digest(digest, entry, first_digest, record, str(path), f"remove it, and fetch {url}")
     else:
         logger.info("fetching %s", url)
         content = _download(url, path)
         digest = hashlib.sha256(content).hexdigest()
-        _check_digest(digest, entry, recorded, record, f"what came from {url}", "fetch it")
+        _check_digest(digest, entry, first_digest, record, f"what came from {url}", "fetch it")
         atomic_files.write_whole(path, content)
-    if recorded is None:
+    if first_digest is None:
         _write_record(record, digest, name)
     return path
 
@@ -155,7 +155,7 @@ def _download(url: str, path: Path) -> bytes:
 
 
 def _check_digest(
-    digest: str, entry: Published, recorded: str | None, record: Path, subject: str, remedy: str
+    digest: str, entry: Published, first_digest: str | None, record: Path, subject: str, remedy: str
 ) -> None:
     """Raise `UserError` unless a digest begins as published and is the recorded one, if any."""
     if not digest.startswith(entry.sha256):
@@ -163,9 +163,9 @@ def _check_digest(
             f"{subject} has a sha256 that begins with {digest[:8]}, expected {entry.sha256}: it is "
             f"cut short or another file; {remedy} again"
         )
-    if recorded not in (None, digest):
+    if first_digest not in (None, digest):
         raise UserError(
-            f"{subject} has the sha256 {digest}, expected {recorded}, the one of the first "
+            f"{subject} has the sha256 {digest}, expected {first_digest}, the one of the first "
             f"download (kept in {record}): it is another file with the same first digits; {remedy} "
             "again from a network that you trust"
         )

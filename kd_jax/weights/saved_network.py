@@ -79,15 +79,15 @@ def save(directory: str | Path, card: ModelCard, variables: Mapping[str, Any]) -
       UserError: it cannot be written.
     """
     directory = Path(directory)
-    flat = flax.traverse_util.flatten_dict(dict(variables), sep=_SEPARATOR)
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
+    leaves = flax.traverse_util.flatten_dict(dict(variables), sep=_SEPARATOR)
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
     card = dataclasses.replace(card, arrays_sha256=digest_of(variables))
-    staged = _staged(directory, card)
+    staging_path = _staged(directory, card)
     with atomic_files.alone_in(directory):
-        atomic_files.write_whole(staged, safetensors.numpy.save(arrays))
+        atomic_files.write_whole(staging_path, safetensors.numpy.save(arrays))
         atomic_files.write_json(directory / CARD_FILE, dataclasses.asdict(card))
         try:
-            os.replace(staged, directory / ARRAYS_FILE)
+            os.replace(staging_path, directory / ARRAYS_FILE)
         except OSError as error:
             # On a file system without locks another writer may have renamed the same arrays.
             if not isinstance(error, FileNotFoundError) or not _holds(directory, card):
@@ -95,8 +95,8 @@ def save(directory: str | Path, card: ModelCard, variables: Mapping[str, Any]) -
                     f"{directory / ARRAYS_FILE} cannot be written ({error.strerror}): make the "
                     "place writable, and do not write to it twice at once"
                 ) from error
-        for left in directory.glob(_STAGED.format("*")):
-            atomic_files.remove_left(left)
+        for leftover in directory.glob(_STAGED.format("*")):
+            atomic_files.remove_left(leftover)
 
 
 def _holds(directory: Path, card: ModelCard) -> bool:
@@ -155,8 +155,8 @@ def card_of(fields: Mapping[str, Any]) -> ModelCard:
     Raises:
       AttributeError, TypeError, ValueError: they are no card.
     """
-    known = {field.name for field in dataclasses.fields(ModelCard)}
-    card = ModelCard(**{key: value for key, value in fields.items() if key in known})
+    field_names = {field.name for field in dataclasses.fields(ModelCard)}
+    card = ModelCard(**{key: value for key, value in fields.items() if key in field_names})
     height, width, channels = card.image_shape
     names = card.class_names
     card = dataclasses.replace(
@@ -258,14 +258,14 @@ def check_fit(
     source: str,
 ) -> None:
     """Raise `UserError` unless the variables have the network's leaves, in float32 and finite."""
-    expected = models.flat_shapes(network, image_shape)
+    expected_shapes = models.flat_shapes(network, image_shape)
     leaves = flax.traverse_util.flatten_dict(dict(variables))
-    problems = [f"missing {'/'.join(path)}" for path in expected.keys() - leaves.keys()]
-    problems += [f"unexpected {'/'.join(path)}" for path in leaves.keys() - expected.keys()]
+    problems = [f"missing {'/'.join(path)}" for path in expected_shapes.keys() - leaves.keys()]
+    problems += [f"unexpected {'/'.join(path)}" for path in leaves.keys() - expected_shapes.keys()]
     problems += [
-        f"{'/'.join(path)} has shape {leaves[path].shape}, expected {expected[path]}"
-        for path in expected.keys() & leaves.keys()
-        if leaves[path].shape != expected[path]
+        f"{'/'.join(path)} has shape {leaves[path].shape}, expected {expected_shapes[path]}"
+        for path in expected_shapes.keys() & leaves.keys()
+        if leaves[path].shape != expected_shapes[path]
     ]
     problems += [
         f"{'/'.join(path)} is {array.dtype}, expected float32"
@@ -277,8 +277,8 @@ def check_fit(
             f"{source} does not hold a {network.arch}: {'; '.join(sorted(problems)[:8])}"
         )
     words = {"/".join(path): what_is_not_a_weight(path, leaves[path]) for path in leaves}
-    if broken := [f"{name} {text}" for name, text in sorted(words.items()) if text]:
+    if faults := [f"{name} {text}" for name, text in sorted(words.items()) if text]:
         raise UserError(
-            f"the weights in {source} cannot be right: {'; '.join(broken[:8])}; import or train "
+            f"the weights in {source} cannot be right: {'; '.join(faults[:8])}; import or train "
             "the network again"
         )

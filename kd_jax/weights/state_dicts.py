@@ -48,21 +48,21 @@ def choose(content: Any, key: str, path: Path, is_tensor: Callable[[Any], bool])
         return _of_key(sets, key, path)
     if len(sets) == 1:
         return next(iter(sets.values()))
-    usual = [name for known in _KEYS for name in sets if known in name.split(".")]
-    if not usual:
+    usual_names = [name for usual_key in _KEYS for name in sets if usual_key in name.split(".")]
+    if not usual_names:
         raise UserError(
             f"{path} holds several sets of weights ({_shortened(sets)}): choose one with "
             "kd_jax.import_teacher --key=NAME, or save the model's state_dict() alone"
         )
-    selected = usual[0]
-    if others := [name for name in sets if name not in ("", selected)]:
+    choice = usual_names[0]
+    if other_names := [name for name in sets if name not in ("", choice)]:
         logger.warning(
             "%s holds several sets of weights: %s is taken; %s can be had with "
-            "kd_jax.import_teacher --key=NAME", path, selected, _shortened(others),
+            "kd_jax.import_teacher --key=NAME", path, choice, _shortened(other_names),
         )  # fmt: skip
     if "" in sets:
-        logger.warning("%s: %s is taken; the tensors beside it are left out", path, selected)
-    return sets[selected]
+        logger.warning("%s: %s is taken; the tensors beside it are left out", path, choice)
+    return sets[choice]
 
 
 def under(arrays: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
@@ -72,8 +72,10 @@ def under(arrays: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
       UserError: there are none.
     """
     for prefix in (f"{key}.", f"{key}/"):
-        if inner := {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}:
-            return inner
+        if inner_arrays := {
+            n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)
+        }:
+            return inner_arrays
     raise UserError(
         f"{path} has no weights under --key={key}: expected one of "
         f"{_shortened(_first_words(arrays))}"
@@ -82,25 +84,25 @@ def under(arrays: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
 
 def without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Return arrays by their names in the network, without prefixes and counters of wrappers."""
-    kept = {name: array for name, array in arrays.items() if name not in _COUNTERS}
-    while kept:
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in kept)), None)
+    weights = {name: array for name, array in arrays.items() if name not in _COUNTERS}
+    while weights:
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in weights)), None)
         if prefix is None:
             break
-        kept = {name.removeprefix(prefix): array for name, array in kept.items()}
-        kept = {name: array for name, array in kept.items() if name not in _COUNTERS}
-    return kept
+        weights = {name.removeprefix(prefix): array for name, array in weights.items()}
+        weights = {name: array for name, array in weights.items() if name not in _COUNTERS}
+    return weights
 
 
 def common_prefix(names: Mapping[str, Any]) -> str:
     """Return the longest common prefix of all names in whole words, with its last dot; or empty."""
     words = [name.split(".")[:-1] for name in names]
-    shared = []
+    prefix_words = []
     for column in zip(*words, strict=False):
         if len(set(column)) > 1:
             break
-        shared.append(column[0])
-    return "".join(f"{word}." for word in shared)
+        prefix_words.append(column[0])
+    return "".join(f"{word}." for word in prefix_words)
 
 
 def _find(content: Any, path: Path, is_tensor: Callable[[Any], bool]) -> dict[str, dict[str, Any]]:
@@ -111,14 +113,14 @@ def _find(content: Any, path: Path, is_tensor: Callable[[Any], bool]) -> dict[st
     """
     search = _Search(is_tensor)
     search.look(content, "")
-    if search.left_out:
+    if search.is_incomplete:
         logger.warning(
             "%s has more dicts than are looked at: of %d sets of weights the first are, and names "
             "of up to %d letters", path, _MOST_SETS, _LONGEST_KEY,
         )  # fmt: skip
     sets = search.sets
-    likely = {name: tensors for name, (tensors, is_likely) in sets.items() if is_likely}
-    return likely or {name: tensors for name, (tensors, _) in sets.items()}
+    likely_sets = {name: tensors for name, (tensors, is_likely) in sets.items() if is_likely}
+    return likely_sets or {name: tensors for name, (tensors, _) in sets.items()}
 
 
 class _Search:
@@ -126,12 +128,12 @@ class _Search:
 
     Attributes:
       sets: joined keys -> (tensors by name, whether they are likely a network's).
-      left_out: whether a limit was reached.
+      is_incomplete: whether a limit was reached.
     """
 
     def __init__(self, is_tensor: Callable[[Any], bool]):
         self.sets: dict[str, tuple[dict[str, Any], bool]] = {}
-        self.left_out = False
+        self.is_incomplete = False
         self._is_tensor = is_tensor
         self._visited: set[int] = set()
 
@@ -140,34 +142,34 @@ class _Search:
         if not isinstance(node, dict) or id(node) in self._visited or name.count(".") >= _DEEPEST:
             return
         if len(self.sets) >= _MOST_SETS:
-            self.left_out = True
+            self.is_incomplete = True
             return
         self._visited.add(id(node))
         tensors = {k: v for k, v in node.items() if isinstance(k, str) and self._is_tensor(v)}
         if node and len(tensors) == len(node):
             self.sets[name] = node, True
             return
-        before = len(self.sets)
+        num_before = len(self.sets)
         for key, value in node.items():
             if isinstance(key, str) and not key[:_LONGEST_KEY].lower().startswith(_OTHER_KEYS):
                 if len(key) <= _LONGEST_KEY:
                     self.look(value, f"{name}.{key}" if name else key)
                 elif isinstance(value, dict):
-                    self.left_out = True
+                    self.is_incomplete = True
         if tensors:
             # A network has a kernel or a matrix. A set under a usual key counts without one.
             has_matrix = any(len(tensor.shape) > 1 for tensor in tensors.values())
             is_usual = name.rpartition(".")[2] in _KEYS
-            if has_matrix or is_usual or len(self.sets) == before:
+            if has_matrix or is_usual or len(self.sets) == num_before:
                 self.sets[name] = tensors, has_matrix or is_usual
 
 
 def _of_key(sets: Mapping[str, dict[str, Any]], key: str, path: Path) -> dict[str, Any]:
     if key in sets:
         return sets[key]
-    inside = [name for name in sets if any(n.startswith(f"{key}.") for n in sets[name])]
-    if len(inside) == 1:
-        return under(sets[inside[0]], key, path)
+    set_names = [name for name in sets if any(n.startswith(f"{key}.") for n in sets[name])]
+    if len(set_names) == 1:
+        return under(sets[set_names[0]], key, path)
     names = [*filter(None, sets), *(n for arrays in sets.values() for n in _first_words(arrays))]
     raise UserError(
         f"{path} has no weights under --key={key}: expected one of {_shortened(names) or 'none'}"
@@ -180,6 +182,6 @@ def _first_words(arrays: Mapping[str, Any]) -> list[str]:
 
 
 def _shortened(names: Any) -> str:
-    listed = [name[:80] or "one that has no name" for name in names]
-    more = f" and {len(listed) - _MOST_NAMES} more" if len(listed) > _MOST_NAMES else ""
-    return ", ".join(listed[:_MOST_NAMES]) + more
+    texts = [name[:80] or "one that has no name" for name in names]
+    omission = f" and {len(texts) - _MOST_NAMES} more" if len(texts) > _MOST_NAMES else ""
+    return ", ".join(texts[:_MOST_NAMES]) + omission

@@ -76,24 +76,24 @@ def check(path: Path) -> None:
     """Raise `UserError` if a file does not exist or is known to have a format that is not read."""
     if not path.is_file():
         raise UserError(f"no file of weights at {path}: expected a {', '.join(SUFFIXES)} file")
-    if foreign := _foreign(path):
-        raise UserError(f"{path} is {foreign}, which kd_jax does not read: {_ACCEPTED}")
+    if format_name := _foreign(path):
+        raise UserError(f"{path} is {format_name}, which kd_jax does not read: {_ACCEPTED}")
 
 
 def _foreign(path: Path) -> str | None:
     """Return the name of a format that is not read; None if the file may be readable."""
     try:
         with open(path, "rb") as file:
-            first = file.read(64)
+            first_bytes = file.read(64)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): make it readable") from None
     # A safetensors file begins with the length of its header, 8 bytes and below 2^32, so its first
     # bytes may be those of another format.
-    may_be_safetensors = path.suffix == ".safetensors" and first[4:8] == bytes(4)
+    may_be_safetensors = path.suffix == ".safetensors" and first_bytes[4:8] == bytes(4)
     for beginning, kind in _BEGINNINGS.items():
-        if first.startswith(beginning) and not may_be_safetensors:
+        if first_bytes.startswith(beginning) and not may_be_safetensors:
             return kind
-    is_archive = first.startswith(b"PK")  # Lightning's .ckpt is a file of torch.save
+    is_archive = first_bytes.startswith(b"PK")  # Lightning's .ckpt is a file of torch.save
     if path.suffix == ".keras" or not is_archive:
         return _ENDINGS.get(path.suffix.lower())
     return None
@@ -154,6 +154,8 @@ def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
         if read_header is None:
             raise ValueError(f"{entry.filename[:100]} is of a later version of NumPy's format")
         shape, _, dtype = read_header(file)
-    declared = math.prod(shape) * dtype.itemsize
-    if declared > min(entry.file_size, _MOST_DEFLATED * entry.compress_size + 1000):
-        raise ValueError(f"{entry.filename[:100]} declares {declared:,} bytes and holds fewer")
+    declared_bytes = math.prod(shape) * dtype.itemsize
+    if declared_bytes > min(entry.file_size, _MOST_DEFLATED * entry.compress_size + 1000):
+        raise ValueError(
+            f"{entry.filename[:100]} declares {declared_bytes:,} bytes and holds fewer"
+        )

@@ -44,20 +44,20 @@ def read_state_dict(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(_small(path)) as archive:
             root = _root(archive)
-            described = torch_pickle.describe(_content(archive, f"{root}data.pkl"))
-            tensors = state_dicts.choose(described, key, path, lambda x: isinstance(x, Tensor))
+            content = torch_pickle.describe(_content(archive, f"{root}data.pkl"))
+            tensors = state_dicts.choose(content, key, path, lambda x: isinstance(x, Tensor))
             order: Literal["<", ">"] = "<"
             if f"{root}byteorder" in archive.namelist():
                 order = "<" if _content(archive, f"{root}byteorder") == b"little" else ">"
             return _arrays(archive, f"{root}data/", tensors, order)
-    except pickle_data.RefusedError as refused:
-        if str(refused).startswith("__torch__."):
+    except pickle_data.RefusedError as error:
+        if str(error).startswith("__torch__."):
             raise UserError(
                 f"{path} is a program of TorchScript, which is not run: save the model's "
                 "state_dict() alone"
             ) from None
         raise UserError(
-            f"{path} holds {refused} beside tensors, which could run code when read: it is "
+            f"{path} holds {error} beside tensors, which could run code when read: it is "
             "refused; save the model's state_dict() alone"
         ) from None
     except zipfile.BadZipFile:
@@ -124,14 +124,17 @@ def _arrays(
             ranges[tensor.key] = (
                 min(begin, tensor.offset * width), max(end, tensor.end * width)
             )  # fmt: skip
-    declared = sum(tensor.size * tensor.dtype.itemsize for tensor in set(tensors.values()))
-    to_read = sum(end - begin for begin, end in ranges.values())
-    stored = sum(_entry(archive, folder + key).file_size for key in ranges)
-    on_disk = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
-    if to_read > 2 * declared + _SLACK_BYTES or max(to_read, stored) > on_disk:
+    declared_bytes = sum(tensor.size * tensor.dtype.itemsize for tensor in set(tensors.values()))
+    bytes_to_read = sum(end - begin for begin, end in ranges.values())
+    stored_bytes = sum(_entry(archive, folder + key).file_size for key in ranges)
+    file_bytes = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
+    if (
+        bytes_to_read > 2 * declared_bytes + _SLACK_BYTES
+        or max(bytes_to_read, stored_bytes) > file_bytes
+    ):
         raise ValueError(
-            f"its tensors have {declared:,} bytes, but take {to_read:,} of {on_disk:,} bytes to "
-            "read: save them with .clone()"
+            f"its tensors have {declared_bytes:,} bytes, but take {bytes_to_read:,} of "
+            f"{file_bytes:,} bytes to read: save them with .clone()"
         )
     contents = {
         key: _part(archive, folder + key, begin, end) for key, (begin, end) in ranges.items()

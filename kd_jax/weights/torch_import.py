@@ -36,20 +36,20 @@ def from_state_dict(
     Raises:
       UserError: keys are missing, unexpected, of another shape or dtype, or not finite.
     """
-    expected = models.flat_shapes(network, image_shape)
+    expected_shapes = models.flat_shapes(network, image_shape)
     layout, arrays = name_maps.recognise(state_dict)
     # Parameters before running statistics: in the error they are more useful.
-    in_order = sorted(expected, key=lambda path: path[0] != "params")
-    keys = {layout.key(path): path for path in in_order}
+    ordered_paths = sorted(expected_shapes, key=lambda path: path[0] != "params")
+    keys = {layout.key(path): path for path in ordered_paths}
     arrays = {key: value for key, value in arrays.items() if not key.endswith(_NOT_WEIGHTS)}
     problems = [f"missing {key}" for key in keys if key not in arrays]
     problems += [f"unexpected {key[:_LONGEST]}" for key in arrays if key not in keys]
-    flat: dict[tuple[str, ...], np.ndarray] = {}
-    broken: list[str] = []
+    leaves: dict[tuple[str, ...], np.ndarray] = {}
+    faults: list[str] = []
     for key, path in keys.items():
         if key not in arrays:
             continue
-        shape = layout.shape(path, expected[path])
+        shape = layout.shape(path, expected_shapes[path])
         if arrays[key].shape != shape:
             problems.append(f"{key} has shape {arrays[key].shape}, expected {shape}")
             continue
@@ -57,21 +57,21 @@ def from_state_dict(
         if array is None:
             problems.append(f"{key} holds {arrays[key].dtype}, expected floating-point numbers")
             continue
-        flat[path] = array
+        leaves[path] = array
         if words := saved_network.what_is_not_a_weight(path, array):
-            broken.append(f"{key} {words}")
+            faults.append(f"{key} {words}")
     if problems:
-        more = f"; and {len(problems) - _MOST_KEYS} more" if len(problems) > _MOST_KEYS else ""
+        omission = f"; and {len(problems) - _MOST_KEYS} more" if len(problems) > _MOST_KEYS else ""
         raise UserError(
             f"the weights do not fit {network.arch} with {network.num_classes} classes: "
-            f"{_suggest(layout, arrays)}; {'; '.join(problems[:_MOST_KEYS])}{more}"
+            f"{_suggest(layout, arrays)}; {'; '.join(problems[:_MOST_KEYS])}{omission}"
         )
-    if broken:
+    if faults:
         raise UserError(
-            f"the weights cannot be right: {'; '.join(broken[:_MOST_KEYS])}; take another "
+            f"the weights cannot be right: {'; '.join(faults[:_MOST_KEYS])}; take another "
             "checkpoint of that training"
         )
-    return models.both_collections(flax.traverse_util.unflatten_dict(flat))
+    return models.both_collections(flax.traverse_util.unflatten_dict(leaves))
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray | None:
@@ -88,8 +88,10 @@ def to_state_dict(
     variables: Mapping[str, Any], layout: name_maps.Layout = name_maps.PYTORCH
 ) -> dict[str, np.ndarray]:
     """Return the state dict of Flax variables in a layout: the inverse of `from_state_dict`."""
-    flat = flax.traverse_util.flatten_dict(dict(variables))
-    return {layout.key(path): layout.to_file(path, np.asarray(leaf)) for path, leaf in flat.items()}
+    leaves = flax.traverse_util.flatten_dict(dict(variables))
+    return {
+        layout.key(path): layout.to_file(path, np.asarray(leaf)) for path, leaf in leaves.items()
+    }
 
 
 def _suggest(layout: name_maps.Layout, arrays: Mapping[str, np.ndarray]) -> str:
@@ -98,26 +100,27 @@ def _suggest(layout: name_maps.Layout, arrays: Mapping[str, np.ndarray]) -> str:
     Also tries the keys without their common prefix.
     """
     prefix = state_dicts.common_prefix(arrays) if layout is name_maps.PYTORCH else ""
-    inner = {key.removeprefix(prefix): array for key, array in arrays.items()}
-    classes = layout.num_classes(inner)
-    fits = ""
+    bare_arrays = {key.removeprefix(prefix): array for key, array in arrays.items()}
+    classes = layout.num_classes(bare_arrays)
+    suggestion = ""
     if classes is not None:
-        shapes = {key: value.shape for key, value in inner.items()}
+        shapes = {key: value.shape for key, value in bare_arrays.items()}
         for arch in zoo.NAMES:
             network = models.build(arch, classes, (0.5,), (0.5,))
-            expected = models.flat_shapes(network, (32, 32, 3))
-            expected_in_file = {
-                layout.key(path): layout.shape(path, shape) for path, shape in expected.items()
+            expected_shapes = models.flat_shapes(network, (32, 32, 3))
+            file_shapes = {
+                layout.key(path): layout.shape(path, shape)
+                for path, shape in expected_shapes.items()
             }
-            if expected_in_file == shapes:
-                fits = f"they fit {arch} with {classes} classes"
+            if file_shapes == shapes:
+                suggestion = f"they fit {arch} with {classes} classes"
                 break
     if not prefix:
-        return fits or "no architecture of the zoo fits them"
-    shown = prefix[:_LONGEST]
-    if not fits:
-        return f"all their names begin with {shown}, and no architecture of the zoo fits them"
+        return suggestion or "no architecture of the zoo fits them"
+    start = prefix[:_LONGEST]
+    if not suggestion:
+        return f"all their names begin with {start}, and no architecture of the zoo fits them"
     return (
-        f"all their names begin with {shown}, without which {fits} (kd_jax.import_teacher "
-        f"--key={shown.rstrip('.')} takes it away)"
+        f"all their names begin with {start}, without which {suggestion} (kd_jax.import_teacher "
+        f"--key={start.rstrip('.')} takes it away)"
     )

@@ -124,9 +124,9 @@ def _tensor(storage: Any, offset: int, shape: Any, steps: Any, *_: Any) -> Any:
     return tensor
 
 
-def _tensor_of_type(storage: Any, offset: int, shape: Any, steps: Any, *more: Any) -> Any:
+def _tensor_of_type(storage: Any, offset: int, shape: Any, steps: Any, *extras: Any) -> Any:
     """Return a tensor whose storage is of bytes, and whose dtype is an extra argument."""
-    dtype_name = more[2]
+    dtype_name = extras[2]
     if not isinstance(dtype_name, Name) or dtype_name.module != "torch":
         raise ValueError("a tensor is of a type that is none of PyTorch's")
     if dtype_name in _OTHER_TYPES or isinstance(storage, pickle_data.Thing):
@@ -142,10 +142,10 @@ def _tensor_of_type(storage: Any, offset: int, shape: Any, steps: Any, *more: An
 
 def _tensor_with_attributes(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
     """Return the tensor without its Python attributes."""
-    make = _CALLS.get(function) if isinstance(function, Name) else None
-    if make is None or make is _tensor_with_attributes:
+    constructor = _CALLS.get(function) if isinstance(function, Name) else None
+    if constructor is None or constructor is _tensor_with_attributes:
         raise ValueError("a tensor is made by something that makes none")
-    return make(*pickle_data.check_arguments(arguments))
+    return constructor(*pickle_data.check_arguments(arguments))
 
 
 def _whole(value: Any) -> int:

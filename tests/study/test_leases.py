@@ -145,11 +145,11 @@ def test_a_heart_goes_on_beating_when_the_place_fails(call, tmp_path, monkeypatc
         leases.refresh()  # said once a minute, not at each beat
         assert (leases.owner("a"), leases.attempts("a")) == (None, 0 if call == "listdir" else 1)
     assert [text.split(":")[0] for text in warned] == [
-        "the claim on a cannot be kept fresh ([Errno 5] Input/output error)"
+        "the lease of a cannot be kept fresh ([Errno 5] Input/output error)"
     ]
     leases.refresh()
     assert path.stat().st_mtime > time.time() - 60
-    assert warned[1] == "the claim on a is fresh again"
+    assert warned[1] == "the lease of a is fresh again"
 
 
 def test_a_lease_out_of_reach_for_too_long_counts_as_lost(tmp_path, monkeypatch, warned):
