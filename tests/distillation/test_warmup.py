@@ -52,5 +52,6 @@ def test_a_step_has_the_cross_entropy_whole_and_the_distillation_loss_in_part():
 def test_it_is_the_same_on_any_number_of_devices_and_in_parts():
     options = {"distill.warmup_epochs": 1.0}
     alone = losses(1, **options)
-    np.testing.assert_allclose(losses(4, **options), alone, rtol=1e-4)
-    assert losses(1)[0] != alone[0]
+    np.testing.assert_allclose(losses(2, **options), alone, rtol=1e-4)
+    in_parts = losses(1, 1, **options, accumulate=2)  # batch norm sees a part: about the same
+    np.testing.assert_allclose(in_parts, alone[:1], rtol=0.1)
