@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kd_jax.distill.warmup import distillation_factor
+from kd_jax.distillation.warmup import distillation_factor
 from tiny_runs import LABELS, run, small_config
 
 PLAIN = {"mixup.kind": "none", "distill.label_weight": 0.5}

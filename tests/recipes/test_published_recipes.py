@@ -9,7 +9,7 @@ from helpers import run as run_command
 from kd_jax import config as config_lib
 from kd_jax import recipes
 from kd_jax.config import checks, overrides
-from kd_jax.distill import objective
+from kd_jax.distillation import objective
 from kd_jax.runtime import devices
 from kd_jax.runtime.errors import UserError
 from kd_jax.training import optimizer
