@@ -4,8 +4,8 @@ r"""Distil the study's second teacher, VGG11 with batch norm, into a MobileNetV3
     python -m kd_jax.main --config=configs/vgg11_bn.py --workdir=runs/vgg11_bn \
         --config.teacher.weights=teachers/vgg11_bn
 
-`--config=configs/vgg11_bn.py:recipe=NAME` takes another recipe than function matching, see
-`python -m kd_jax.recipes`.
+`--config=configs/vgg11_bn.py:recipe=NAME` takes another recipe than function matching, and
+`recipe=crd_protocol+NAME` several; see `python -m kd_jax.recipes`.
 """
 
 from kd_jax import recipes

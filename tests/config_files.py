@@ -4,7 +4,17 @@ from helpers import ROOT
 from kd_jax.config import config_file
 
 CONFIGS = {
-    "resnet44": [(), ("recipe=seed",), ("recipe=hinton",), ("recipe=scratch",)],
+    "resnet44": [
+        (),
+        ("recipe=seed",),
+        ("recipe=hinton",),
+        ("recipe=scratch",),
+        ("recipe=dkd",),
+        ("recipe=dist",),
+        ("recipe=lskd",),
+        ("recipe=crd_protocol",),
+        ("recipe=crd_protocol+lskd",),
+    ],
     "mbv2": [(), ("recipe=seed",)],
     "vgg11_bn": [(), ("recipe=seed",)],
     "scratch": [()],

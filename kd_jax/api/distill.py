@@ -60,7 +60,8 @@ def distill(
       unlabelled: further images to train on, which only the teacher labels.
       class_names: of the data set, in the order of its labels.
       config: an experiment to begin with, or `FILE[:ARGUMENT]` of one.
-      recipe: a name of `kd_jax.recipes` to begin with, instead; None: `funmatch`.
+      recipe: a name of `kd_jax.recipes` to begin with, instead, or several joined by `+`; None:
+        `funmatch`.
       loss: `loss(teacher_logits, student_logits)` or `(..., labels)`, a pure function of JAX arrays
         that returns one number for each example; None: `distill.loss` of the config.
       callbacks: see `kd_jax.Callback`.
@@ -113,10 +114,7 @@ def _begin(config: ConfigDict | str | None, recipe: str | None) -> ConfigDict:
     elif config is not None:
         experiment = config.copy_and_resolve_references()
     else:
-        name = recipe or "funmatch"
-        if name not in recipes.RECIPES:
-            raise UserError(f"recipe= is {name!r}: expected one of {', '.join(recipes.RECIPES)}")
-        experiment = recipes.apply(name)
+        experiment = recipes.apply(str(recipe or "funmatch"))
     experiment.unlock()
     return experiment
 

@@ -165,6 +165,12 @@ def _check_combinations(config: ConfigDict) -> list[str]:
             f"config.distill.label_smoothing is {distill.label_smoothing}, expected 0: with "
             "config.distill.label_weight=0 no label is read"
         )
+    if distill.warmup_epochs > 0 and not 0 < distill.label_weight < 1:
+        problems.append(
+            f"config.distill.warmup_epochs is {distill.warmup_epochs}, expected 0 with "
+            f"config.distill.label_weight={distill.label_weight}: the distillation loss warms up "
+            "beside the cross-entropy, and there is only one of them"
+        )
     if distill.view == "fixed" and mixes:
         problems.append(
             "config.distill.view is fixed, expected config.mixup.kind=none with it: the teacher's "

@@ -353,9 +353,23 @@ FIELDS = (
     ),
     Field(
         "distill.label_weight", 0.0,
-        "The loss is `label_weight` * cross-entropy + (1 - `label_weight`) * the distillation "
-        "loss. 0: label-free. 1: training from scratch, where a teacher only serves to compare.",
+        "The loss is `total_weight` * (`label_weight` * cross-entropy + (1 - `label_weight`) * the "
+        "distillation loss). 0: label-free. 1: training from scratch, where a teacher only serves "
+        "to compare.",
         range=closed(0, 1), source="Hinton et al. 2015, section 2", cohort_mutable=True,
+    ),
+    Field(
+        "distill.total_weight", 1.0,
+        "Factor of the whole loss, for published weights whose sum is not 1: 1 * cross-entropy + "
+        "3 * the distillation loss is `total_weight` 4 and `label_weight` 0.25.",
+        range=left_open(0, 1e3), cohort_mutable=True,
+    ),
+    Field(
+        "distill.warmup_epochs", 0.0,
+        "Length of the linear warm-up of the distillation loss from 0, during which the "
+        "cross-entropy has its full weight already; at most a tenth of the run is used.",
+        range=closed(0, _EPOCHS), unit="epochs", source="megvii-research/mdistiller",
+        cohort_mutable=True,
     ),
     Field(
         "distill.label_smoothing", 0.0, "Share of a label that is spread over all classes.",

@@ -105,6 +105,7 @@ def student_loss(
     label_probs: jax.Array | None,
     labels: jax.Array | None,
     loss_function: UserLoss | None = None,
+    warmup: jax.Array | float = 1.0,
 ) -> jax.Array:
     """Return the loss of each example, float32 `[n]`.
 
@@ -116,8 +117,9 @@ def student_loss(
       label_probs: `[n, classes]`; not read when `label_weight` is 0.
       labels: int `[n]`, of the examples themselves; only `dkd` and `python_with_labels` read them.
       loss_function: for `distill.loss` python.
+      warmup: scalar, a further factor of the distillation loss (`warmup.distillation_factor`).
     """
-    weight = config.distill.label_weight
+    weight, total = config.distill.label_weight, config.distill.total_weight
     loss = jnp.zeros(student_logits.shape[:1])
     if weight < 1:
         for share, logits in zip(shares, teacher_logits, strict=True):
@@ -126,8 +128,8 @@ def student_loss(
             else:
                 read = labels if config.distill.loss == "python_with_labels" else None
                 to_teacher = user_loss(loss_function, logits, student_logits, read)
-            loss += (1 - weight) * share * to_teacher
+            loss += total * (1 - weight) * share * warmup * to_teacher
     if weight > 0:
         assert label_probs is not None
-        loss += weight * losses.cross_entropy(student_logits, label_probs)
+        loss += total * weight * losses.cross_entropy(student_logits, label_probs)
     return loss

@@ -68,7 +68,8 @@ def make_cohort_step(
         if teacher is not None and answers is None:
             logits = teacher_forward(teacher, constants, indices, view)
         inputs = make_inputs(view, logits, constants, indices)
-        return cohort_gradients(students, teacher, states, inputs)
+        num_examples = None if constants.labels is None else len(constants.labels)
+        return cohort_gradients(students, teacher, states, inputs, num_examples)
 
     def step(states: States, constants: Constants, batch: AnyBatch) -> tuple[States, Metrics]:
         gradients = accumulate(
@@ -114,6 +115,7 @@ def cohort_gradients(
     teacher: Ensemble | None,
     states: States,
     inputs: StepInputs,
+    num_examples: int | None,
 ) -> list[StudentGradients]:
     """Return `student_gradients` of each student, computed one after another.
 
@@ -124,7 +126,7 @@ def cohort_gradients(
     for spec, state in zip(students, states, strict=True):
         if gradients:
             inputs, gradients = jax.lax.optimization_barrier((inputs, gradients))
-        gradients.append(student_gradients(spec, teacher, state, inputs))
+        gradients.append(student_gradients(spec, teacher, state, inputs, num_examples))
     return gradients
 
 

@@ -15,6 +15,7 @@ from kd_jax.distillation.ensemble import Ensemble
 from kd_jax.distillation.inputs import StepInputs
 from kd_jax.distillation.objective import UserLoss, student_loss
 from kd_jax.distillation.state import TrainState
+from kd_jax.distillation.warmup import distillation_factor
 from kd_jax.models import Network
 
 
@@ -51,7 +52,11 @@ class StudentGradients(NamedTuple):
 
 
 def student_gradients(
-    spec: StudentSpec, teacher: Ensemble | None, state: TrainState, inputs: StepInputs
+    spec: StudentSpec,
+    teacher: Ensemble | None,
+    state: TrainState,
+    inputs: StepInputs,
+    num_examples: int | None = None,
 ) -> StudentGradients:
     """Return gradients, metrics and batch statistics of one student on the inputs of one device.
 
@@ -60,6 +65,7 @@ def student_gradients(
       teacher: combines `inputs.teacher_logits`; not read when `distill.label_weight` is 1.
       state: `params`, `batch_stats`, `seed` and `step` are read.
       inputs: of this device.
+      num_examples: of the training set; only `distill.warmup_epochs` reads it.
     """
     config, network, distill = spec.config, spec.network, spec.config.distill
     # A sum over the global batch is its mean, times its size: for any number of devices.
@@ -74,6 +80,7 @@ def student_gradients(
         targets, target_weights = teacher.targets(logits, distill.loss, distill.temperature)
         consensus = teacher.mean(logits)
     label_probs = _label_probs(inputs, network.num_classes, distill.label_smoothing)
+    warmup = distillation_factor(config, state.step, num_examples)
     dropout_keys = None
     if network.has_dropout:
         dropout_key = augment.stream_key(state.seed, state.step, augment.STREAM_DROPOUT)
@@ -86,7 +93,14 @@ def student_gradients(
         )
         loss = jnp.mean(
             student_loss(
-                config, logits, targets, target_weights, label_probs, inputs.labels, spec.loss
+                config,
+                logits,
+                targets,
+                target_weights,
+                label_probs,
+                inputs.labels,
+                spec.loss,
+                warmup,
             )
         )
         return scale * loss, (loss, logits, batch_stats)

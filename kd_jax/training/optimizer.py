@@ -12,8 +12,7 @@ import optax
 from ml_collections import ConfigDict
 from optax import contrib
 
-# Largest share of a run that the warm-up takes, so that a shortened run still trains.
-MOST_WARMUP = 0.1
+from kd_jax.distillation.warmup import MOST_WARMUP
 
 
 class _Position(NamedTuple):

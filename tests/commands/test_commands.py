@@ -155,7 +155,7 @@ WRONG_INPUTS = [
     wrong("probe into a directory", "--workdir={teacher}", "--out=docs", says="is a directory",
           module="kd_jax.probe"),
     wrong("no such recipe", "--config=configs/mbv2.py:recipe=sead", "--workdir={new}",
-          says="'recipe=sead' is no recipe: expected recipe=funmatch"),
+          says="'sead' is no recipe: expected one of funmatch"),
     wrong("recipes nobody knows", "diff", "a", "b", says="'a' is no recipe",
           module="kd_jax.recipes"),
     wrong("recipes misread", "compare", says="'compare' is not understood",

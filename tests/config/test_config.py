@@ -241,6 +241,8 @@ WRONG = {
     "distill.temperature": 0.0,
     "distill.label_weight": 1.1,
     "distill.label_smoothing": 0.1,  # without labels
+    "distill.total_weight": 0.0,
+    "distill.warmup_epochs": 5.0,  # without labels
     "student.ema_decay": 1.0,
     "mixup.kind": "Batch",
     "checkpoint_every_steps": 0,
@@ -269,6 +271,9 @@ TOGETHER = {
     "an image is cropped in one way": {"augment.crop_area": 0.5},
     "cannot answer for a mixture": {"distill.view": "fixed"},
     "a mixture has two": {"distill.loss": "dkd"},
+    "warmup_epochs is 2.0, expected 0 with config.distill.label_weight=1.0": {
+        "distill.warmup_epochs": 2.0, "distill.label_weight": 1.0
+    },
 }  # fmt: skip
 
 

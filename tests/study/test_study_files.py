@@ -7,6 +7,7 @@ from kd_jax import config as config_lib
 from kd_jax.config import checks, default_config
 from kd_jax.runtime.errors import UserError
 from kd_jax.study import spec
+from kd_jax.training import cohort
 
 
 def test_the_weights_of_a_teacher_are_found_by_name(tmp_path):
@@ -26,7 +27,7 @@ def test_the_weights_of_a_teacher_are_found_by_name(tmp_path):
     assert spec.teacher_weights(one, tmp_path, None) == ""
 
 
-STUDIES = ("table2", "reproduced", "repaired", "first_table", "demo")
+STUDIES = ("table2", "reproduced", "repaired", "first_table", "crd", "demo")
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -72,6 +73,39 @@ def test_each_repair_changes_its_own_fields_and_the_last_all_of_them():
     assert all("normalisation" in path or "mismatch" in path for path in changed[1])
     assert changed[2] == {"augment.crop_pad_px": 4, "augment.flip": True}
     assert changed[3] == changed[0] | changed[1] | changed[2]
+
+
+def test_the_losses_of_the_crd_line_are_one_cohort_and_function_matching_another():
+    study = spec.load(f"{ROOT}/configs/studies/crd.py")
+    assert study.title == "ResNet56 teaches ResNet20 by the protocol of CRD"
+    assert {one.row: one.published for one in study.runs} == {
+        "KD": 70.66, "DKD": 71.97, "DIST": 71.75, "LSKD": 71.43, "function matching": None
+    }  # fmt: skip
+    keys = []
+    for one in study.runs:
+        config = one.config.copy_and_resolve_references().unlock()
+        config.teacher.weights = "somewhere"
+        keys.append(cohort.key(config))
+        assert (config.student.arch, config.teacher.arch) == ("resnet20", "resnet56")
+    assert None not in keys
+    assert len(set(keys[:4])) == 1
+    assert keys[4] != keys[0]
+    assert study.runs[1].config.distill.dkd_others == 2.0
+
+
+def test_a_shortened_crd_line_keeps_its_proportions_and_says_so():
+    whole, short = (
+        spec.load(f"{ROOT}/configs/studies/crd.py{argument}")
+        for argument in ("", ":epochs=12,fraction=0.5")
+    )
+    assert short.title.endswith(", shortened: 12 epochs in place of 240, 50% of the images")
+    for one, other in zip(whole.runs, short.runs, strict=True):
+        assert one.config.schedule == other.config.schedule
+        assert other.config.distill.warmup_epochs * 20 == one.config.distill.warmup_epochs
+        assert other.source == (f"{one.source}, 240 epochs" if one.published else "")
+    assert whole.runs[1].config.distill.warmup_epochs == 20
+    longer = spec.load(f"{ROOT}/configs/studies/crd.py:epochs=300")
+    assert longer.title.endswith(", lengthened: 300 epochs in place of 240")
 
 
 def of_study(body):
