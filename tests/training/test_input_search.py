@@ -50,9 +50,7 @@ def thresholds(normalisation, channels="rgb"):
     return Teacher(card, FunctionNetwork(card.arch, apply, preprocessing), (), foreign=object())
 
 
-@pytest.mark.parametrize(
-    ("normalisation", "channels"), [("imagenet", "rgb"), ("byte", "rgb"), ("unit", "bgr")]
-)
+@pytest.mark.parametrize(("normalisation", "channels"), [("byte", "rgb"), ("unit", "bgr")])
 def test_a_mistaken_input_is_named(normalisation, channels):
     images, labels = colours()
     sentence, candidates = input_search.advise(thresholds(normalisation, channels), images, labels)
