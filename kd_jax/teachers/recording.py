@@ -228,6 +228,12 @@ def size_in_bytes(header: Header) -> int:
     return header.step_bytes * header.total_steps
 
 
+def size_of_answers(config: ConfigDict, teachers: int, num_classes: int, total_steps: int) -> int:
+    """Return the bytes of a recording that is not begun, without the clean splits."""
+    answers = config.batch_size * teachers * num_classes * total_steps
+    return int(answers * np.dtype(config.teacher.record_dtype).itemsize)
+
+
 def shards_in(directory: Path) -> dict[int, Path]:
     """Return the shards of a directory by their numbers."""
     matches = ((_NAME.fullmatch(path.name), path) for path in directory.iterdir())

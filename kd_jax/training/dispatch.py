@@ -15,6 +15,7 @@ from kd_jax.data import prefetch
 from kd_jax.distillation import state as state_lib
 from kd_jax.distillation import step as step_lib
 from kd_jax.runtime import devices, processes
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.signals import StopRequest
 from kd_jax.training import fixed_view, teacher_source
 from kd_jax.training.evaluator import Evaluator
@@ -87,6 +88,9 @@ def prepare(
     if distils and not teacher_source.is_live(first):
         add_answers = teacher_source.prepare(first, constants, evaluator.members_logits)
         constants = constants._replace(teacher_variables=())
+    elif variables:
+        assert first.teachers is not None
+        logger.info("the teacher %s answers in the step", first.teachers.arch)
     if processes.count() == 1:
         program = devices.pmap(step, first.devices, (False, False, True), donate_argnums=0)
 

@@ -33,6 +33,7 @@ from kd_jax.kernels import jaxprs, lowering
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import text_tables
 from kd_jax.runtime.errors import UserError, reachable
+from kd_jax.teachers import recording
 from kd_jax.training import hlo, metric_logger, setup
 from kd_jax.training import optimizer as optimizer_lib
 from kd_jax.weights import saved_network
@@ -128,6 +129,9 @@ def _rows(
         *([f"MB a device: {name}", f"{size / 1e6:,.1f}"] for name, size in sizes.items()),
         ["MB a device: all of these", f"{sum(sizes.values()) / 1e6:,.1f}"],
     ]
+    if config.teacher.record:
+        answers = recording.size_of_answers(config, len(archs), num_classes, total_steps)
+        rows.append(["GB on disk: the recorded answers", f"{answers / 1e9:,.2f}"])
     if len(teachers) == len(archs):
         train = (examples, *shape) if is_resident else None
         step, arguments = _step(config, student, teachers, optimizer, state, shape, train, devices)
