@@ -47,7 +47,7 @@ def get_study(argument=""):
         config.distill.warmup_epochs *= share
         spec.take_fraction(config, options["fraction"])
         if source and note:
-            source += f", {_EPOCHS:g} epochs"
+            source += f" at {_EPOCHS:g} epochs"
         runs += spec.of_seeds(row, config, options["seeds"], published=published, source=source)
     return spec.Study(f"ResNet56 teaches ResNet20 by the protocol of CRD{note}", tuple(runs))
 

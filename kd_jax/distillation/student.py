@@ -100,7 +100,7 @@ def student_gradients(
                 label_probs,
                 inputs.labels,
                 spec.loss,
-                warmup,
+                warmup=warmup,
             )
         )
         return scale * loss, (loss, logits, batch_stats)

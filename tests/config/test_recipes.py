@@ -109,7 +109,9 @@ def to_several(loss, logits, student, temperature, combine="probabilities"):
     return jax.vmap(on_one_device, axis_name=devices.AXIS)(np.zeros(1))[0]
 
 
-@pytest.mark.parametrize("loss", config_lib.choices("distill.loss"))
+@pytest.mark.parametrize(
+    "loss", [name for name in config_lib.choices("distill.loss") if not name.startswith("python")]
+)
 @pytest.mark.parametrize("combine", ["probabilities", "losses"])
 def test_a_teacher_counted_twice_is_as_one(loss, combine):
     """Of any loss; squared error gave a perfect student 75 here, where 0 is true."""

@@ -77,7 +77,7 @@ def student_loss(config, teacher, student, warmup=1.0):
 
     def on_one_device(_):
         return objective.student_loss(
-            config, student, (teacher,), (1.0,), label_probs, LABELS_OF_64, warmup
+            config, student, (teacher,), (1.0,), label_probs, LABELS_OF_64, warmup=warmup
         )
 
     return jax.vmap(on_one_device, axis_name=devices.AXIS)(np.zeros(1))[0]

@@ -102,7 +102,7 @@ def test_a_shortened_crd_line_keeps_its_proportions_and_says_so():
     for one, other in zip(whole.runs, short.runs, strict=True):
         assert one.config.schedule == other.config.schedule
         assert other.config.distill.warmup_epochs * 20 == one.config.distill.warmup_epochs
-        assert other.source == (f"{one.source}, 240 epochs" if one.published else "")
+        assert other.source == (f"{one.source} at 240 epochs" if one.published else "")
     assert whole.runs[1].config.distill.warmup_epochs == 20
     longer = spec.load(f"{ROOT}/configs/studies/crd.py:epochs=300")
     assert longer.title.endswith(", lengthened: 300 epochs in place of 240")
