@@ -97,8 +97,12 @@ class Tracker:
 
     @property
     def earlier_top1(self) -> list[float]:
-        """Top-1 of the validations before this start, in percent; empty in other processes."""
-        return [record["top1"] for record in self._log.records if record["kind"] == "val"]
+        """Top-1 of the validations before this start, in percent; empty in other processes.
+
+        Agreement with the teacher where there are no labels.
+        """
+        validations = [record for record in self._log.records if record["kind"] == "val"]
+        return [record["top1" if "top1" in record else "agreement"] for record in validations]
 
     @property
     def images_per_second(self) -> float | None:

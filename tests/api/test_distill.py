@@ -118,6 +118,7 @@ def test_a_callback_stops_a_run_and_the_same_call_goes_on(digits, teacher, tmp_p
 def test_without_labels_there_is_agreement_and_no_accuracy(digits, teacher, tmp_path):
     images = digits[0]
     run = kd.distill(teacher, data=images, workdir=tmp_path / "run", **TINY)
+    assert kd.distill(teacher, data=images, workdir=run.workdir, **TINY).metrics == run.metrics
     assert run.metrics["test_top1"] is None
     assert run.metrics["agreement"] is not None
     assert "agreement" in repr(run)
