@@ -30,8 +30,12 @@ class LinenNetwork(UserNetwork):
 
     def first_variables(self, key: jax.Array, images: jax.Array) -> Variables:
         """Return what the module draws from a key. Its switch is in eval mode."""
-        with self.explained("eval", images.shape):
-            return self._in_mode(False).init(key, images, **self._arguments(False))
+        return self._in_mode(False).init(key, images, **self._arguments(False))
+
+    def trace(self, image_shape: tuple[int, int, int]) -> tuple[Variables, norm_lib.Norms]:
+        """Return shapes and dtypes of the module's variables, and its norms."""
+        with self.explained("eval", (1, *image_shape)):
+            return super().trace(image_shape)
 
     def evaluate(self, variables: Variables, pixels: jax.Array) -> Any:
         """Return what the module makes of pixels `[batch, H, W, C]` in [0, 1], in eval mode."""
@@ -189,12 +193,9 @@ class LinenNetwork(UserNetwork):
         norms: norm_lib.Norms = {}
 
         def forward(variables: Variables, images: jax.Array, keys: jax.Array) -> Any:
+            given = _rngs(keys[0])  # in any case, or the equations could not be compared
             output, batch_stats, called, synchronised = self._train(
-                variables,
-                images,
-                _rngs(keys[0]) if rngs else {},
-                keys if dropout_keys else None,
-                None,
+                variables, images, given if rngs else {}, keys if dropout_keys else None, None
             )
             known.update(synchronised)
             norms.update(called)

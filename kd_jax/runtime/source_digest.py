@@ -30,6 +30,7 @@ import numpy as np
 
 _LIBRARIES = ("flax", "jax", "jaxlib", "kd_jax", "numpy", "optax")  # wherever they are installed
 _UNSET = ("parent", "name")  # fields of every Linen module that say where it is, not what
+_OF_NNX = "_pytree__"  # attributes by which NNX keeps track of the others
 _GENERATED = "__create_fn__"  # where `dataclasses` makes methods from the fields
 
 
@@ -115,20 +116,26 @@ class _Digest:
 
     def _add_array(self, array: Any) -> None:
         self._write(array.dtype, array.shape)
-        if not _is_variable(array) and isinstance(array.dtype, np.dtype):
+        if not _is_of_flax(array, "nnx", "Variable") and isinstance(array.dtype, np.dtype):
             self._write(np.asarray(array).tobytes())
 
     def _add_object(self, value: Any) -> None:
         self._add(type(value))
-        if dataclasses.is_dataclass(value):
-            names = [field.name for field in dataclasses.fields(value)]
-            fields = {name: getattr(value, name, None) for name in names if name not in _UNSET}
-            self._add_named(fields.items())
-        elif _is_variable(value):
+        if _is_of_flax(value, "nnx", "Variable"):
             return  # the state of a random generator, which has no shape of its own
-        elif getattr(value, "__dict__", None):
-            shown = {k: v for k, v in vars(value).items() if not k.startswith("_")}
-            self._add_named(shown.items())
+        attributes = getattr(value, "__dict__", {})
+        if dataclasses.is_dataclass(value):
+            fields = {
+                field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)
+            }
+            linen = _is_of_flax(value, "linen", "Module")  # keeps more than its fields
+            attributes = fields if linen else attributes | fields
+            for name in _UNSET if linen else ():
+                attributes.pop(name, None)
+        if attributes:
+            self._add_named(
+                (name, part) for name, part in attributes.items() if not name.startswith(_OF_NNX)
+            )
         elif " at 0x" not in (text := repr(value)):
             self._write(text)
 
@@ -143,7 +150,7 @@ class _Digest:
             (name, part)
             for name, part in vars(kind).items()
             if (not name.startswith("__") or isinstance(part, types.FunctionType))
-            and not name.startswith(("_abc_", "_pytree__"))
+            and not name.startswith(("_abc_", _OF_NNX))
             and not _is_generated(part)
         )
 
@@ -240,9 +247,10 @@ def _names(code: types.CodeType) -> Iterable[str]:
             yield from _names(constant)
 
 
-def _is_variable(value: Any) -> bool:
+def _is_of_flax(value: Any, package: str, name: str) -> bool:
+    """Return whether a value is an instance of a class of Flax, which is not imported for that."""
     return any(
-        kind.__name__ == "Variable" and kind.__module__.startswith("flax.nnx")
+        kind.__name__ == name and kind.__module__.startswith(f"flax.{package}")
         for kind in type(value).__mro__
     )
 
