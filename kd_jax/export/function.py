@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import models
-from kd_jax.distill import augment
+from kd_jax.distillation import augment
 from kd_jax.kernels import lowering
 from kd_jax.runtime.errors import UserError
 
