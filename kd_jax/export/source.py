@@ -75,7 +75,13 @@ def check(directory: Path, checkpoint: str | None) -> None:
             )
         return
     if (directory / saved_network.CARD_FILE).exists():
-        zoo.check_arch(saved_network.load_card(directory).arch)
+        arch = saved_network.load_card(directory).arch
+        if arch not in zoo.NAMES:
+            raise UserError(
+                f"{directory} holds a network called {arch}, which is not in the zoo, so nothing "
+                f"here can build it: expected one of {', '.join(zoo.NAMES)}; a module of your own "
+                "has its place there too (docs/adding_a_model.md)"
+            )
         return
     if is_run:
         raise UserError(

@@ -1,5 +1,6 @@
 """The command: which network it takes, what it verifies, what it leaves, and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 
@@ -216,6 +217,14 @@ def test_a_network_without_a_run_has_no_checkpoints(tmp_path):
     saved_network.save(tmp_path / "network", given.card, given.variables)
     with pytest.raises(UserError, match=r"is no run .*leave --checkpoint out"):
         export(tmp_path / "network", "stablehlo", tmp_path / "x", checkpoint="last")
+
+
+def test_a_network_that_is_not_in_the_zoo_is_refused(tmp_path):
+    given = golden("resnet8")
+    card = dataclasses.replace(given.card, arch="mine")
+    saved_network.save(tmp_path / "network", card, given.variables)
+    with pytest.raises(UserError, match=r"holds a network called mine, which is not in the zoo"):
+        export(tmp_path / "network", "stablehlo", tmp_path / "x")
 
 
 def test_a_missing_data_set_says_what_to_set(tmp_path, monkeypatch):
