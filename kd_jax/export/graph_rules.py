@@ -120,29 +120,34 @@ def _affine(node: Node, uses: dict[int, int]) -> Node | None:
 
     Only where nobody else uses the value between. The constants are computed in float64.
     """
-    for op in ("add", "sub", "mul", "div"):
-        parts = _split(node, op)
-        if parts is None:
-            continue
-        x, constant = parts
-        is_first = node.inputs[0] is x
-        if not _is_of_channels(constant, x) or (op == "div" and not is_first):
-            return None
-        value = constant.astype(np.float64).reshape(-1)
-        factor, summand = {
-            "add": (1.0, value),
-            "sub": (1.0, -value) if is_first else (-1.0, value),
-            "mul": (value, 0.0),
-            "div": (1.0 / value, 0.0),
-        }[op]
-        if x.op not in _LINEAR or uses[id(x)] > 1:
-            x = Node("affine", (x,), x.shape)
-        return dataclasses.replace(
-            x,
-            kernel=x.kernel.astype(np.float64) * factor,
-            bias=x.bias.astype(np.float64) * factor + summand,
-        )
-    return None
+    parts = _split(node, node.op)
+    if parts is None or node.op not in ("add", "sub", "mul", "div"):
+        return None
+    x, constant = parts
+    is_first = node.inputs[0] is x
+    if not _is_of_channels(constant, x) or (node.op == "div" and not is_first):
+        return None
+    factor, summand = _as_linear(node.op, constant.astype(np.float64).reshape(-1), is_first)
+    if x.op not in _LINEAR or uses[id(x)] > 1:
+        x = Node("affine", (x,), x.shape)
+    return dataclasses.replace(
+        x,
+        kernel=x.kernel.astype(np.float64) * factor,
+        bias=x.bias.astype(np.float64) * factor + summand,
+    )
+
+
+def _as_linear(op: str, value: np.ndarray, is_first: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return factor and summand of `op(x, value)`; of `op(value, x)` unless x is first."""
+    zero, one = np.zeros_like(value), np.ones_like(value)
+    match op:
+        case "add":
+            return one, value
+        case "sub":
+            return (one, -value) if is_first else (-one, value)
+        case "mul":
+            return value, zero
+    return one / value, zero
 
 
 def _is_of_channels(constant: np.ndarray, x: Node) -> bool:

@@ -125,7 +125,6 @@ def runner(path: Path, source: Source, threads: int) -> Callable[[np.ndarray], n
             f"the model takes {given['dtype'].__name__} with the step {given['quantization'][0]}, "
             "expected the pixels themselves: a fault of kd_jax.export"
         )
-    step, zero = result["quantization"]
     batches: list[int] = []
 
     def call(images: np.ndarray) -> np.ndarray:
@@ -136,8 +135,7 @@ def runner(path: Path, source: Source, threads: int) -> Callable[[np.ndarray], n
             batches[:] = [len(images)]
         interpreter.set_tensor(given["index"], images)
         interpreter.invoke()
-        values = np.asarray(interpreter.get_tensor(result["index"]))
-        return (values.astype(np.float32) - zero) * step if step else values
+        return np.asarray(interpreter.get_tensor(result["index"]))
 
     return call
 
