@@ -120,8 +120,8 @@ def _affine(node: Node, uses: dict[int, int]) -> Node | None:
 
     Only where nobody else uses the value between. The constants are computed in float64.
     """
-    parts = _split(node, node.op)
-    if parts is None or node.op not in ("add", "sub", "mul", "div"):
+    parts = _split(node, node.op) if node.op in ("add", "sub", "mul", "div") else None
+    if parts is None:
         return None
     x, constant = parts
     is_first = node.inputs[0] is x
