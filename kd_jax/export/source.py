@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 import kd_jax
 from kd_jax import models
 from kd_jax.config import default_config
-from kd_jax.data import class_names
+from kd_jax.data import catalog, class_names
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.models import zoo
 from kd_jax.runtime import atomic_files
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.teachers import certificate, heads, load
 from kd_jax.training import provenance, saved_student, workdir
@@ -156,7 +157,13 @@ def _with_outputs(
 ) -> Source:
     names = class_names.known(options, dataset.num_classes)
     outputs = heads.outputs(card, names, dataset.num_classes, dataset.name)
-    output_names = heads.names_of(card) or (names if outputs is None else None)
+    output_names = heads.names_of(card)
+    if output_names is None and names is not None:
+        logger.warning(
+            "the network %s does not name its classes: its %d outputs are taken for those of %s in "
+            "the order of their labels", card.source, card.num_classes, dataset.name,
+        )  # fmt: skip
+        output_names = names
     return Source(
         card=dataclasses.replace(card, class_names=output_names, image_shape=dataset.image_shape),
         variables=variables,
@@ -171,6 +178,9 @@ def _options_of(card: saved_network.ModelCard) -> ConfigDict:
     """Return `config.dataset` for the data set that a card names, with nothing held out."""
     options = default_config().dataset
     options.name, options.val_examples = card.dataset, 0
+    height, width, _ = card.image_shape
+    if height == width != catalog.facts(card.dataset).image_size:
+        options.image_size = height
     return options
 
 

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from helpers import run, tree_digest
+from image_folders import make_folder
+from kd_jax import models
 from kd_jax.export import formats, latency, request, source, stablehlo_file, verification
 from kd_jax.export.exporter import MissedError
 from kd_jax.export.request import Request
+from kd_jax.runtime import atomic_files
 from kd_jax.runtime.atomic_files import read_json, sha256_of
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.signals import StoppedError
 from kd_jax.training import saved_student
@@ -98,6 +102,34 @@ def test_a_stored_network_needs_no_run(finished, tmp_path):
     card = read_json(tmp_path / "x.card.json")
     assert card["teacher"] is None
     assert card["dataset"]["name"] == "digits"
+
+
+def test_a_card_names_the_teacher_of_the_run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    certificate = {"arch": "resnet44", "sha256": "466747de", "top1": 71.63, "examples": 10_000}
+    atomic_files.write_json(tmp_path / "run" / "teacher.json", certificate)
+    export(tmp_path / "run", "stablehlo", tmp_path / "x", images=IMAGES)
+    assert read_json(tmp_path / "x.card.json")["teacher"] == certificate
+    text = (tmp_path / "x.card.md").read_text()
+    assert "resnet44, sha256 466747de, 71.63 % top-1 on 10,000 test images" in text
+
+
+def test_a_network_of_a_folder_is_verified_on_its_images(tmp_path, caplog):
+    """Its classes are the folder's, in the order of the labels, as the network names none."""
+    make_folder(tmp_path / "images", count=20, size=(40, 40), test=True)
+    network = models.build("resnet8", 3, (0.5,) * 3, (0.25,) * 3)
+    card = saved_network.ModelCard(
+        "resnet8", 3, (32, 32, 3), network.mean, network.std, "folder", None, "a test", "0"
+    )
+    saved_network.save(tmp_path / "network", card, network.init(0, (32, 32, 3)))
+    logger.propagate = True
+    images = str(tmp_path / "images")
+    export(tmp_path / "network", "stablehlo", tmp_path / "x", data_dir=images)
+    described = read_json(tmp_path / "x.card.json")
+    assert list(described["per_class"]) == described["class_names"] == ["ant", "bee", "über"]
+    assert described["dataset"]["verified"] == 15
+    assert described["input"] == "uint8 [n, 32, 32, 3], RGB, 0 to 255"
+    assert "does not name its classes: its 3 outputs are taken for those of folder" in caplog.text
 
 
 def test_all_formats_go_into_one_folder_and_what_cannot_be_is_named(finished, tmp_path):
