@@ -114,7 +114,10 @@ def read(directory: Path, checkpoint: str | None, data_dir: str | None) -> Sourc
     card, variables = saved_network.load(directory)
     is_run = (directory / workdir.CONFIG_FILE).exists()
     options = workdir.load_config(directory).dataset if is_run else _options_of(card)
-    dataset = _load_data(options, data_dir)
+    options = options.copy_and_resolve_references()
+    if data_dir is not None:
+        options.data_dir = data_dir
+    dataset = _load_data(options)
     if is_run:
         provenance.check_data(directory, dataset.fingerprint)
     load.check_images(card, dataset.name, dataset.image_shape)
@@ -184,10 +187,7 @@ def _options_of(card: saved_network.ModelCard) -> ConfigDict:
     return options
 
 
-def _load_data(options: ConfigDict, data_dir: str | None) -> dataset_lib.DataSet:
-    options = options.copy_and_resolve_references()
-    if data_dir is not None:
-        options.data_dir = data_dir
+def _load_data(options: ConfigDict) -> dataset_lib.DataSet:
     try:
         return dataset_lib.load(options)
     except UserError as error:
