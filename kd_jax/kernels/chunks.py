@@ -35,9 +35,9 @@ def in_chunks(forward: Callable[[jax.Array], jax.Array], images: jax.Array) -> j
       forward: maps images `[n, H, W, C]` to `[n, ...]`, each independently of the others.
       images: `[n, H, W, C]`.
     """
-    count = len(images)
-    if lowering.current() != "cpu" or count == 1:
+    if lowering.current() != "cpu" or len(images) == 1:  # at export the batch has no number
         return forward(images)
+    count = len(images)
     size = min(count, _images_of_chunk(forward, images))
     chunks = -(-count // size)
     if chunks == 1:

@@ -59,7 +59,7 @@ class VGG(nn.Module):
             x = _halve(x)
             number += 1
         # PyTorch flattens channels first. At 32 pixels one pixel is left, so there it is the same.
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         # Only a placeholder, `Network.init` sets the values: Flax's default initialiser fails where
         # no pixel is left.
         zeros = nn.initializers.zeros

@@ -22,6 +22,14 @@ def _hide_accelerators() -> None:
     tf.config.set_visible_devices([], "TPU")
 
 
+def import_tensorflow() -> ModuleType:
+    """Return the module `tensorflow`; `ImportError` where it is missing."""
+    _hide_accelerators()
+    import tensorflow as tf
+
+    return tf
+
+
 def import_tfds() -> ModuleType:
     """Return the module `tensorflow_datasets`.
 

@@ -13,12 +13,13 @@ from kd_jax.training.checkpoints import Checkpoints, DamagedError
 from kd_jax.training.setup import RunSetup
 
 
-def student(directory: Path, choice: str) -> tuple[RunSetup, int, Any]:
+def student(directory: Path, choice: str, data_dir: str | None = None) -> tuple[RunSetup, int, Any]:
     """Return a run's `RunSetup`, a step, and the student's variables then, on all devices.
 
     Args:
       directory: of the run; only read.
       choice: `last`, or `best` on validation.
+      data_dir: where its data set is now; None for the place that its config names.
 
     Raises:
       UserError: there is no such run, or no such checkpoint, or it is damaged; or its data, its
@@ -31,6 +32,8 @@ def student(directory: Path, choice: str) -> tuple[RunSetup, int, Any]:
     with config.unlocked():
         config.num_devices = 0  # those of this machine: it need not be the one that trained
         config.batch_norm.sync = False  # what is only looked at has no batch to share
+        if data_dir is not None:
+            config.dataset.data_dir = data_dir
     run = setup.build(config)
     provenance.check_data(directory, run.dataset.fingerprint)
     provenance.check_student(directory, run.start_digest)

@@ -32,12 +32,13 @@ WRONG = {
     "unknown network": ("kd_jax.import_teacher", "--arch=resnet45", "--src=x", "--out=y"),
     "unknown split": ("kd_jax.evaluate", PLACE, "--split=dev"),
     "file as place of a probe": ("kd_jax.probe", PLACE, "--out=docs"),
+    "unknown format": ("kd_jax.export", PLACE, "--out=x", "--format=h5"),
     "nothing to launch": ("kd_jax.launch",),
     "stray word": ("kd_jax.demo", "now"),
     "full place": ("kd_jax.torture", "--workdir=docs"),
 }  # fmt: skip
 COMMANDS = ("main", "launch", "demo", "evaluate", "probe", "import_teacher", "torture", "summary",
-            "config", "recipes", "models", "report", "study")  # fmt: skip
+            "config", "recipes", "models", "report", "study", "export")  # fmt: skip
 
 
 def run_without_jax(*arguments):

@@ -1,0 +1,1 @@
+"""Networks as files for other programs, verified: PyTorch, StableHLO, ONNX, TensorFlow Lite."""
