@@ -12,7 +12,7 @@ import hashlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from kd_jax.data import catalog, sources, tfds_source
+from kd_jax.data import catalog, class_names, sources, tfds_source
 from kd_jax.data.splits import Source, Split, stratified_indices
 from kd_jax.runtime.errors import UserError
 
@@ -27,6 +27,7 @@ class DataSet:
       num_classes: labels are in `[0, num_classes)`.
       mean, std: of train's pixels in [0, 1], one value a channel; the default normalisation.
       fingerprint: sha256 of the published train and test arrays.
+      class_names: in the order of the labels, all different; None if nobody knows them.
     """
 
     name: str
@@ -37,6 +38,7 @@ class DataSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    class_names: tuple[str, ...] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -66,6 +68,8 @@ def load(
     if source is not None:
         return _of_arrays(config, source, validation)
     source = sources.read(config)
+    # Read with the images: what lies there when a run ends may be named otherwise.
+    names = class_names.known(config, source.num_classes)
     train, test, num_classes = source.train, source.test, source.num_classes
     size = config.image_size
     expected = (size, size, 3) if size else (*train.images.shape[1:3], 3)
@@ -96,6 +100,7 @@ def load(
         mean=mean,
         std=std,
         fingerprint=source.fingerprint(),
+        class_names=names,
     )
 
 

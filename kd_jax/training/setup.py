@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from kd_jax import config as config_lib
 from kd_jax import models
 from kd_jax.config import checks
-from kd_jax.data import arrays, catalog, class_names, prefetch, sampler, tfds_source
+from kd_jax.data import arrays, catalog, prefetch, sampler, tfds_source
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.distillation import state as state_lib
 from kd_jax.distillation.student import StudentSpec
@@ -68,9 +68,7 @@ class RunSetup:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes in the order of their labels; None where nobody knows them."""
-        return self.given.class_names or class_names.known(
-            self.config.dataset, self.dataset.num_classes
-        )
+        return self.given.class_names or self.dataset.class_names
 
     @property
     def is_changed_by_devices(self) -> bool:
@@ -180,7 +178,7 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
             f"config.distill.loss={config.distill.loss}, which read labels, and not all images to "
             "train on have one: give labels, or take label_weight=0 and a loss without them"
         )
-    names = given.class_names or class_names.known(config.dataset, dataset.num_classes)
+    names = given.class_names or dataset.class_names
     if teachers and not like and config.teacher.weights:
         teachers = load.fit(teachers, config.teacher, dataset, names)
     if start:
