@@ -286,7 +286,9 @@ FIELDS = (
     ),
     Field(
         "student.weights", "",
-        "Weights to start from, given as `teacher.weights`; empty: values drawn from the seed.",
+        "Weights to start from, given as `teacher.weights`; of a network that does not know the "
+        "data's classes the body is kept, and the last layer is new. Empty: values drawn from the "
+        "seed.",
         form=PATH, cohort_mutable=True,
     ),
     Field(

@@ -128,8 +128,7 @@ class RunSetup:
 
     def initial_state(self) -> state_lib.TrainState:
         """Return the state before the first step, on one device."""
-        chosen = self.config.student.init_seed
-        seed = self.config.seed if chosen is None else chosen
+        seed = _init_seed(self.config)
         variables = self.start or self.student.init(seed, self.dataset.image_shape)
         return state_lib.init_state(self.config, variables, self.optimizer)
 
@@ -183,7 +182,10 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
         teachers = load.fit(teachers, config.teacher, dataset, names)
     if start:
         load.check_images(start[0], dataset.name, dataset.image_shape)
-        start = heads.fit(*start, names, dataset.num_classes, dataset.name)
+        num_classes, seed = dataset.num_classes, _init_seed(config)
+        start = heads.fit_start(
+            *start, names, num_classes, dataset.name, seed, freeze=options.freeze
+        )
     mean, std = (start[0].mean, start[0].std) if start else (dataset.mean, dataset.std)
     if options.normalisation == "half":
         mean, std = catalog.NORMALISATIONS["half"]
@@ -270,6 +272,12 @@ def frozen_norms(
     free = {path[:-1] for path in params if not re.search(pattern, "/".join(path))}
     norms = {path[1:-1] for path in shapes if path[0] == "batch_stats"}
     return frozenset("/".join(norm) for norm in norms & {path[:-1] for path in params} - free)
+
+
+def _init_seed(config: ConfigDict) -> int:
+    """Return the seed of the student's first values."""
+    chosen: int | None = config.student.init_seed
+    return config.seed if chosen is None else chosen
 
 
 def _check_freeze(pattern: str, student: models.Network, image_shape: tuple[int, int, int]) -> None:
