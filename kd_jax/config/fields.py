@@ -143,9 +143,10 @@ FIELDS = (
         "dataset.download", False, "Let tfds download what is missing.", resume_mutable=True
     ),
     Field(
-        "dataset.val_examples", 5000,
-        "Examples that are held out of train for validation, stratified by class.",
-        range=closed(1, _COUNT), unit="examples",
+        "dataset.val_examples", 5000.0,
+        "Examples that are held out of train for validation, stratified by class; below 1: their "
+        "share of train.",
+        range=left_open(0, _COUNT), unit="examples",
     ),
     Field(
         "dataset.resident", "auto",
