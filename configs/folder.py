@@ -5,24 +5,58 @@ r"""Images of your own: `folder.py:teacher` trains a teacher, `folder.py:distil`
     python -m kd_jax.main --config=configs/folder.py:distil --workdir=runs/my_student \
         --config.dataset.data_dir=my_images --config.teacher.weights=runs/my_teacher
 
-`my_images/train/CLASS/*.png`, see docs/data.md.
+`my_images/train/CLASS/*.png`, see docs/data.md. `--config=configs/folder.py:recipe=NAME` takes
+another recipe than function matching for the student, see `python -m kd_jax.recipes`.
+
+`--config.dataset.image_size` (32 by default) chooses the networks and the crop with it, unless
+they are given too. The limit is where the last map of the torchvision form, which halves an image
+five times, becomes 3 x 3 pixels: up to 64 pixels it is 2 x 2 or one pixel, and there the student
+is the CIFAR form, whose maps have 4 times the side at 8 times the cost.
 """
 
-from kd_jax.config import default_config
+import math
+
+from kd_jax import config as config_lib
+from kd_jax import recipes
+
+_LARGEST_SMALL = 64  # pixels a side
+
+
+def _student(image_size):
+    return "mobilenet_v3_small" if image_size > _LARGEST_SMALL else "mobilenet_v3_small_cifar"
+
+
+def _teacher(image_size):
+    return "mobilenet_v3_large" if image_size > _LARGEST_SMALL else "resnet20"
+
+
+def _crop_pad_px(image_size):
+    """Return an eighth of a small image, as the 4 pixels are that CIFAR's have."""
+    return 0 if image_size > _LARGEST_SMALL else math.ceil((image_size or 32) / 8)
+
+
+def _crop_area(image_size):
+    return 0.25 if image_size > _LARGEST_SMALL else 1.0
 
 
 def get_config(part="distil"):
-    config = default_config()
+    config = config_lib.default_config()
     config.dataset.name = "folder"
-    config.dataset.image_size = 32  # what the networks of the study were made for
-    config.dataset.val_examples = 60
+    config.dataset.image_size = 32
+    config.dataset.val_examples = 0.1
     config.batch_size = 64
     config.warmup_epochs = 2.0
     if part == "teacher":
-        config.student.arch = "resnet20"
         config.distill.label_weight = 1.0
         config.mixup.kind = "none"
         config.total_epochs = 60.0
-    elif part != "distil":
-        raise ValueError(f"folder.py:{part} is not a part: expected teacher or distil")
+        config_lib.follow(config, "student.arch", "dataset.image_size", _teacher)
+    elif part == "distil" or part.startswith("recipe="):
+        recipes.experiment(part.removeprefix("distil"), config)
+        config_lib.follow(config, "student.arch", "dataset.image_size", _student)
+    else:
+        raise ValueError(f"folder.py:{part} is not a part: expected teacher, distil or recipe=NAME")
+    if config.augment.crop_pad_px:  # and no recipe without crops
+        config_lib.follow(config, "augment.crop_pad_px", "dataset.image_size", _crop_pad_px)
+        config_lib.follow(config, "augment.crop_area", "dataset.image_size", _crop_area)
     return config

@@ -5,6 +5,7 @@ Does no I/O and imports no JAX. Choices and ranges are those of the schema's ent
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -69,6 +70,12 @@ def _check_ranges(config: ConfigDict) -> list[str]:
             continue
         if not field.range.holds(value):
             problems.append(f"config.{field.path} is {value}, expected a number in {field.range}")
+    held_out = config.dataset.val_examples
+    if math.isfinite(held_out) and held_out >= 1 and held_out % 1:
+        problems.append(
+            f"config.dataset.val_examples is {held_out}, expected a whole number of examples, or "
+            "a share of train below 1"
+        )
     return problems
 
 

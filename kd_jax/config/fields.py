@@ -143,9 +143,10 @@ FIELDS = (
         "dataset.download", False, "Let tfds download what is missing.", resume_mutable=True
     ),
     Field(
-        "dataset.val_examples", 5000,
-        "Examples that are held out of train for validation, stratified by class.",
-        range=closed(1, _COUNT), unit="examples",
+        "dataset.val_examples", 5000.0,
+        "Examples that are held out of train for validation, stratified by class; below 1: their "
+        "share of train.",
+        range=left_open(0, _COUNT), unit="examples",
     ),
     Field(
         "dataset.resident", "auto",
@@ -286,7 +287,9 @@ FIELDS = (
     ),
     Field(
         "student.weights", "",
-        "Weights to start from, given as `teacher.weights`; empty: values drawn from the seed.",
+        "Weights to start from, given as `teacher.weights`; of a network that does not know the "
+        "data's classes the body is kept, and the last layer is new. Empty: values drawn from the "
+        "seed.",
         form=PATH, cohort_mutable=True,
     ),
     Field(

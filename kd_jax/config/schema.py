@@ -8,11 +8,11 @@ the values before any data is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from kd_jax.config.entry import Field
 from kd_jax.config.fields import FIELDS, GROUPS, LABEL_LOSSES
@@ -40,6 +40,37 @@ def default_config() -> ConfigDict:
         name = field.path.rpartition(".")[2]
         group[name] = placeholder(field.none_or) if field.none_or else field.default
     return config
+
+
+class _Operation(NamedTuple):
+    """What a `FieldReference` computes its value by: `fn(value, *args)`."""
+
+    fn: Callable[..., Any]
+    args: list[Any]
+
+
+def follow(config: ConfigDict, path: str, leader: str, function: Callable[[Any], Any]) -> None:
+    """Make a field a function of another one, until it is given a value of its own.
+
+    A config file returns before `--config.FIELD=VALUE` is applied. So it cannot read what another
+    field will be, and leaves open what depends on it.
+
+    Args:
+      config: changed in place.
+      path: dotted, of the field.
+      leader: dotted, of the field that it depends on.
+      function: gives the value of the field from that of the leader.
+    """
+    (group, name), (above, leading) = (_place(config, each) for each in (path, leader))
+    kind = BY_PATH[path].kind
+    operation = _Operation(lambda _, value: function(value), [above.get_ref(leading)])
+    group[name] = FieldReference(kind(), field_type=kind, op=operation)
+
+
+def _place(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
+    """Return the group that a field is in, and the field's name there."""
+    group, _, name = path.rpartition(".")
+    return (config[group] if group else config), name
 
 
 def choices(path: str) -> tuple[str, ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 from kd_jax.data import catalog, image_folder, tfds_source
+from kd_jax.runtime.console import logger
+from kd_jax.runtime.errors import UserError
 
 
 def of(options: Any) -> tuple[str, ...] | None:
@@ -25,17 +25,24 @@ def of(options: Any) -> tuple[str, ...] | None:
 def known(options: Any, num_classes: int) -> tuple[str, ...] | None:
     """Return `of` the data set, if it has a name of its own for each of so many classes."""
     names = of(options)
-    return names if names and len(names) == len(set(names)) == num_classes else None
+    if names and not len(names) == len(set(names)) == num_classes:
+        logger.warning(
+            "the names of the classes of %s are left out: %d names, %d of them different, for %d "
+            "classes",
+            options.name,
+            len(names),
+            len(set(names)),
+            num_classes,
+        )
+        return None
+    return names or None
 
 
 def _as_tfds_wrote_them(options: Any) -> tuple[str, ...] | None:
-    """Return the names that lie beside a prepared data set, if its versions agree on them."""
-    root = options.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    files = (Path(root).expanduser() / tfds_source.base_name(options.name)).rglob(
-        "label.labels.txt"
-    )
+    """Return the names that lie beside the version of a set that is read; None without any."""
     try:
-        texts = {path.read_text(encoding="utf-8") for path in files}
-    except (OSError, UnicodeError):  # whoever wrote them
+        text = (tfds_source.directory(options) / "label.labels.txt").read_text(encoding="utf-8")
+    except (UserError, OSError, UnicodeError):  # tfds writes no file where the names are numbers
         return None
-    return tuple(texts.pop().splitlines()) if len(texts) == 1 else None
+    # As tfds reads it: `str.splitlines` would also break at characters that a name may have.
+    return tuple(name for line in text.split("\n") if (name := line.strip()))

@@ -12,8 +12,9 @@ import hashlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from kd_jax.data import catalog, sources, tfds_source
-from kd_jax.data.splits import Source, Split, stratified_indices
+from kd_jax.data import catalog, class_names, folder_tree, sources, tfds_source
+from kd_jax.data.splits import Source, Split, count_held_out, stratified_indices
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 
 
@@ -27,6 +28,7 @@ class DataSet:
       num_classes: labels are in `[0, num_classes)`.
       mean, std: of train's pixels in [0, 1], one value a channel; the default normalisation.
       fingerprint: sha256 of the published train and test arrays.
+      class_names: in the order of the labels, all different; None if nobody knows them.
     """
 
     name: str
@@ -37,6 +39,7 @@ class DataSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    class_names: tuple[str, ...] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -66,6 +69,8 @@ def load(
     if source is not None:
         return _of_arrays(config, source, validation)
     source = sources.read(config)
+    # Read with the images: what lies there when a run ends may be named otherwise.
+    names = class_names.known(config, source.num_classes)
     train, test, num_classes = source.train, source.test, source.num_classes
     size = config.image_size
     expected = (size, size, 3) if size else (*train.images.shape[1:3], 3)
@@ -84,6 +89,8 @@ def load(
                 "example at all: prepare the data set anew"
             )
     train, val = _hold_out(config, train, test)
+    if name == catalog.FOLDER:
+        _say_what_was_read(config, source, names, (train, val, test))
     mean, std = facts.mean, facts.std
     if mean is None or std is None:
         mean, std = _pixel_statistics(train.images)
@@ -96,6 +103,7 @@ def load(
         mean=mean,
         std=std,
         fingerprint=source.fingerprint(),
+        class_names=names,
     )
 
 
@@ -119,17 +127,48 @@ def _hold_out(config: ConfigDict, train: Split, test: Split) -> tuple[Split, Spl
         order = np.random.default_rng(config.split_seed).permutation(len(test))
         chosen = np.sort(order[: len(test) // 2])
         return train, Split(test.images[chosen], test.labels[chosen])
-    if config.val_examples >= len(train):
+    count = count_held_out(config.val_examples, len(train))
+    if count >= len(train):
         raise UserError(
-            f"config.dataset.val_examples is {config.val_examples}, but {config.name} has only "
-            f"{len(train)} training examples: hold out fewer"
+            f"config.dataset.val_examples is {config.val_examples:.12g}, but {config.name} has "
+            f"only {len(train)} training examples: hold out fewer"
         )
     held_out = np.zeros(len(train), bool)
-    held_out[stratified_indices(train.labels, config.val_examples, config.split_seed)] = True
+    held_out[stratified_indices(train.labels, count, config.split_seed)] = True
     return (
         Split(train.images[~held_out], train.labels[~held_out]),
         Split(train.images[held_out], train.labels[held_out]),
     )
+
+
+def _say_what_was_read(
+    config: ConfigDict,
+    source: Source,
+    names: tuple[str, ...] | None,
+    splits: tuple[Split, Split, Split],
+) -> None:
+    """Log what a folder holds; what was passed over in it, `image_folder` tells."""
+    labels = np.concatenate([source.train.labels, source.test.labels])
+    counts = np.bincount(labels, minlength=source.num_classes)
+    least, most = counts.argmin(), counts.argmax()
+    ends = [
+        f"{counts[label]} ({folder_tree.shown(names[label]) if names else label})"
+        for label in (least, most)
+    ]
+    if counts[least] == counts[most]:
+        ends = [f"{counts[least]}"]
+    height, width = source.train.images.shape[1:3]
+    sizes = ""
+    if source.file_sizes:
+        first, last = (f"{w} x {h}" for h, w in source.file_sizes)
+        sizes = f" of {first}" + (f" to {last}" if last != first else "")
+        sizes += " pixels" + (f", brought to {width} x {height}" if config.image_size else "")
+    logger.info(
+        "%s: %d classes, %d images%s; %s of each class",
+        *(config.data_dir, source.num_classes, len(labels), sizes, " to ".join(ends)),
+    )
+    train, val, test = map(len, splits)
+    logger.info("%d to train on, %d for validation, %d to test on", train, val, test)
 
 
 def _pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

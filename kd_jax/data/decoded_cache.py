@@ -96,7 +96,10 @@ def _read(path: Path) -> Source | None:
     try:
         arrays = [np.load(place, allow_pickle=False) for place in places]
         metadata = json.loads((path / "about.json").read_text())
-        source = Source(Split(*arrays[:2]), Split(*arrays[2:]), metadata["num_classes"])
+        ends = metadata.get("file_sizes")  # not kept before there was any use of them
+        sizes = (tuple(ends[0]), tuple(ends[1])) if ends else None
+        splits = Split(*arrays[:2]), Split(*arrays[2:])
+        source = Source(*splits, metadata["num_classes"], sizes)
         return source if source.fingerprint() == metadata["sha256"] else None
     except Exception:  # whatever a damaged file makes of its readers: it is decoded anew
         return None
@@ -112,7 +115,11 @@ def _write(path: Path, source: Source, old_pattern: str) -> None:
             arrays = [array for split in splits for array in (split.images, split.labels)]
             for name, array in zip(_ARRAYS, arrays, strict=True):
                 np.save(directory / f"{name}.npy", array)
-            metadata = {"num_classes": source.num_classes, "sha256": source.fingerprint()}
+            metadata = {
+                "num_classes": source.num_classes,
+                "sha256": source.fingerprint(),
+                "file_sizes": source.file_sizes,
+            }
             (directory / "about.json").write_text(json.dumps(metadata))
             if path.exists():  # damaged, or another process was faster: ours is as good
                 path.rename(workspace / "old")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from kd_jax.runtime.errors import UserError
 
 # Formats of Pillow that need another program or a handler, or are no images of pixels.
 _LEFT_OUT = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
@@ -14,6 +17,20 @@ _LEFT_OUT = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
 _OF_SEVERAL = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
 BACKGROUND = (255, 255, 255)  # seen through transparent pixels: white, as on a page
 _ORIENTATION = 0x0112  # the tag of EXIF
+
+
+class Decoded(NamedTuple):
+    """An image as `read` gives it.
+
+    Attributes:
+      pixels: uint8 `[H, W, 3]`.
+      has_more: whether there are further images in the file.
+      file_size: height and width, upright, before it was scaled.
+    """
+
+    pixels: np.ndarray
+    has_more: bool
+    file_size: tuple[int, int]
 
 
 @functools.cache
@@ -41,11 +58,11 @@ def shape(path: Path, size: int) -> tuple[int, int, int]:
     """
     if size:
         return size, size, 3
-    with _open(path) as image:
+    with warnings.catch_warnings(action="ignore"), _open(path) as image:
         return image.height, image.width, 3
 
 
-def read(path: Path, size: int) -> tuple[np.ndarray, bool]:
+def read(path: Path, size: int | tuple[int, int]) -> Decoded:
     """Read an image.
 
     It is turned as EXIF says, laid on white where it is transparent, and brought to RGB. Grey of 16
@@ -53,23 +70,29 @@ def read(path: Path, size: int) -> tuple[np.ndarray, bool]:
 
     Args:
       path: of a file of any format that Pillow reads by itself; the first image of several.
-      size: the shorter side is scaled to it and the middle cut out; 0 leaves it as it is.
-
-    Returns:
-      uint8 `[H, W, 3]`, and whether there are further images in the file.
+      size: height and width, or one number for both: the image is scaled until it covers them, and
+        the middle is cut out. 0 leaves it as it is.
 
     Raises:
       Exception: many kinds; it is not an image, or one whose scale is not known.
     """
     from PIL import Image, ImageOps
 
-    with _open(path) as image:
+    # Pillow warns of damage that it reads past, and of half of what it refuses as a bomb.
+    with warnings.catch_warnings(action="ignore"), _open(path) as image:
         several = image.format in _OF_SEVERAL and getattr(image, "n_frames", 1) > 1
         image.load()
         pixels = _upright(to_rgb(image), image)
+        file_size = pixels.height, pixels.width
         if size:
-            pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
-        return np.asarray(pixels), several
+            height, width = (size, size) if isinstance(size, int) else size
+            pixels = ImageOps.fit(pixels, (width, height), Image.Resampling.BILINEAR)
+        return Decoded(np.asarray(pixels), several, file_size)
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """Return the error to raise where `read` or `shape` failed."""
+    return UserError(f"{path} cannot be read as an image ({error}): mend it or take it away")
 
 
 def _upright(pixels: Any, image: Any) -> Any:

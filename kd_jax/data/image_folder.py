@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import math
 import os
 from pathlib import Path
 
@@ -69,15 +71,20 @@ def read(config: ConfigDict) -> Source:
 
     def decode() -> Source:
         _check_memory(root, splits, config.image_size)
-        read = [_decode(files, config.image_size) for files in splits]
+        sizes: list[tuple[int, int]] = []
+        read = [_decode(files, config.image_size, sizes) for files in splits]
         if several := sum(number for _, number in read):
             logger.warning(
                 "%d files in %s hold several images: the first of each is read", several, root
             )
         train, *tests = [split for split, _ in read]
-        if tests:
-            return Source(train, tests[0], len(classes))
-        return hold_out_test(train, len(classes), round(_HELD_OUT * len(train)))
+        source = (
+            Source(train, tests[0], len(classes))
+            if tests
+            else hold_out_test(train, len(classes), round(_HELD_OUT * len(train)))
+        )
+        sizes.sort(key=math.prod)
+        return dataclasses.replace(source, file_sizes=(sizes[0], sizes[-1]))
 
     files = [file for files in splits for file in files]
     return decoded_cache.kept(catalog.FOLDER, files, (classes, config.image_size), decode)
@@ -223,20 +230,25 @@ def _check_memory(root: Path, splits: list[list[decoded_cache.File]], size: int)
     try:
         shape = image_files.shape(first, size)
     except Exception as error:  # Pillow raises many kinds
-        raise _unreadable(first, error) from error
+        raise image_files.unreadable(first, error) from error
     count = sum(len(files) for files in splits)
     memory.check_fits(count * int(np.prod(shape)), f"the folder {root}, {count:,} images,")
 
 
-def _decode(files: list[decoded_cache.File], size: int) -> tuple[Split, int]:
-    """Return the images of files, and how many of these hold further ones."""
+def _decode(
+    files: list[decoded_cache.File], size: int, sizes: list[tuple[int, int]]
+) -> tuple[Split, int]:
+    """Return the images of files, and how many of these hold further ones.
+
+    Height and width of each, before it is scaled, are added to `sizes`.
+    """
     images: np.ndarray = np.empty(0, np.uint8)
     several = 0
     for number, file in enumerate(files):
         try:
-            pixels, has_more = image_files.read(file.path, size)
+            pixels, has_more, file_size = image_files.read(file.path, size)
         except Exception as error:  # Pillow raises many kinds
-            raise _unreadable(file.path, error) from error
+            raise image_files.unreadable(file.path, error) from error
         if number == 0:
             images = np.empty((len(files), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
@@ -247,8 +259,5 @@ def _decode(files: list[decoded_cache.File], size: int) -> tuple[Split, int]:
             )
         images[number] = pixels
         several += has_more
+        sizes.append(file_size)
     return Split(images, np.array([file.label for file in files], np.int32)), several
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read as an image ({error}): mend it or take it away")

@@ -33,11 +33,17 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The published splits, and the number of classes that their labels are of."""
+    """The published splits, and the number of classes that their labels are of.
+
+    Attributes:
+      file_sizes: height and width of the smallest and of the largest image as their files have
+        them, by the number of pixels; None where nobody looked.
+    """
 
     train: Split
     test: Split
     num_classes: int
+    file_sizes: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     def fingerprint(self) -> str:
         """Return the sha256 of all arrays.
@@ -68,6 +74,17 @@ def hold_out_test(split: Split, num_classes: int, count: int) -> Source:
         test=Split(split.images[is_test], split.labels[is_test]),
         num_classes=num_classes,
     )
+
+
+def count_held_out(wanted: float, examples: int) -> int:
+    """Return how many examples are held out of so many.
+
+    Args:
+      wanted: `config.dataset.val_examples`: how many, or a share below 1, of which at least one
+        example comes.
+      examples: of the split that they are held out of.
+    """
+    return max(1, round(wanted * examples)) if wanted < 1 else int(wanted)
 
 
 def stratified_indices(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -44,18 +44,15 @@ def read(config: ConfigDict) -> Source:
     Raises:
       UserError: it is not there, cannot be downloaded, or cannot be read.
     """
-    place = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    origin = "config.dataset.data_dir" if config.data_dir else "TFDS_DATA_DIR"
-    directory = local(place, origin)
     try:
-        version_directory = _find(config.name, directory)
+        version_directory = directory(config)
     except UserError:
         if not config.download:
             raise
         from kd_jax.data import tfds_reader
 
-        tfds_reader.download(config.name, directory)
-        version_directory = _find(config.name, directory)
+        tfds_reader.download(config.name, _root(config))
+        version_directory = directory(config)
     logger.info("data set %s", version_directory)
     lengths = _shard_lengths(version_directory)
     counts = tfds_slices.check({f: config[f] for f in ("train_split", "test_split")}, lengths)
@@ -73,6 +70,24 @@ def read(config: ConfigDict) -> Source:
 
     options = (config.train_split, config.test_split, config.image_size)
     return decoded_cache.kept(base_name(config.name), files, options, decode)
+
+
+def directory(config: ConfigDict) -> Path:
+    """Return the directory of the version that `read` takes.
+
+    Args:
+      config: `config.dataset`.
+
+    Raises:
+      UserError: it is not there, or not whole.
+    """
+    return _find(config.name, _root(config))
+
+
+def _root(config: ConfigDict) -> Path:
+    """Return the directory that holds all sets of tfds."""
+    place = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return local(place, "config.dataset.data_dir" if config.data_dir else "TFDS_DATA_DIR")
 
 
 def _find(name: str, directory: Path) -> Path:

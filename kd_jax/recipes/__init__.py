@@ -216,12 +216,13 @@ def _weights(labels: float, teacher: float) -> dict[str, Any]:
     return {"distill.label_weight": labels / total, "distill.total_weight": total}
 
 
-def experiment(argument: str = "") -> ConfigDict:
-    """Return the default config under a recipe, for a file in `configs/`.
+def experiment(argument: str = "", config: ConfigDict | None = None) -> ConfigDict:
+    """Return a config under a recipe, for a file in `configs/`.
 
     Args:
       argument: the part of `--config=FILE:ARGUMENT` after the colon: empty, `recipe=NAME`, or
         `recipe=NAME+NAME`.
+      config: what the recipes change, in place; None for the default config.
 
     Raises:
       ValueError: the argument is neither.
@@ -233,16 +234,16 @@ def experiment(argument: str = "") -> ConfigDict:
             f"{argument!r} is no recipe: expected recipe={'|'.join(RECIPES)}, or several joined "
             f"by {_JOIN}"
         )
-    return apply(names if argument else "funmatch")
+    return apply(names if argument else "funmatch", config)
 
 
-def apply(names: str) -> ConfigDict:
-    """Return the default config under a recipe, or under several joined by `+`.
+def apply(names: str, config: ConfigDict | None = None) -> ConfigDict:
+    """Return a config, by default the default one, after a recipe, or several joined by `+`.
 
     Raises:
       UserError: a name is no recipe, or the recipes cannot be joined.
     """
-    config = config_lib.default_config()
+    config = config_lib.default_config() if config is None else config
     for name in _split(names):
         RECIPES[name](config)
     return config

@@ -159,8 +159,13 @@ def in_short(error: BaseException, longest: int = 160, ending: int = 0) -> str:
     return f"{text[: longest - ending - 5]} ... {text[-ending:]}"
 
 
-def fail(message: str) -> NoReturn:
-    """Print `error: message` as one line on stderr and exit with code 2."""
+def tell(message: str) -> None:
+    """Print `error: message` as one line on stderr, behind what was printed before."""
     sys.stdout.flush()
     print("error: " + " ".join(message.split()), file=sys.stderr)
+
+
+def fail(message: str) -> NoReturn:
+    """Print `error: message` as one line on stderr and exit with code 2."""
+    tell(message)
     sys.exit(EXIT_USER_ERROR)

@@ -13,13 +13,26 @@ def markdown(rows: Sequence[Sequence[str]], names: int = 1) -> str:
       names: how many columns, from the left, are names; the others are set to the right.
     """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    is_name = [i < names for i in range(len(widths))]
+    head, *others = rows
+    return "\n".join([top(head, widths, is_name), *(line(row, widths, is_name) for row in others)])
 
-    def line(row: Sequence[str]) -> str:
-        cells = [
-            cell.ljust(width) if i < names else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "| " + " | ".join(cells) + " |"
 
-    rule = ["-" * width if i < names else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    return "\n".join([line(rows[0]), line(rule), *(line(row) for row in rows[1:])])
+def top(head: Sequence[str], widths: Sequence[int], is_name: Sequence[bool]) -> str:
+    """Return the header of a Markdown table and the rule below it, see `line`."""
+    columns = zip(widths, is_name, strict=True)
+    rule = ["-" * width if left else "-" * (width - 1) + ":" for width, left in columns]
+    return f"{line(head, widths, is_name)}\n{line(rule, widths, is_name)}"
+
+
+def line(row: Sequence[str], widths: Sequence[int], is_name: Sequence[bool]) -> str:
+    """Return a row of a Markdown table whose rows are not all known yet.
+
+    Args:
+      row: its cells.
+      widths: of the columns, in characters.
+      is_name: whether a column is set to the left; the others are set to the right.
+    """
+    columns = zip(row, widths, is_name, strict=True)
+    cells = [cell.ljust(width) if left else cell.rjust(width) for cell, width, left in columns]
+    return "| " + " | ".join(cells) + " |"

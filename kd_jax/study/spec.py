@@ -149,7 +149,8 @@ def take_fraction(config: ConfigDict, fraction: float) -> None:
         raise ValueError(f"fraction={fraction} is not possible, expected 0.01, 0.02, ... 1")
     if percent < 100:
         config.dataset.train_split += f"[:{percent}%]"
-        config.dataset.val_examples = max(1, config.dataset.val_examples * percent // 100)
+        if config.dataset.val_examples >= 1:  # and not a share
+            config.dataset.val_examples = max(1, config.dataset.val_examples * percent // 100)
 
 
 def teacher_weights(run: Run, root: Path, teachers: Path | None) -> str:

@@ -7,6 +7,7 @@ names of the classes show whether that is the order of the data's labels.
 from __future__ import annotations
 
 import dataclasses
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -117,6 +118,72 @@ def fit(
         arrays_sha256=saved_network.digest_of(variables),
     )
     return card, variables
+
+
+def fit_start(
+    card: saved_network.ModelCard,
+    variables: Any,
+    names: Names,
+    num_classes: int,
+    dataset_name: str,
+    seed: int,
+    freeze: str = "",
+) -> tuple[saved_network.ModelCard, Any]:
+    """Return a network to start training from, with the classes of a data set as outputs.
+
+    If it knows them, as `fit`. Otherwise its body is kept, and its head is drawn anew as that of a
+    fresh network of this seed. Then the new card has no claimed accuracy and no certificate.
+
+    Args:
+      card: card of the network.
+      variables: of the network.
+      names: names of the data set's classes, in the order of its labels; None if unknown.
+      num_classes: number of classes of the data set.
+      dataset_name: name of the data set.
+      seed: of the student's first values.
+      freeze: `config.student.freeze`.
+
+    Raises:
+      UserError: the head is new, and would be frozen as it was drawn.
+    """
+    if _knows(card, names, num_classes, dataset_name):
+        return fit(card, variables, names, num_classes, dataset_name)
+    head = _head(card)
+    drawn_names = ["/".join(path[1:]) for path in head]
+    if frozen := [name for name in drawn_names if freeze and re.search(freeze, name)]:
+        raise UserError(
+            f"config.student.freeze is {freeze!r}, which finds {' and '.join(frozen)}: that head "
+            f"is new, since the network {card.source} knows other classes than {dataset_name}, and "
+            "frozen it would stay as it was drawn; expected an expression that leaves it out"
+        )
+    logger.warning(
+        "of the network %s the body is kept: its head of %d classes of %s is replaced by a new one "
+        "of %d classes of %s",
+        *(card.source, card.num_classes, card.dataset, num_classes, dataset_name),
+    )
+    new_card = dataclasses.replace(
+        card, num_classes=num_classes, class_names=names, claimed_top1=None, certificate=None
+    )
+    drawn = flax.traverse_util.flatten_dict(new_card.network().init(seed, card.image_shape))
+    flat = flax.traverse_util.flatten_dict(variables, keep_empty_nodes=True)
+    flat |= {path: drawn[path] for path in head}
+    variables = flax.traverse_util.unflatten_dict(flat)
+    return dataclasses.replace(
+        new_card, arrays_sha256=saved_network.digest_of(variables)
+    ), variables
+
+
+def _knows(
+    card: saved_network.ModelCard, names: Names, num_classes: int, dataset_name: str
+) -> bool:
+    """Return whether a network has an output for each class of a data set."""
+    if (names is None or names_of(card) is None) and card.dataset != dataset_name:
+        return False  # as many classes, of which nobody can tell whether they are the same
+    try:
+        outputs(card, names, num_classes, dataset_name)
+    except UserError:
+        return False
+    return True
 
 
 def _head(card: saved_network.ModelCard) -> list[tuple[str, ...]]:

@@ -64,7 +64,11 @@ def _draft(
     objects: Mapping[str, ForeignNetwork],
 ) -> _Draft:
     if place not in objects and not foreign.is_foreign(place):
-        return read(place, arch, dataset_name)
+        card, variables = read(place, arch, dataset_name)
+        facts = catalog.facts(dataset_name)
+        if facts.num_classes:
+            heads.outputs(card, facts.class_names, facts.num_classes, dataset_name)
+        return card, variables
     if arch:
         raise UserError(
             f"config.teacher.arch is {arch}, expected none with config.teacher.weights={place}, "
@@ -142,7 +146,8 @@ def read(
       source: a file of weights, a directory made by `import_teacher`, or the workdir of a finished
         run.
       arch: expected architecture; required for a file, may be empty for a directory.
-      dataset_name: name of the data set whose classes it must know.
+      dataset_name: name of the data set to train on, without a version; a file is taken to be of
+        it. Whether the network knows its classes is not checked here.
       field: section of the config that contains `weights` and `arch`, for messages.
 
     Raises:
@@ -172,9 +177,6 @@ def read(
         card, variables = saved_network.load(path)
     if arch and card.arch != arch:
         raise UserError(f"{field}.arch is {arch}, but {path} holds a {card.arch}: change one")
-    facts = catalog.facts(dataset_name)
-    if facts.num_classes:
-        heads.outputs(card, facts.class_names, facts.num_classes, dataset_name)
     return card, variables
 
 
@@ -228,7 +230,8 @@ def import_file(
     if normalisation is None or num_classes is None:
         raise UserError(
             f"the classes and the normalisation of networks for {dataset_name} are not known: "
-            f"import {path} with kd_jax.import_teacher and --num_classes, --mean and --std"
+            f"import {path} with kd_jax.import_teacher, and --dataset=NAME if it was trained on "
+            "one that is known, or else --num_classes, --mean and --std"
         )
     network = models.build(arch, num_classes, *normalisation)
     state_dict = state_files.read(path, key)

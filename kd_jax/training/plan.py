@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from kd_jax import config as config_lib
 from kd_jax import models
 from kd_jax.config import checks
-from kd_jax.data import catalog, prefetch, sampler, tfds_source
+from kd_jax.data import catalog, prefetch, sampler, splits, tfds_source
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.distillation import ensemble
 from kd_jax.distillation import state as state_lib
@@ -184,7 +184,9 @@ def _size_of_data(config: ConfigDict) -> tuple[int, tuple[int, int, int], int]:
     facts = catalog.facts(tfds_source.base_name(options.name))
     size = options.image_size or facts.image_size
     if facts.train_examples and facts.num_classes and options.train_split == "train" and size:
-        held_out = options.val_examples if options.validation == "held_out" else 0
+        held_out = 0
+        if options.validation == "held_out":
+            held_out = splits.count_held_out(options.val_examples, facts.train_examples)
         examples = max(1, facts.train_examples - held_out)
         return examples, (size, size, 3), facts.num_classes
     dataset = dataset_lib.load(options)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from kd_jax import config as config_lib
 from kd_jax import models
 from kd_jax.config import checks
-from kd_jax.data import arrays, catalog, class_names, prefetch, sampler, tfds_source
+from kd_jax.data import arrays, catalog, prefetch, sampler, tfds_source
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.distillation import state as state_lib
 from kd_jax.distillation.student import StudentSpec
@@ -68,9 +68,7 @@ class RunSetup:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes in the order of their labels; None where nobody knows them."""
-        return self.given.class_names or class_names.known(
-            self.config.dataset, self.dataset.num_classes
-        )
+        return self.given.class_names or self.dataset.class_names
 
     @property
     def is_changed_by_devices(self) -> bool:
@@ -130,8 +128,7 @@ class RunSetup:
 
     def initial_state(self) -> state_lib.TrainState:
         """Return the state before the first step, on one device."""
-        chosen = self.config.student.init_seed
-        seed = self.config.seed if chosen is None else chosen
+        seed = _init_seed(self.config)
         variables = self.start or self.student.init(seed, self.dataset.image_shape)
         return state_lib.init_state(self.config, variables, self.optimizer)
 
@@ -180,12 +177,15 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
             f"config.distill.loss={config.distill.loss}, which read labels, and not all images to "
             "train on have one: give labels, or take label_weight=0 and a loss without them"
         )
-    names = given.class_names or class_names.known(config.dataset, dataset.num_classes)
+    names = given.class_names or dataset.class_names
     if teachers and not like and config.teacher.weights:
         teachers = load.fit(teachers, config.teacher, dataset, names)
     if start:
         load.check_images(start[0], dataset.name, dataset.image_shape)
-        start = heads.fit(*start, names, dataset.num_classes, dataset.name)
+        num_classes, seed = dataset.num_classes, _init_seed(config)
+        start = heads.fit_start(
+            *start, names, num_classes, dataset.name, seed, freeze=options.freeze
+        )
     mean, std = (start[0].mean, start[0].std) if start else (dataset.mean, dataset.std)
     if options.normalisation == "half":
         mean, std = catalog.NORMALISATIONS["half"]
@@ -272,6 +272,12 @@ def frozen_norms(
     free = {path[:-1] for path in params if not re.search(pattern, "/".join(path))}
     norms = {path[1:-1] for path in shapes if path[0] == "batch_stats"}
     return frozenset("/".join(norm) for norm in norms & {path[:-1] for path in params} - free)
+
+
+def _init_seed(config: ConfigDict) -> int:
+    """Return the seed of the student's first values."""
+    chosen: int | None = config.student.init_seed
+    return config.seed if chosen is None else chosen
 
 
 def _check_freeze(pattern: str, student: models.Network, image_shape: tuple[int, int, int]) -> None:

@@ -8,9 +8,12 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from helpers import command, golden_state_dict, run, tree_digest, write_pth
+from kd_jax.data import dataset
 from kd_jax.runtime.atomic_files import read_json, read_json_lines, sha256_of
+from kd_jax.training import workdir
 from kd_jax.weights import saved_network
 
 TINY = (
@@ -299,6 +302,35 @@ def test_a_probe_looks_along_the_mixup_line(unbroken, tmp_path):
         for who in ("teacher", "student"):
             assert 0 < sum(one["probability"] for one in example[who]) <= 1.0001
     assert np.argmax(probed["softmax"]["logits"]) == probed["softmax"]["label"]
+
+
+def test_predictions_stand_beside_the_teachers(unbroken, tmp_path):
+    digits = dataset.load(workdir.load_config(unbroken).dataset)
+    for number, image in enumerate(digits.test.images[:20]):
+        Image.fromarray(image).save(tmp_path / f"{number:02}.png")
+    arguments = (f"--model={unbroken}", str(tmp_path), "--compare", "--top=2")
+    done = run("kd_jax.predict", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(records) == 20
+    firsts = [[record[who][0]["label"] for record in records] for who in ("top", "teacher_top")]
+    agreed = sum(map(int.__eq__, *firsts))
+    assert f"student and teacher choose the same class for {agreed} of 20" in done.stderr
+    right = np.mean(np.array(firsts[1]) == digits.test.labels[:20])
+    assert right > 0.5  # the images, the labels and the teacher belong together
+    table = run("kd_jax.predict", *arguments)
+    head, _, *rows = table.stdout.splitlines()
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == [
+        *("image", "student", "%", "teacher", "%")
+    ]
+    for number, record in enumerate(records):
+        cells = [cell.strip() for cell in rows[2 * number].split("|")[1:-1]]
+        assert cells[1::2] == [record[who][0]["class"] for who in ("top", "teacher_top")]
+    again = run("kd_jax.predict", *arguments, "--json", "--checkpoint=last")
+    assert again.returncode == 0, again.stderr
+    assert "the checkpoint of step 60, the newest" in again.stderr
+    for line, record in zip(again.stdout.splitlines(), records, strict=True):
+        assert json.loads(line) == record | {"checkpoint": "last"}
 
 
 def test_import_then_use(tmp_path):

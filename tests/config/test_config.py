@@ -10,13 +10,15 @@ import sys
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from ml_collections import ConfigDict
 
 from config_files import CONFIGS, cases, load
 from helpers import ROOT, run
 from image_folders import make_folder
 from kd_jax import config as config_lib
-from kd_jax.config import checks, document, schema
+from kd_jax import models
+from kd_jax.config import checks, document, overrides, schema
 from kd_jax.config.entry import closed, left_open, right_open
 from kd_jax.config.fields import FIELDS, GROUPS, LABEL_LOSSES, NAME, PATH
 from kd_jax.data import sampler
@@ -235,7 +237,7 @@ WRONG = {
     "dataset.name": "",
     "dataset.train_split": "",
     "dataset.test_split": "train",
-    "dataset.val_examples": 0,
+    "dataset.val_examples": 2.5,
     "student.arch": "mobilenet",
     "student.dropout": 1.0,
     "distill.temperature": 0.0,
@@ -309,6 +311,73 @@ def test_a_config_that_lacks_a_field_or_has_another():
     config.mixing = ConfigDict({"kind": "batch"})
     with pytest.raises(UserError, match=r"config\.mixup\.kind is missing.*mixing\.kind is not"):
         checks.check(config)
+
+
+def test_a_hold_out_is_a_count_or_a_share():
+    config = config_lib.default_config()
+    config.teacher.weights = "somewhere"
+    for value in (0.001, 0.999, 1, 1.0, 5000, 2**31 - 1):
+        config.dataset.val_examples = value
+        checks.check(config)
+    for value in (0.0, -0.1, -1, 1.5, float("nan"), float("inf"), 2.0**31):
+        config.dataset.val_examples = value
+        with pytest.raises(UserError, match=r"^config\.dataset\.val_examples is [^;]*$"):
+            checks.check(config)
+
+
+def test_a_run_from_before_hold_outs_were_shares_goes_on():
+    config = config_lib.default_config()
+    text = config_lib.to_json(config).replace('"val_examples": 5000.0', '"val_examples": 5000')
+    assert text != config_lib.to_json(config)
+    assert config_lib.differences(config_lib.from_json(text), config) == []
+
+
+def test_a_field_follows_another_until_it_has_a_value():
+    config = config_lib.default_config()
+    config_lib.follow(config, "augment.crop_pad_px", "dataset.image_size", lambda size: size // 8)
+    config_lib.follow(config, "student.arch", "batch_size", lambda size: f"resnet{size}")
+    config.lock()
+    for size in (32, 64):
+        config.dataset.image_size, config.batch_size = size, size
+        assert config.augment.crop_pad_px == size // 8
+        assert config.student.arch == f"resnet{size}"
+    stored = config_lib.from_json(config_lib.to_json(config))
+    assert stored.to_dict() == config.to_dict()
+    assert config_lib.differences(stored, config) == []
+    copied = config.copy_and_resolve_references()
+    config.augment.crop_pad_px = 3
+    config.student.arch = "resnet8"
+    config.dataset.image_size = config.batch_size = 128
+    assert (config.augment.crop_pad_px, config.student.arch) == (3, "resnet8")
+    assert (copied.augment.crop_pad_px, copied.student.arch) == (8, "resnet64")
+
+
+@pytest.mark.parametrize(("part", "size", "arch", "pad", "area"), [
+    ("distil", 0, "mobilenet_v3_small_cifar", 4, 1.0),
+    ("distil", 32, "mobilenet_v3_small_cifar", 4, 1.0),
+    ("distil", 64, "mobilenet_v3_small_cifar", 8, 1.0),
+    ("distil", 65, "mobilenet_v3_small", 0, 0.25),
+    ("distil", 96, "mobilenet_v3_small", 0, 0.25),
+    ("recipe=hinton", 224, "mobilenet_v3_small", 0, 0.25),
+    ("recipe=scratch", 224, "mobilenet_v3_small", 0, 1.0),
+    ("recipe=seed", 32, "mobilenet_v3_small_cifar", 0, 1.0),
+    ("teacher", 32, "resnet20", 4, 1.0),
+    ("teacher", 96, "mobilenet_v3_large", 0, 0.25),
+])  # fmt: skip
+def test_networks_and_crops_for_a_folder_suit_its_image_size(part, size, arch, pad, area):
+    values = flags.FlagValues()
+    arguments = [
+        "main", f"--config={ROOT}/configs/folder.py:{part}", f"--config.dataset.image_size={size}"
+    ]  # fmt: skip
+    holder = overrides.define(values, arguments)
+    values(arguments)
+    config = holder.value
+    assert config.student.arch == arch
+    assert (config.augment.crop_pad_px, config.augment.crop_area) == (pad, area)
+    config.teacher.weights = "somewhere"
+    checks.check(config)
+    network = models.build(arch, 3, (0.5,) * 3, (0.25,) * 3)
+    assert models.flat_shapes(network, (size or 28, size or 28, 3))
 
 
 def test_differences_leave_out_what_may_change():

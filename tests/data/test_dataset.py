@@ -57,9 +57,16 @@ def test_stratified_choice_is_reproducible_and_proportional():
     np.testing.assert_allclose(counts, np.array([10, 20, 30, 40, 100]) * 21 / 200, atol=1)
 
 
-def test_too_large_a_hold_out_is_one_sentence():
-    with pytest.raises(UserError, match="only 1437 training examples"):
-        dataset.load(options(name="digits", val_examples=1437))
+@pytest.mark.parametrize(("wanted", "held_out"), [(144, 144), (0.1, 144), (0.0001, 1), (1.0, 1)])
+def test_a_hold_out_is_a_count_or_a_share_of_train(wanted, held_out):
+    loaded = dataset.load(options(name="digits", val_examples=wanted))
+    assert (len(loaded.train), len(loaded.val)) == (1437 - held_out, held_out)
+
+
+@pytest.mark.parametrize("wanted", [1437, 0.9999])
+def test_too_large_a_hold_out_is_one_sentence(wanted):
+    with pytest.raises(UserError, match=f"is {wanted}, but digits has only 1437 training examples"):
+        dataset.load(options(name="digits", val_examples=wanted))
 
 
 @pytest.mark.parametrize(("train", "test", "says"), [

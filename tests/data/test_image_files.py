@@ -148,7 +148,7 @@ def test_the_first_image_of_several_is_read_and_the_others_are_told(name, option
     others = [Image.new("RGB", (12, 16), "red")]
     first = Image.fromarray(grey(RAMP))
     path = saved(tmp_path, first, name, save_all=True, append_images=others, **options)
-    pixels, several = image_files.read(path, 0)
+    pixels, several, _ = image_files.read(path, 0)
     assert several
     np.testing.assert_array_equal(pixels, grey(RAMP))
     assert not image_files.read(saved(tmp_path, first, f"one-{name}", **options), 0)[1]

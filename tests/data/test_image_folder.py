@@ -1,5 +1,6 @@
 """Folders as people have them: each image once, in its class and split, or one sentence."""
 
+import json
 import os
 import shutil
 import unicodedata
@@ -9,8 +10,8 @@ import pytest
 from PIL import Image
 
 from image_folders import folder, make_folder, options
-from kd_jax.data import class_names, image_folder, sources
-from kd_jax.runtime import memory
+from kd_jax.data import class_names, dataset, image_folder, sources
+from kd_jax.runtime import caches, memory
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 
@@ -396,3 +397,51 @@ def test_a_kept_set_beyond_memory_is_refused_before_it_is_read(root, monkeypatch
     monkeypatch.setattr(memory, "available", lambda: 1000)
     with pytest.raises(UserError, match=r"the data set in .*cache/data/folder-"):
         folder(root)
+
+
+# What is said of it at the start
+
+
+def load(root, **changes):
+    return dataset.load(options(name="folder", data_dir=str(root), val_examples=0.1, **changes))
+
+
+def test_what_was_read_is_said_and_again_from_the_cache(root, said):
+    Image.new("RGB", (31, 20)).save(root / "train/ant/small.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (300, 400)).save(root / "train/ant/large.jpg", exif=turned)
+    (root / "train/bee/0.png").unlink()
+    (root / "train/notes.txt").write_text("no image")
+    lines = (
+        f"{root}: 3 classes, 31 images of 8 x 8 to 400 x 300 pixels, brought to 16 x 16; 9 (bee) "
+        "to 12 (ant) of each class",
+        "23 to train on, 2 for validation, 6 to test on",
+        f"passed over in {root}: 1 beside the class directories",
+    )
+    said.set_level("INFO")
+    for _ in range(2):
+        said.clear()
+        loaded = load(root, image_size=16)
+        assert [len(loaded.split(name)) for name in ("train", "val", "test")] == [23, 2, 6]
+        for line in lines:
+            assert line in said.text
+
+
+def test_images_of_one_size_are_said_to_be_so(root, said):
+    said.set_level("INFO")
+    shutil.rmtree(root / "test")
+    load(root)
+    assert "24 images of 8 x 8 pixels; 8 of each class" in said.text
+    assert "17 to train on, 2 for validation, 5 to test on" in said.text
+
+
+def test_a_kept_set_from_before_sizes_were_kept_is_read(root, said):
+    before = load(root)
+    for path in caches.directory("data").rglob("about.json"):
+        about = json.loads(path.read_text())
+        del about["file_sizes"]
+        path.write_text(json.dumps(about))
+    said.set_level("INFO")
+    assert load(root).fingerprint == before.fingerprint
+    assert "3 classes, 30 images; 10 of each class" in said.text

@@ -4,6 +4,7 @@ import dataclasses
 import types
 import unicodedata
 
+import flax.traverse_util
 import numpy as np
 import pytest
 
@@ -105,6 +106,62 @@ def test_cards_from_before_names_know_those_of_their_data_set():
     ]
     with pytest.raises(UserError, match="knows other classes than cifar10"):
         heads.outputs(old, catalog.facts("cifar10").class_names, 10, "cifar10")
+
+
+def leaves(variables):
+    return flax.traverse_util.flatten_dict(variables, sep="/")
+
+
+OTHERS = ("dog", "fox", "wolf")
+
+
+def test_a_start_of_other_classes_keeps_its_body_and_has_a_new_head(caplog, monkeypatch):
+    monkeypatch.setattr(logger, "propagate", True)
+    own = card(dataset="cifar100", certificate={"data_fingerprint": "1"})
+    variables = own.network().init(0, SHAPE)
+    fitted, new = heads.fit_start(own, variables, OTHERS, 3, "folder", seed=7, freeze="layer")
+    assert (fitted.num_classes, fitted.class_names) == (3, OTHERS)
+    assert fitted.claimed_top1 is fitted.certificate is None
+    assert fitted.arrays_sha256 == saved_network.digest_of(new)
+    fresh = leaves(fitted.network().init(7, SHAPE))
+    for path, leaf in leaves(new).items():
+        expected = fresh if path.startswith("params/fc/") else leaves(variables)
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+    assert leaves(variables)["params/fc/kernel"].shape == (64, 6)  # and is as it was
+    _, again = heads.fit_start(own, variables, OTHERS, 3, "folder", seed=7)
+    assert saved_network.digest_of(again) == fitted.arrays_sha256
+    _, other = heads.fit_start(own, variables, OTHERS, 3, "folder", seed=8)
+    assert saved_network.digest_of(other) != fitted.arrays_sha256
+    said = (
+        "body is kept: its head of 6 classes of cifar100 is replaced by a new one of 3 classes of"
+    )
+    assert caplog.text.count(said) == 3
+
+
+@pytest.mark.parametrize(("own", "data", "is_kept"), [
+    ((NAMES, "cifar100"), (NAMES, "folder"), True),
+    ((NAMES, "cifar100"), (NAMES[2:], "folder"), True),  # the columns of a part
+    ((NAMES, "folder"), (NAMES[::-1], "folder"), False),
+    ((NAMES, "folder"), ((*NAMES[:5], "zebra"), "folder"), False),
+    ((NAMES, "folder"), ((*NAMES, "zebra"), "folder"), False),
+    ((None, "folder"), (NAMES, "folder"), True),  # the same data, before names were kept
+    ((None, "odd"), (NAMES, "folder"), False),  # as many of others
+    ((NAMES, "odd"), (None, "folder"), False),
+    ((None, "odd"), (None, "odd"), True),
+])  # fmt: skip
+def test_a_start_keeps_its_head_where_it_is_known_to_fit(own, data, is_kept):
+    (own_names, own_data), (names, name) = own, data
+    network = card(names=own_names, dataset=own_data)
+    variables = network.network().init(0, SHAPE)
+    classes = len(names) if names else 6
+    fitted, new = heads.fit_start(network, variables, names, classes, name, seed=5)
+    assert leaves(new)["params/fc/kernel"].shape == (64, classes)
+    if is_kept:
+        _, expected = heads.fit(network, variables, names, classes, name)
+        assert saved_network.digest_of(new) == saved_network.digest_of(expected)
+    else:
+        fresh = fitted.network().init(5, SHAPE)["params"]["fc"]
+        np.testing.assert_array_equal(new["params"]["fc"]["kernel"], fresh["kernel"])
 
 
 def dataset(classes=6, fingerprint="f" * 64, size=32):
