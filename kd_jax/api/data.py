@@ -51,6 +51,8 @@ def resolve(
     Raises:
       UserError: they are none of that, or do not fit together.
     """
+    if isinstance(data, str) and data == catalog.FOLDER:  # a config says where it is
+        return Data({})
     if isinstance(data, str | Path):
         others = {"val": val, "test": test, "unlabelled": unlabelled}
         if given := [name for name, value in others.items() if value is not None]:

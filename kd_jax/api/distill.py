@@ -26,8 +26,8 @@ from kd_jax.training.given import Given
 
 def distill(
     teacher: Any,
-    student: Any = "mobilenet_v3_small",
-    data: Any = "cifar100",
+    student: Any = None,
+    data: Any = None,
     *,
     workdir: str | Path,
     val: Any = None,
@@ -51,10 +51,11 @@ def distill(
       teacher: what `kd_jax.teacher` returns or takes; a list of them is an ensemble; None: none,
         for a recipe that learns from labels alone, or with `replay=`.
       student: a name of the zoo (`python -m kd_jax.models`), or a Linen or NNX module from
-        `[n, H, W, C]` to `[n, classes]`.
+        `[n, H, W, C]` to `[n, classes]`; None: that of the config, `mobilenet_v3_small` by default.
       data: a name of tfds, `digits`, a folder of images, or arrays: `images`, or
         `(images, labels)`, uint8 `[N, H, W, 3]` and whole numbers `[N]` or None. Without labels
-        there is agreement with the teacher and no accuracy.
+        there is agreement with the teacher and no accuracy. None: that of the config, `cifar100` by
+        default.
       workdir: directory of this run and no other; made when missing.
       val, test: arrays as `data`, beside arrays; None: a tenth is held out.
       unlabelled: further images to train on, which only the teacher labels.
@@ -77,11 +78,21 @@ def distill(
     """
     experiment = _begin(config, recipe)
     teachers = _as_teachers(teacher)
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise UserError(
+                f"callbacks= has a {type(callback).__name__}: expected objects of kd_jax.Callback"
+            )
     given: dict[str, Any] = {"callbacks": tuple(callbacks), "loss": loss}
     _set_teachers(experiment, teachers, given)
     classes = len(class_names) if class_names is not None else None
     dataset = data_lib.resolve(
-        data, val, test, unlabelled, classes, lambda shape: _classes_of(teachers, shape)
+        experiment.dataset.name if data is None else data,
+        val,
+        test,
+        unlabelled,
+        classes,
+        lambda shape: _classes_of(teachers, shape),
     )
     given |= {"source": dataset.source, "validation": dataset.validation}
     if class_names is not None:
@@ -171,6 +182,8 @@ def _classes_of(teachers: Sequence[TeacherSpec], image_shape: tuple[int, int, in
 
 def _set_student(experiment: ConfigDict, student: Any, given: dict[str, Any]) -> None:
     """Name the student in the config; a module of the user's is put beside it."""
+    if student is None:
+        return
     if isinstance(student, str):
         zoo.check_arch(student)
         experiment.student.arch = student

@@ -60,7 +60,7 @@ def load(
     Args:
       config: `config.dataset`.
       source: the data set itself, given from Python; None: it is read.
-      validation: given from Python; None: it is held out of train.
+      validation: given with `source`.
 
     Raises:
       UserError: it is not where it should be, cannot be downloaded, or is not what it claims.
@@ -109,16 +109,21 @@ def load(
 
 def _of_arrays(config: ConfigDict, source: Source, validation: Split | None) -> DataSet:
     """Return the data set of arrays, which `arrays.source` has checked."""
-    train, val = source.train, validation
-    if val is None:
-        train, val = _hold_out(config, train, source.test)
+    assert validation is not None
     mean, std = _pixel_statistics(source.train.images)
-    fingerprint = source.fingerprint()
-    if validation is not None:
-        fingerprint = hashlib.sha256(
-            fingerprint.encode() + validation.images.tobytes() + validation.labels.tobytes()
-        ).hexdigest()
-    return DataSet(config.name, train, val, source.test, source.num_classes, mean, std, fingerprint)
+    fingerprint = hashlib.sha256(
+        source.fingerprint().encode() + validation.images.tobytes() + validation.labels.tobytes()
+    ).hexdigest()
+    return DataSet(
+        name=config.name,
+        train=source.train,
+        val=validation,
+        test=source.test,
+        num_classes=source.num_classes,
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint,
+    )
 
 
 def _hold_out(config: ConfigDict, train: Split, test: Split) -> tuple[Split, Split]:

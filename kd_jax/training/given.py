@@ -16,7 +16,7 @@ class Given:
 
     Attributes:
       source: the data set; None: `config.dataset` names it.
-      validation: of the data set; None: it is held out of train.
+      validation: of the data set, with `source`.
       class_names: of the data set, in the order of its labels; None: as `config.dataset` says.
       teachers: by what names them in `config.teacher`.
       student: a module; None: `config.student.arch` names one of the zoo.

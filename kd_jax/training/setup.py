@@ -178,6 +178,11 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
             "train on have one: give labels, or take label_weight=0 and a loss without them"
         )
     names = given.class_names or dataset.class_names
+    if names is not None and not len(set(names)) == len(names) == dataset.num_classes:
+        raise UserError(
+            f"class_names= has {len(names)} names, {len(set(names))} of them different: expected "
+            f"one for each of the {dataset.num_classes} classes of {dataset.name}"
+        )
     if teachers and not like and config.teacher.weights:
         teachers = load.fit(teachers, config.teacher, dataset, names)
     if start:

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import kd_jax as kd
+from helpers import ROOT
 from kd_jax.api import options
 from kd_jax.config import schema
 from kd_jax.data import sources
@@ -189,6 +190,8 @@ def test_a_loss_may_read_labels_and_must_be_one_number_an_example(digits, teache
         ({"temperature": "hot"}, "expected a float"),
         ({"temperature": -1.0}, "config.distill.temperature is -1.0"),
         ({"teacher": 3}, "expected a path"),
+        ({"callbacks": [print]}, "expected objects of kd_jax.Callback"),
+        ({"class_names": list("0123456788")}, "9 of them different"),
         ({"teacher": linear}, "has no variables"),
         ({"teacher": "no/such/place"}, "no network at no/such/place"),
         ({"teacher": None}, "config.teacher.weights is empty"),
@@ -277,3 +280,18 @@ def test_an_nnx_module_is_a_student_and_an_edited_module_is_refused(digits, teac
 
     with pytest.raises(kd.UserError, match="began with the student Net"):
         kd.distill(teacher, **{**where, "student": Net(8)})
+
+
+def test_what_is_not_given_is_the_configs(tmp_path, monkeypatch):
+    """A config names data and student; no default of `distill` takes their place."""
+    seen = {}
+    monkeypatch.setattr(
+        "kd_jax.training.train.train", lambda config, *others: seen.update(config=config)
+    )
+    config = f"{ROOT}/configs/demo.py:scratch"
+    with pytest.raises(kd.UserError, match="no run in"):  # nothing was trained
+        kd.distill(None, config=config, workdir=tmp_path / "run", epochs=3)
+    assert seen["config"].dataset.name == "digits"
+    assert seen["config"].student.arch == "mobilenet_v3_small"
+    assert seen["config"].dataset.val_examples == 144
+    assert seen["config"].total_epochs == 3.0
