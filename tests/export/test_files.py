@@ -1,5 +1,6 @@
 """Files that hold a program answer as the network does, for one image and for several."""
 
+import functools
 import io
 import json
 import zipfile
@@ -14,6 +15,7 @@ from helpers import patched_zoo
 from kd_jax import models
 from kd_jax.export import formats, function, graph, graph_rules
 from kd_jax.export.exporter import FAMILIES
+from kd_jax.models import bit
 from kd_jax.runtime.errors import UserError
 from networks import SHAPE, golden, noise, of_network
 from tiny_runs import digits_config  # noqa: F401, `tiny` is in the zoo for files that have it
@@ -64,6 +66,18 @@ def test_a_file_answers_as_the_network(name, arch, tmp_path):
     source = golden(arch, GOLDEN[arch])
     _, run = written(name, source, tmp_path)
     assert_near_in_any_batch(run, source)
+
+
+@pytest.mark.parametrize("name", ["onnx", "tflite"])
+def test_group_norms_and_padded_pooling_are_held_too(name, tmp_path):
+    small = functools.partial(bit.BiT, units=(1, 1), width_factor=0.5)
+    with patched_zoo(small_bit=small):
+        network = models.build("small_bit", 100, (0.5,) * 3, (0.25,) * 3)
+        variables = network.init(0, SHAPE)
+        head = variables["params"]["head.conv"]  # zeros at first
+        head["kernel"] = np.random.default_rng(0).normal(size=head["kernel"].shape).astype("f")
+        source = of_network(network, variables)
+        assert_near_in_any_batch(written(name, source, tmp_path)[1], source)
 
 
 def tiny(names=None):
