@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import kd_jax
 from kd_jax import models
 from kd_jax.config import default_config
-from kd_jax.data import catalog, class_names
+from kd_jax.data import arrays, catalog
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.models import zoo
 from kd_jax.runtime import atomic_files
@@ -126,7 +126,7 @@ def read(directory: Path, checkpoint: str | None, data_dir: str | None) -> Sourc
             f"the network in {directory} cannot be verified on this {dataset.name} "
             f"({'; '.join(differences)}): point --data_dir or TFDS_DATA_DIR at its data"
         )
-    return _with_outputs(directory, card, variables, dataset, options, None)
+    return _with_outputs(directory, card, variables, dataset, dataset.class_names, None)
 
 
 def _of_checkpoint(directory: Path, checkpoint: str, data_dir: str | None) -> Source:
@@ -145,9 +145,9 @@ def _of_checkpoint(directory: Path, checkpoint: str, data_dir: str | None) -> So
         source=f"the {checkpoint} checkpoint of a run, step {step}",
         sha256=digest,
         arrays_sha256=digest,
-        class_names=class_names.known(run.config.dataset, dataset.num_classes),
+        class_names=run.class_names,
     )
-    return _with_outputs(directory, card, variables, dataset, run.config.dataset, step)
+    return _with_outputs(directory, card, variables, dataset, run.class_names, step)
 
 
 def _with_outputs(
@@ -155,10 +155,9 @@ def _with_outputs(
     card: saved_network.ModelCard,
     variables: Any,
     dataset: dataset_lib.DataSet,
-    options: ConfigDict,
+    names: heads.Names,
     step: int | None,
 ) -> Source:
-    names = class_names.known(options, dataset.num_classes)
     outputs = heads.outputs(card, names, dataset.num_classes, dataset.name)
     output_names = heads.names_of(card)
     if output_names is None and names is not None:
@@ -188,6 +187,12 @@ def _options_of(card: saved_network.ModelCard) -> ConfigDict:
 
 
 def _load_data(options: ConfigDict) -> dataset_lib.DataSet:
+    if options.name == arrays.NAME:
+        raise UserError(
+            "the network learned from arrays that were given from Python, which this command does "
+            "not have to verify a file on: train from a folder of images "
+            f"(config.dataset.name={catalog.FOLDER}) what is to be exported"
+        )
     try:
         return dataset_lib.load(options)
     except UserError as error:

@@ -259,6 +259,14 @@ def test_a_network_that_is_not_in_the_zoo_is_refused(tmp_path):
         export(tmp_path / "network", "stablehlo", tmp_path / "x")
 
 
+def test_data_that_was_given_from_python_is_not_there(tmp_path):
+    given = golden("resnet8")
+    card = dataclasses.replace(given.card, dataset="arrays")
+    saved_network.save(tmp_path / "network", card, given.variables)
+    with pytest.raises(UserError, match="learned from arrays that were given from Python"):
+        export(tmp_path / "network", "stablehlo", tmp_path / "x")
+
+
 def test_a_missing_data_set_says_what_to_set(tmp_path, monkeypatch):
     given = golden("resnet8")
     saved_network.save(tmp_path / "network", given.card, given.variables)
