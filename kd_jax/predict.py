@@ -143,8 +143,9 @@ class _Table:
     """Prints a table, a row for each choice of each image, while images are looked at."""
 
     def __init__(self, files: Sequence[loose_images.LooseImage], names: Sequence[str]):
-        self._name_width = max(len("student"), *(len(folder_tree.shown(name)) for name in names))
-        self._path_width = max(len("image"), *(len(file.name) for file in files))
+        width = text_tables.width
+        self._name_width = max(width("student"), *(width(folder_tree.shown(n)) for n in names))
+        self._path_width = max(width("image"), *(width(file.name) for file in files))
         self._has_head = False
 
     def answer(self, file: loose_images.LooseImage, answers: dict[str, list[_Choice]]) -> None:

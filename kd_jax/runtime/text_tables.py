@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -12,7 +13,7 @@ def markdown(rows: Sequence[Sequence[str]], names: int = 1) -> str:
       rows: the header first.
       names: how many columns, from the left, are names; the others are set to the right.
     """
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(width(row[i]) for row in rows) for i in range(len(rows[0]))]
     is_name = [i < names for i in range(len(widths))]
     head, *others = rows
     return "\n".join([top(head, widths, is_name), *(line(row, widths, is_name) for row in others)])
@@ -21,7 +22,7 @@ def markdown(rows: Sequence[Sequence[str]], names: int = 1) -> str:
 def top(head: Sequence[str], widths: Sequence[int], is_name: Sequence[bool]) -> str:
     """Return the header of a Markdown table and the rule below it, see `line`."""
     columns = zip(widths, is_name, strict=True)
-    rule = ["-" * width if left else "-" * (width - 1) + ":" for width, left in columns]
+    rule = ["-" * size if left else "-" * (size - 1) + ":" for size, left in columns]
     return f"{line(head, widths, is_name)}\n{line(rule, widths, is_name)}"
 
 
@@ -30,9 +31,22 @@ def line(row: Sequence[str], widths: Sequence[int], is_name: Sequence[bool]) -> 
 
     Args:
       row: its cells.
-      widths: of the columns, in characters.
+      widths: of the columns, see `width`.
       is_name: whether a column is set to the left; the others are set to the right.
     """
-    columns = zip(row, widths, is_name, strict=True)
-    cells = [cell.ljust(width) if left else cell.rjust(width) for cell, width, left in columns]
+    cells = []
+    for cell, columns, left in zip(row, widths, is_name, strict=True):
+        padding = " " * (columns - width(cell))
+        cells.append(cell + padding if left else padding + cell)
     return "| " + " | ".join(cells) + " |"
+
+
+def width(text: str) -> int:
+    """Return how many columns of a terminal a text takes: Chinese letters take two, accents none.
+
+    Source: Unicode Standard Annex 11.
+    """
+    return sum(
+        0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
+        for letter in text
+    )
