@@ -28,7 +28,7 @@ def test_the_five_lines_on_the_digits(tmp_path):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_five_lines_on_cifar100(cifar100_dir, teacher_dir, tmp_path):
     teacher = kd.teacher(teacher_dir / "cifar100_resnet20.pth")
     run = kd.distill(

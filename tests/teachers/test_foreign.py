@@ -167,7 +167,7 @@ class TestTorch:
                 workdir=tmp_path / "run", **OPTIONS,
             )  # fmt: skip
 
-    @pytest.mark.slow
+    @pytest.mark.proof
     @pytest.mark.parametrize(("arch", "top1"), [("resnet44", 71.63), ("resnet56", 72.63)])
     def test_real_weights_are_certified_through_pytorch(
         self, arch, top1, cifar100_dir, teacher_dir
@@ -183,15 +183,19 @@ class TestTorch:
 
     @pytest.mark.slow
     def test_real_weights_teach_as_our_own_network(self, cifar100_dir, teacher_dir, tmp_path):
+        """By SGD: Adam makes whole steps of gradients that are rounding noise."""
         weights = teacher_dir / "cifar100_resnet44.pth"
-        options = {**OPTIONS, "data_dir": str(cifar100_dir), "student": "mobilenet_v3_small"}
+        options = {
+            **OPTIONS, "data_dir": str(cifar100_dir), "student": "mobilenet_v3_small",
+            "batch_size": 128, "optimizer__name": "sgd", "learning_rate": 0.01,
+        }  # fmt: skip
         own = kd.distill(
             str(weights), workdir=tmp_path / "own", teacher__arch="resnet44", **options
         )
         through = kd.distill(
             f"torch:torch_networks:resnet44@{weights}", workdir=tmp_path / "torch", **options
         )
-        np.testing.assert_allclose(losses(through), losses(own), atol=1e-4)
+        np.testing.assert_allclose(losses(through), losses(own), rtol=1e-4)
         assert through.certificate["top1"] == pytest.approx(own.certificate["top1"], abs=0.02)
 
 
