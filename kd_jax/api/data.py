@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kd_jax.config import schema
 from kd_jax.data import arrays, catalog
 from kd_jax.data.splits import Source, Split, hold_out_test
 from kd_jax.runtime.console import logger
@@ -41,8 +42,8 @@ def resolve(
     """Return the data set that a caller named or gave.
 
     Args:
-      data: a name of tfds, `digits`, the path of a folder of images, or arrays: `images` or
-        `(images, labels)`.
+      data: None for what the config says; a name of tfds, `digits`, the path of a folder of
+        images, or arrays: `images` or `(images, labels)`.
       val, test, unlabelled: arrays, only with `data` as arrays; None: a tenth of `data` is held out
         as test, and a tenth of the rest as validation.
       num_classes: None: the largest label tells, or the teacher where there are no labels.
@@ -51,18 +52,18 @@ def resolve(
     Raises:
       UserError: they are none of that, or do not fit together.
     """
-    if isinstance(data, str) and data == catalog.FOLDER:  # a config says where it is
-        return Data({})
-    if isinstance(data, str | Path):
+    if data is None or isinstance(data, str | Path):
         others = {"val": val, "test": test, "unlabelled": unlabelled}
         if given := [name for name, value in others.items() if value is not None]:
             raise UserError(
                 f"{given[0]}= goes with data= as arrays, but data is {str(data)!r}: a named set "
                 "has splits of its own"
             )
+        if data is None:
+            return Data({})
         if Path(data).is_dir():
             return Data({"dataset.name": catalog.FOLDER, "dataset.data_dir": str(data)})
-        return Data({"dataset.name": str(data)})
+        return Data({"dataset.name": str(data)})  # `folder` too: a config says where it is
     train = arrays.split(data, "data")
     shape = train.images.shape[1:]
     parts = {
@@ -79,6 +80,8 @@ def resolve(
                 f"data has {num_classes} classes, expected two or more: without labels the teacher "
                 "says how many there are, or class_names="
             )
+    if len(train) < 3:
+        raise UserError(f"data has {len(train)} images: expected at least 3")
     held_out: dict[str, Any] = {}
     for name in ("test", "val"):  # out of `data`, and never out of the images without labels
         held_out[name] = parts[name]
@@ -86,5 +89,10 @@ def resolve(
             whole = hold_out_test(train, num_classes, max(1, len(train) // _SHARE))
             train, held_out[name] = whole.train, whole.test
             logger.info("no %s= was given: %d images of data are held out", name, len(whole.test))
-    source = arrays.source(train, held_out["test"], parts["unlabelled"], num_classes)
-    return Data({"dataset.name": arrays.NAME}, source, held_out["val"])
+    source = arrays.source(
+        train, held_out["test"], held_out["val"], parts["unlabelled"], num_classes
+    )
+    # What a config says of its own data set does not apply to arrays.
+    fields = {path: schema.BY_PATH[path].default for path in schema.BY_PATH
+              if path.startswith("dataset.")}  # fmt: skip
+    return Data({**fields, "dataset.name": arrays.NAME}, source, held_out["val"])

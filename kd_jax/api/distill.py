@@ -15,8 +15,9 @@ from kd_jax.api import options, progress
 from kd_jax.api.run import Run
 from kd_jax.api.teachers import TeacherSpec
 from kd_jax.api.teachers import teacher as as_teacher
-from kd_jax.config import overrides
+from kd_jax.config import checks, overrides
 from kd_jax.models import zoo
+from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import signals
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
@@ -34,10 +35,10 @@ def distill(
     test: Any = None,
     unlabelled: Any = None,
     class_names: Sequence[str] | None = None,
-    config: ConfigDict | str | None = None,
+    config: ConfigDict | str | Path | None = None,
     recipe: str | None = None,
     loss: Callable[..., Any] | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | Callback = (),
     progress_line: bool = True,
     **fields: Any,
 ) -> Run:
@@ -78,6 +79,7 @@ def distill(
     """
     experiment = _begin(config, recipe)
     teachers = _as_teachers(teacher)
+    callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise UserError(
@@ -85,14 +87,15 @@ def distill(
             )
     given: dict[str, Any] = {"callbacks": tuple(callbacks), "loss": loss}
     _set_teachers(experiment, teachers, given)
+    options.apply(experiment, fields)  # again below, over what the data set says
     classes = len(class_names) if class_names is not None else None
     dataset = data_lib.resolve(
-        experiment.dataset.name if data is None else data,
+        data,
         val,
         test,
         unlabelled,
         classes,
-        lambda shape: _classes_of(teachers, shape),
+        lambda shape: _classes_of(teachers, shape, experiment),
     )
     given |= {"source": dataset.source, "validation": dataset.validation}
     if class_names is not None:
@@ -116,12 +119,12 @@ def distill(
     return Run(workdir, given.get("student"))
 
 
-def _begin(config: ConfigDict | str | None, recipe: str | None) -> ConfigDict:
+def _begin(config: ConfigDict | str | Path | None, recipe: str | None) -> ConfigDict:
     """Return the experiment to begin with."""
     if config is not None and recipe is not None:
         raise UserError("config= and recipe= are both given: expected one of them")
-    if isinstance(config, str):
-        experiment = overrides.load(config).copy_and_resolve_references()
+    if isinstance(config, str | Path):
+        experiment = overrides.load(str(config)).copy_and_resolve_references()
     elif config is not None:
         experiment = config.copy_and_resolve_references()
     else:
@@ -153,7 +156,10 @@ def _set_teachers(
         raise UserError(
             f"two teachers are called {names[0]}: give each a name=, and each network once"
         )
-    wanted = [each.fields for each in teachers if each.fields]
+    own = ("normalisation", "own")  # what an object says by itself, beside others that do not
+    wanted = [dict(item for item in each.fields.items() if item != own) for each in teachers]
+    if any(own in each.fields.items() for each in teachers):
+        experiment.teacher.normalisation = "own"
     for each in wanted:
         if each != wanted[0]:
             raise UserError(
@@ -164,7 +170,9 @@ def _set_teachers(
         options.set_field(experiment, f"teacher.{name}", value)
 
 
-def _classes_of(teachers: Sequence[TeacherSpec], image_shape: tuple[int, int, int]) -> int | None:
+def _classes_of(
+    teachers: Sequence[TeacherSpec], image_shape: tuple[int, int, int], experiment: ConfigDict
+) -> int | None:
     """Return how many classes the first teacher knows; None if only its weights would tell."""
     from kd_jax.teachers import foreign
     from kd_jax.weights import saved_network
@@ -173,6 +181,8 @@ def _classes_of(teachers: Sequence[TeacherSpec], image_shape: tuple[int, int, in
         return None
     network, place = teachers[0].network, Path(teachers[0].weights)
     if network is not None:
+        checks.check(experiment)
+        devices_lib.prepare(experiment.num_devices, experiment.batch_size // experiment.accumulate)
         size = int(teachers[0].fields.get("input_size", 0))
         return foreign.count_outputs(network, image_shape, size)
     if (place / saved_network.CARD_FILE).exists():
@@ -204,12 +214,16 @@ def _count_arguments(loss: Callable[..., Any]) -> int:
         raise UserError(
             f"loss= is {loss!r}: expected a function of (teacher_logits, student_logits)"
         ) from None
-    for count in (3, 2):
-        try:
-            signature.bind(*range(count))
-        except TypeError:
-            continue
-        return count
+    positional = [
+        each
+        for each in signature.parameters.values()
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    required = [each for each in positional if each.default is each.empty]
+    if len(required) == 3 or (len(positional) > 2 and positional[2].name == "labels"):
+        return 3
+    if len(required) <= 2 <= len(positional):
+        return 2
     raise UserError(
         f"loss= takes {signature}: expected (teacher_logits, student_logits), or "
         "(teacher_logits, student_logits, labels)"

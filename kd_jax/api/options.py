@@ -54,9 +54,14 @@ def apply(config: ConfigDict, options: Mapping[str, Any]) -> None:
     Raises:
       UserError: there is no such field, or the value is of another type.
     """
-    for keyword, value in options.items():
-        path = path_of(keyword)
-        set_field(config, path, value, keyword)
+    paths = {path_of(keyword): keyword for keyword in options}
+    lengths = [paths[path] for path in ("total_epochs", "total_steps") if path in paths]
+    if len(lengths) == 2:
+        raise UserError(f"{lengths[0]}= and {lengths[1]}= are both given: expected one of them")
+    if "total_epochs" in paths:
+        set_field(config, "total_steps", None)  # or it would be what counts
+    for path, keyword in paths.items():
+        set_field(config, path, options[keyword], keyword)
 
 
 def set_field(config: ConfigDict, path: str, value: Any, keyword: str | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from kd_jax.api.student import Student
 from kd_jax.models import user_module
 from kd_jax.report import page
-from kd_jax.runtime import atomic_files
+from kd_jax.runtime import atomic_files, source_digest
 from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.training import workdir as workdir_lib
 from kd_jax.training.metric_logger import METRICS_FILE
@@ -106,6 +106,7 @@ class Run:
         network = None
         if self._module is not None:
             card = saved_network.load_card(self.workdir)
+            self._check_module()
             network = user_module.wrap(
                 self._module,
                 num_classes=card.num_classes,
@@ -115,6 +116,17 @@ class Run:
             )
         card, variables = saved_network.load(self.workdir, network)
         return Student(network or card.network(), variables, card.image_shape, card.class_names)
+
+    def _check_module(self) -> None:
+        """Raise `UserError` if the module is not the one that was trained."""
+        starts = workdir_lib.starts_of(self.workdir)
+        trained = starts[0].get("code", {}).get("student") if starts else None
+        name = source_digest.named(self._module)
+        if trained is not None and trained != name:
+            raise UserError(
+                f"the student of the run in {self.workdir} is the module {trained}, and this is "
+                f"{name}: bring the old source back"
+            )
 
     def report(self, out: str | Path | None = None) -> Report:
         """Write the run's page; a notebook shows it inline.

@@ -46,7 +46,8 @@ def teacher(
     Args:
       network: a path (of weights, of a directory that `kd_jax.import_teacher` made, or of a
         finished run); a text of another library, such as `torch:package.module:factory@FILE` or
-        `onnx:FILE` (see `config.teacher.weights`); a `torch.nn.Module` or a Keras model; a Linen
+        `onnx:FILE` (see `config.teacher.weights`); a `torch.nn.Module`, which is frozen and put
+        into eval mode for good, or a Keras model; a Linen
         module, an NNX module; or a function `f(variables, images) -> logits`.
       variables: of a Linen module or of a function.
       name: for messages; by default that of the class or function.
@@ -60,17 +61,23 @@ def teacher(
     Raises:
       UserError: it is none of that.
     """
-    fields: dict[str, Any] = {"channels": channels, "input_size": input_size}
-    if claimed_top1 is not None:
-        fields["claimed_top1"] = float(claimed_top1)
+    fields: dict[str, Any] = {}  # what is not given is the config's
+    if channels != "own":
+        fields["channels"] = channels
+    if input_size:
+        fields["input_size"] = input_size
     if isinstance(normalisation, str):
         fields["normalisation"] = normalisation
     facts: dict[str, Any] = {}
     if normalisation is not None and not isinstance(normalisation, str):
         facts["mean"], facts["std"] = (tuple(map(float, each)) for each in normalisation)
+        fields["normalisation"] = "own"
+    is_read = isinstance(network, str | Path)
+    if claimed_top1 is not None:
+        (fields if is_read else facts)["claimed_top1"] = float(claimed_top1)
     if class_names is not None:
         facts["class_names"] = tuple(class_names)
-    if isinstance(network, str | Path):
+    if is_read:
         if facts or variables is not None or name:
             raise UserError(
                 f"the teacher {network} is read from its place: expected no variables, name, "

@@ -118,9 +118,9 @@ def _check_sequences(config: ConfigDict) -> list[str]:
             f"config.teacher.ensemble is {ensemble!r}, expected each teacher once, and not that of "
             "config.teacher.weights: to give one more weight, use config.teacher.shares"
         )
-    if shares and (
-        len(shares) != 1 + len(ensemble) or not all(_is_number(x) and x > 0 for x in shares)
-    ):
+    is_told_by_recording = bool(config.teacher.replay) and not config.teacher.weights
+    has_one_each = len(shares) == 1 + len(ensemble) or is_told_by_recording
+    if shares and not (has_one_each and all(_is_number(x) and x > 0 for x in shares)):
         problems.append(
             f"config.teacher.shares is {shares!r}, expected a positive number for each of the "
             f"{1 + len(ensemble)} teachers"

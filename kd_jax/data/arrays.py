@@ -47,19 +47,22 @@ def split(data: Any, what: str, image_shape: tuple[int, ...] | None = None) -> S
     return Split(images, labels.astype(np.int32))
 
 
-def source(train: Split, test: Split, unlabelled: Split | None, num_classes: int) -> Source:
+def source(
+    train: Split, test: Split, val: Split, unlabelled: Split | None, num_classes: int
+) -> Source:
     """Return the data set of these splits.
 
     Args:
       train: to train on.
       test: to test on.
+      val: to validate on; only checked.
       unlabelled: further images to train on, which only the teacher labels.
       num_classes: of the labels, or of the teacher where there are none.
 
     Raises:
       UserError: a label is of no class.
     """
-    for name, labels in (("data", train.labels), ("test", test.labels)):
+    for name, labels in (("data", train.labels), ("test", test.labels), ("val", val.labels)):
         if labels.max() >= num_classes:
             raise UserError(
                 f"{name} has the label {labels.max()}: expected numbers below the "

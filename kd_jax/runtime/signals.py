@@ -61,7 +61,8 @@ class StopRequest:
         """
         with self._lock:
             self._has_unsaved_work = yes
-            name = self.requested
+            # Only `request`, a signal, may end the process; a callback sets `requested` alone.
+            name = self.requested if math.isfinite(self._asked_at) else None
         if name and not yes:
             _leave(f"stopped by {name}: the same command resumes")
 

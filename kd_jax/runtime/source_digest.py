@@ -48,6 +48,13 @@ def of_module(module: Any) -> str:
     return _Digest(module).hexdigest()
 
 
+def named(thing: Any) -> str:
+    """Return the name and the first 16 digits of a function or module, as records have them."""
+    is_function = inspect.isroutine(thing) or inspect.isclass(thing)
+    name = thing.__name__ if is_function else type(thing).__name__
+    return f"{name} {(of_function if is_function else of_module)(thing)[:16]}"
+
+
 class _Digest:
     """A digest over a value and everything that it is made of; each thing is looked at once."""
 

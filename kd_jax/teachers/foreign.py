@@ -181,8 +181,13 @@ def fit(
             "the teacher %s knows %d classes: its outputs for the %d of %s are taken",
             card.arch, card.num_classes, dataset.num_classes, dataset.name,
         )  # fmt: skip
+        digest = hashlib.sha256(f"{card.arrays_sha256} {indices}".encode()).hexdigest()
         card = dataclasses.replace(
-            card, num_classes=dataset.num_classes, class_names=names, claimed_top1=None
+            card,
+            num_classes=dataset.num_classes,
+            class_names=names,
+            claimed_top1=None,
+            arrays_sha256=digest,
         )
     outputs = None if indices is None else tuple(indices)
     if whole.host is not None:

@@ -15,6 +15,51 @@ from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.teachers.recording import DIGITS, HEADER_FILE, Header, Recording, size_in_bytes
 
 
+def check(place: str | Path, header: Header, limit_gb: float) -> Path:
+    """Return the directory of a recording, if it can be made or taken up there. Writes nothing.
+
+    Arguments and errors as `Recorder`.
+    """
+    directory = reachable(place, "config.teacher.record")
+    if (directory / HEADER_FILE).exists():
+        stored = Recording(directory, "config.teacher.record").header
+        words = stored.differences(header)
+        if (stored.dtype, stored.total_steps) != (header.dtype, header.total_steps):
+            words.append(
+                f"it has {stored.total_steps} steps in {stored.dtype}, and this run "
+                f"{header.total_steps} in {header.dtype}"
+            )
+        if words:
+            raise UserError(
+                f"config.teacher.record is {directory}, which holds another recording "
+                f"({'; '.join(words)}): give this one a directory of its own"
+            )
+        return directory
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"config.teacher.record is {directory}, a file: expected a directory")
+    if directory.is_dir() and any(
+        not atomic_files.is_partial(path) for path in directory.iterdir()
+    ):
+        raise UserError(
+            f"config.teacher.record is {directory}, which holds other files: expected a new "
+            "directory, or one of an earlier start of this run"
+        )
+    size = size_in_bytes(header)
+    if size > limit_gb * 1e9:
+        raise UserError(
+            f"the recording would take {size / 1e9:.1f} GB, and config.teacher.record_limit_gb is "
+            f"{limit_gb:g}: raise it, take fewer steps, or record in float16"
+        )
+    above = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(above).free
+    if size > free:
+        raise UserError(
+            f"the recording would take {size / 1e9:.1f} GB, and {above} has {free / 1e9:.1f} GB "
+            "left: make room, or choose another config.teacher.record"
+        )
+    return directory
+
+
 class Recorder:
     """A recording that a run makes. Finished shards of an earlier start are kept."""
 
@@ -29,47 +74,11 @@ class Recorder:
         Raises:
           UserError: the directory holds another recording or other files, or there is no room.
         """
-        self._directory = reachable(place, "config.teacher.record")
+        self._directory = check(place, header, limit_gb)
         self._header = header
-        if (self._directory / HEADER_FILE).exists():
-            stored = Recording(self._directory, "config.teacher.record").header
-            words = stored.differences(header)
-            if (stored.dtype, stored.total_steps) != (header.dtype, header.total_steps):
-                words.append(
-                    f"it has {stored.total_steps} steps in {stored.dtype}, and this run "
-                    f"{header.total_steps} in {header.dtype}"
-                )
-            if words:
-                raise UserError(
-                    f"config.teacher.record is {self._directory}, which holds another recording "
-                    f"({'; '.join(words)}): give this one a directory of its own"
-                )
-        else:
-            self._begin(limit_gb)
+        if not (self._directory / HEADER_FILE).exists():
+            atomic_files.write_json(self._directory / HEADER_FILE, dataclasses.asdict(header))
         self._rows: dict[int, np.ndarray] = {}
-
-    def _begin(self, limit_gb: float) -> None:
-        if self._directory.is_dir() and any(
-            not atomic_files.is_partial(path) for path in self._directory.iterdir()
-        ):
-            raise UserError(
-                f"config.teacher.record is {self._directory}, which holds other files: expected a "
-                "new directory, or one of an earlier start of this run"
-            )
-        size = size_in_bytes(self._header)
-        if size > limit_gb * 1e9:
-            raise UserError(
-                f"the recording would take {size / 1e9:.1f} GB, and config.teacher.record_limit_gb "
-                f"is {limit_gb:g}: raise it, take fewer steps, or record in float16"
-            )
-        above = next(path for path in (self._directory, *self._directory.parents) if path.exists())
-        free = shutil.disk_usage(above).free
-        if size > free:
-            raise UserError(
-                f"the recording would take {size / 1e9:.1f} GB, and {above} has "
-                f"{free / 1e9:.1f} GB left: make room, or choose another config.teacher.record"
-            )
-        atomic_files.write_json(self._directory / HEADER_FILE, dataclasses.asdict(self._header))
 
     def recording(self) -> Recording:
         """Return the recording as it is on disk now."""
@@ -95,7 +104,8 @@ class Recorder:
           from, so that a replay gives the same.
         """
         header = self._header
-        rounded = logits.astype(header.dtype)
+        with np.errstate(over="ignore"):  # what does not fit is infinite, and refused
+            rounded = logits.astype(header.dtype)
         if not np.isfinite(rounded).all():
             raise UserError(
                 f"the teacher's logits do not fit into {header.dtype} (the largest is "

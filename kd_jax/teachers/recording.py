@@ -155,6 +155,11 @@ class Recording:
           options: `config.teacher`.
         """
         members = [Teacher(card, None) for card in self.header.cards]
+        if len(options.shares) not in (0, len(members)):
+            raise UserError(
+                f"config.teacher.shares is {options.shares!r}, expected a positive number for each "
+                f"of the {len(members)} teachers that were recorded"
+            )
         return teacher.combine(members, options.shares, options.combine)
 
     def recorded_steps(self) -> int:
@@ -218,8 +223,8 @@ class Recording:
 
     def _damaged(self, path: Path) -> UserError:
         return UserError(
-            f"{path} is damaged, its content is not what was recorded: remove that file, and run "
-            "the command that recorded it again"
+            f"{path} is damaged, its content is not what was recorded: record the teacher again, "
+            "in another directory"
         )
 
 

@@ -84,16 +84,22 @@ def wrap(module: Any, name: str, source: str, **facts: Any) -> ForeignNetwork:
 
 
 def _digest(module: Any) -> str:
-    """Return the hex sha256 of a module's arrays, and of its class's source where it can be had."""
+    """Return the hex sha256 of a module's arrays, its description, and its classes' source."""
     digest = hashlib.sha256()
-    for key, tensor in sorted(module.state_dict().items()):
+    buffers = {f"buffer {key}": tensor for key, tensor in module.named_buffers()}
+    for key, tensor in sorted({**buffers, **module.state_dict()}.items()):
         array = tensor.detach().cpu().contiguous()
         digest.update(f"{key} {array.dtype} {tuple(array.shape)}\n".encode())
         digest.update(array.flatten().view(torch_uint8()).numpy().data if array.numel() else b"")
-    try:
-        digest.update(inspect.getsource(type(module)).encode())
-    except (OSError, TypeError):  # made at a prompt
-        digest.update(type(module).__qualname__.encode())
+    digest.update(repr(module).encode())
+    classes = {type(part) for part in module.modules()}
+    for kind in sorted(classes, key=lambda each: f"{each.__module__}.{each.__qualname__}"):
+        if kind.__module__.partition(".")[0] == "torch":
+            continue
+        try:
+            digest.update(inspect.getsource(kind).encode())
+        except (OSError, TypeError):  # made at a prompt
+            digest.update(kind.__qualname__.encode())
     return digest.hexdigest()
 
 

@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 from kd_jax import config as config_lib
 from kd_jax import models
 from kd_jax.config import checks
-from kd_jax.data import arrays, catalog, prefetch, sampler, tfds_source
+from kd_jax.data import catalog, prefetch, sampler, tfds_source
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.distillation import state as state_lib
 from kd_jax.distillation.student import StudentSpec
-from kd_jax.models import user_module, zoo
+from kd_jax.models import user_module
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import processes, source_digest
 from kd_jax.runtime.errors import UserError
@@ -95,8 +95,7 @@ class RunSetup:
             name = getattr(self.given.loss, "__name__", type(self.given.loss).__name__)
             parts["loss"] = f"{name} {source_digest.of_function(self.given.loss)[:16]}"
         if self.given.student is not None:
-            name = type(self.given.student).__name__
-            parts["student"] = f"{name} {source_digest.of_module(self.given.student)[:16]}"
+            parts["student"] = source_digest.named(self.given.student)
         return parts
 
     @property
@@ -155,7 +154,7 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
       UserError: a value, the weights, the devices or the data are not as they must be.
     """
     prepare(config)
-    _check_given(config, given)
+    given.check(config)
     teachers, start = like.teachers if like else None, None
     name = tfds_source.base_name(config.dataset.name)
     recorded = like.recording if like else None
@@ -177,6 +176,12 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
             f"config.distill.loss={config.distill.loss}, which read labels, and not all images to "
             "train on have one: give labels, or take label_weight=0 and a loss without them"
         )
+    for name in ("val", "test"):
+        if teachers is None and dataset.split(name).known_labels is None:
+            raise UserError(
+                f"the {name} split has no labels and there is no teacher: expected labels, or a "
+                "teacher to agree with"
+            )
     names = given.class_names or dataset.class_names
     if names is not None and not len(set(names)) == len(names) == dataset.num_classes:
         raise UserError(
@@ -236,30 +241,6 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
         resident=prefetch.is_resident(config.dataset, dataset.train.images.nbytes),
         given=given,
     )
-
-
-def _check_given(config: ConfigDict, given: Given) -> None:
-    """Raise `UserError` if the config names an object from Python that was not given."""
-    missing = []
-    if config.dataset.name == arrays.NAME and given.source is None:
-        missing.append(f"config.dataset.name is {config.dataset.name}")
-    if config.student.arch.startswith(zoo.PYTHON) and given.student is None:
-        missing.append(f"config.student.arch is {config.student.arch}")
-    if config.distill.loss.startswith("python") and given.loss is None:
-        missing.append(f"config.distill.loss is {config.distill.loss}")
-    if given.student is not None:
-        zoo_only = {"dropout": 0.0, "dtype": "float32", "weights": ""}
-        for name, value in zoo_only.items():
-            if config.student[name] != value:
-                raise UserError(
-                    f"config.student.{name} is {config.student[name]!r}, expected {value!r} with a "
-                    "module from Python, which says it itself"
-                )
-    if missing:
-        raise UserError(
-            f"{' and '.join(missing)}, which was given as a Python object: call kd_jax.distill "
-            "with it again"
-        )
 
 
 def frozen_norms(

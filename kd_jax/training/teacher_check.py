@@ -13,6 +13,7 @@ import numpy as np
 
 from kd_jax.runtime import atomic_files, processes
 from kd_jax.runtime.console import logger
+from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import certificate
 from kd_jax.training import input_search, workdir
 from kd_jax.training.evaluator import Evaluator
@@ -58,9 +59,14 @@ def certify(run: RunSetup, evaluator: Evaluator, directory: Path) -> dict[str, A
         )
     else:
         logger.info("measuring the teacher %s on the test split", teachers.arch)
-    measured = certificate.make(
-        teachers, evaluator.members_logits("test"), labels, run.dataset.fingerprint
-    )
+    logits = evaluator.members_logits("test")
+    for member, member_logits in zip(teachers.members, logits, strict=True):
+        if (member_logits >= 0).all() and np.allclose(member_logits.sum(-1), 1.0, atol=1e-3):
+            raise UserError(
+                f"the teacher {member.card.arch} returns probabilities, expected logits: remove "
+                "its softmax, or let it return their logarithm"
+            )
+    measured = certificate.make(teachers, logits, labels, run.dataset.fingerprint)
     if labels is None:
         return measured
     for network in (*measured.get("members", ()), measured):

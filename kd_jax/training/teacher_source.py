@@ -25,8 +25,8 @@ from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
+from kd_jax.teachers import recorder as recorder_lib
 from kd_jax.teachers import recording
-from kd_jax.teachers.recorder import Recorder
 from kd_jax.teachers.recording import Recording
 from kd_jax.teachers.teacher import Teachers
 from kd_jax.training import trajectory
@@ -61,11 +61,6 @@ def prepare(run: RunSetup, constants: Constants, clean: Callable[[str], np.ndarr
     """
     options, teachers = run.config.teacher, run.teachers
     assert teachers is not None
-    if processes.count() > 1:
-        raise UserError(
-            f"{processes.count()} processes train together, expected one with a teacher that does "
-            "not run in JAX, or with config.teacher.record or config.teacher.replay"
-        )
     parts = run.config.accumulate
     if options.replay:
         recorded = run.recording
@@ -77,7 +72,7 @@ def prepare(run: RunSetup, constants: Constants, clean: Callable[[str], np.ndarr
     ask = _Asking(run, teachers, constants)
     if not options.record:
         return lambda step, batch: Answered(batch, devices_lib.place(ask(step, batch), run.devices))
-    recorder = Recorder(options.record, header_of(run), options.record_limit_gb)
+    recorder = recorder_lib.Recorder(options.record, header_of(run), options.record_limit_gb)
     for split in ("val", "test"):
         recorder.add_clean(split, clean(split))
     return _Recording(run, ask, recorder)
@@ -96,8 +91,19 @@ def header_of(run: RunSetup) -> recording.Header:
     )
 
 
-def check_recording(run: RunSetup) -> None:
-    """Raise `UserError` unless the run's recording is of its views, and long enough."""
+def check(run: RunSetup) -> None:
+    """Raise `UserError` if the teachers cannot answer as the config says; writes nothing.
+
+    That is: several processes, a recording of other views or too short, or one that cannot be made.
+    """
+    options = run.config.teacher
+    if processes.count() > 1 and not is_live(run):
+        raise UserError(
+            f"{processes.count()} processes train together, expected one with a teacher that does "
+            "not run in JAX, or with config.teacher.record or config.teacher.replay"
+        )
+    if options.record:
+        recorder_lib.check(options.record, header_of(run), options.record_limit_gb)
     recorded = run.recording
     if recorded is None:
         return
@@ -149,9 +155,10 @@ class _Asking:
 class _Recording:
     """Ask, record, and give what was recorded."""
 
-    def __init__(self, run: RunSetup, ask: _Asking, recorder: Recorder):
+    def __init__(self, run: RunSetup, ask: _Asking, recorder: recorder_lib.Recorder):
         self._run, self._ask, self._recorder = run, ask, recorder
         self._on_disk: Recording = recorder.recording()
+        self._is_first = True
         size = recording.size_in_bytes(self._on_disk.header)
         logger.info(
             "the teacher's answers are recorded in %s, %.2f GB in all",
@@ -161,6 +168,8 @@ class _Recording:
 
     def __call__(self, step: int, batch: Any) -> Answered:
         parts, devices = self._run.config.accumulate, self._run.devices
+        if self._is_first:
+            self._fill_holes(step)
         if self._on_disk.has(step):
             logits = self._on_disk.logits(step)
         else:
@@ -168,6 +177,17 @@ class _Recording:
                 self._record(earlier, self._run.batch_of(earlier))
             logits = self._record(step, batch)
         return Answered(batch, _to_devices(logits, devices, parts))
+
+    def _fill_holes(self, step: int) -> None:
+        """Record the shards before that of `step` which are gone since an earlier start."""
+        self._is_first = False
+        steps = self._on_disk.header.steps_per_shard
+        shards = recording.shards_in(self._on_disk.directory)
+        missing = [e for e in range(step - step % steps) if e // steps not in shards]
+        if missing:
+            logger.warning("%d steps of the recording are gone: recording them again", len(missing))
+        for earlier in missing:
+            self._record(earlier, self._run.batch_of(earlier))
 
     def _record(self, step: int, batch: Any) -> np.ndarray:
         logits = devices_lib.unshard(self._ask(step, batch), self._run.config.accumulate)

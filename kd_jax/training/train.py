@@ -120,7 +120,7 @@ def train_together(
 def _build(configs: Sequence[ConfigDict], places: Sequence[Path], given: Given) -> list[RunSetup]:
     """Return the set-up of each run; what an earlier start recorded must be the same now."""
     first = setup.build(configs[0], given=given)
-    teacher_source.check_recording(first)
+    teacher_source.check(first)
     runs = [first, *(setup.build(config, like=first, given=given) for config in configs[1:])]
     for place, run in zip(places, runs, strict=True):
         fingerprint, start = run.dataset.fingerprint, run.start_digest

@@ -12,6 +12,7 @@ from flax import nnx
 
 import kd_jax as kd
 from helpers import ROOT
+from kd_jax.api import distill as distill_module
 from kd_jax.api import options
 from kd_jax.config import schema
 from kd_jax.data import sources
@@ -295,3 +296,68 @@ def test_what_is_not_given_is_the_configs(tmp_path, monkeypatch):
     assert seen["config"].student.arch == "mobilenet_v3_small"
     assert seen["config"].dataset.val_examples == 144
     assert seen["config"].total_epochs == 3.0
+
+
+@pytest.mark.parametrize("event", ["on_step", "on_evaluate", "on_checkpoint"])
+def test_a_callback_that_stops_at_the_last_step_ends_no_process(digits, teacher, tmp_path, event):
+    def stop(self, step, what):
+        if step == 4:
+            raise kd.StopTraining("near enough")
+
+    last = type("Last", (kd.Callback,), {event: stop})
+    run = kd.distill(teacher, data=digits, workdir=tmp_path / "run", callbacks=last(), **TINY)
+    assert run.metrics["steps"] == 4
+
+
+def test_probabilities_are_not_taken_for_logits(digits, teacher, tmp_path):
+    softmax = kd.teacher(lambda v, x: jax.nn.softmax(linear(v, x)), teacher.network.variables,
+                         name="softmax")  # fmt: skip
+    with pytest.raises(kd.UserError, match="returns probabilities, expected logits"):
+        kd.distill(softmax, data=digits, workdir=tmp_path / "run", **TINY)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_an_edited_module_is_not_loaded(digits, teacher, tmp_path):
+    where = {**TINY, "student": PlainNorms()}
+    run = kd.distill(teacher, data=digits, workdir=tmp_path / "run", **where)
+
+    class PlainNorms2(PlainNorms):
+        pass
+
+    with pytest.raises(kd.UserError, match="is the module PlainNorms"):
+        kd.load(run.workdir, PlainNorms2()).student  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("loss", "count"),
+    [
+        (lambda t, s: s, 2),
+        (lambda t, s, temperature=4.0: s, 2),
+        (lambda t, s, labels: s, 3),
+        (lambda t, s, labels=None: s, 3),
+        (lambda t, s, y: s, 3),
+    ],
+)
+def test_labels_go_only_where_they_are_asked_for(loss, count):
+    assert distill_module._count_arguments(loss) == count
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image_size": 64}, "config.dataset.image_size is 64"),
+        ({"val_examples": 10}, "config.dataset.val_examples is 10"),
+        ({"loss": lambda t, s: s[:, 0], "distill__loss": "dkd"}, "an object is given in its place"),
+        ({"dataset__name": "digits"}, "an object is given in its place"),
+        ({"epochs": 2}, "are both given"),
+        ({"data": np.zeros((2, 32, 32, 3), np.uint8)}, "expected at least 3"),
+        ({"teacher": None, "label_weight": 1.0, "test": np.zeros((9, 32, 32, 3), np.uint8)},
+         "the test split has no labels"),
+        ({"replay": "nowhere", "teacher": None}, "no recording in nowhere"),
+    ],
+)  # fmt: skip
+def test_what_would_be_ignored_is_refused(digits, teacher, tmp_path, changes, says):
+    arguments = {"teacher": teacher, "data": digits, **TINY, **changes}
+    with pytest.raises(kd.UserError, match=re.escape(says)):
+        kd.distill(workdir=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()

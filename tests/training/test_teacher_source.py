@@ -11,6 +11,7 @@ from kd_jax.api.teachers import TeacherSpec
 from kd_jax.data import sources
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
+from kd_jax.teachers import recording
 from kd_jax.teachers.teacher import ForeignNetwork
 
 KERNEL = np.random.default_rng(0).normal(0, 0.05, (32 * 32 * 3, 10)).astype(np.float32)
@@ -182,3 +183,42 @@ def test_answers_that_cannot_be_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=says):
         kd.distill(on_host(call), data=digits, workdir=tmp_path / "run", **OPTIONS)
     assert not (tmp_path / "run").exists()
+
+
+def test_shards_that_are_gone_are_recorded_again(digits, recorded, tmp_path, monkeypatch):
+    """One step a shard, so that a resumed run has shards behind it."""
+    monkeypatch.setattr(recording, "_SHARD_BYTES", 1)
+
+    class Stop(kd.Callback):
+        def on_step(self, step, metrics):
+            if step == 4:
+                raise kd.StopTraining
+
+    where = {
+        "data": digits, "workdir": tmp_path / "run", "record": str(tmp_path / "answers"), **OPTIONS
+    }  # fmt: skip
+    assert not kd.distill(live(), callbacks=[Stop()], **where).finished
+    (shard,) = (tmp_path / "answers").glob("shard-000001-*")
+    shard.unlink()
+    assert losses(kd.distill(live(), **where)) == losses(recorded[0])
+    assert shard.exists()
+    assert recording.Recording(tmp_path / "answers").recorded_steps() == 6
+
+
+def test_what_cannot_be_recorded_is_said_before_anything_is_written(digits, recorded, tmp_path):
+    where = {"data": digits, "workdir": tmp_path / "run", **OPTIONS}
+    for options, says in (
+        ({"record": str(tmp_path / "a"), "record_limit_gb": 1e-9}, "record_limit_gb is 1e-09"),
+        ({"record": str(recorded[1]), "seed": 3}, "holds another recording"),
+    ):
+        with pytest.raises(UserError, match=says):
+            kd.distill(live(), **where, **options)
+        assert not (tmp_path / "run").exists()
+
+
+def test_shares_of_a_replay_are_one_for_each_recorded_teacher(digits, recorded, tmp_path):
+    with pytest.raises(UserError, match="of the 1 teachers that were recorded"):
+        kd.distill(
+            None, data=digits, workdir=tmp_path / "run", replay=str(recorded[1]),
+            shares=(1.0, 2.0), **OPTIONS,
+        )  # fmt: skip
