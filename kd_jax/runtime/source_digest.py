@@ -50,9 +50,8 @@ def of_module(module: Any) -> str:
 
 def named(thing: Any) -> str:
     """Return the name and the first 16 digits of a function or module, as records have them."""
-    is_function = inspect.isroutine(thing) or inspect.isclass(thing)
-    name = thing.__name__ if is_function else type(thing).__name__
-    return f"{name} {(of_function if is_function else of_module)(thing)[:16]}"
+    name = getattr(thing, "__name__", type(thing).__name__)
+    return f"{name} {_Digest(thing).hexdigest()[:16]}"
 
 
 class _Digest:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.runtime import atomic_files
-from kd_jax.runtime.errors import UserError, reachable
+from kd_jax.runtime.errors import UserError, in_short, reachable
 from kd_jax.teachers import foreign
 from kd_jax.teachers.teacher import ForeignNetwork
 
@@ -34,7 +34,7 @@ def onnx(name: str, file: str) -> ForeignNetwork:
     try:
         session = runtime.InferenceSession(str(path), providers=runtime.get_available_providers())
     except Exception as error:  # onnxruntime has its own, which are not exported
-        raise UserError(f"{path} is no ONNX network ({_in_short(error)})") from None
+        raise UserError(f"{path} is no ONNX network ({in_short(error, 300)})") from None
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         shapes = ", ".join(f"{each.name} {each.shape}" for each in inputs)
@@ -74,7 +74,7 @@ def keras(name: str, file: str) -> ForeignNetwork:
     try:
         model = library.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises ValueError, OSError, TypeError and others
-        raise UserError(f"{path} is no Keras network ({_in_short(error)})") from None
+        raise UserError(f"{path} is no Keras network ({in_short(error, 300)})") from None
     return of_keras_model(model, name, path.name)
 
 
@@ -130,7 +130,3 @@ def _in_chunks(
         return np.concatenate(answers)
 
     return call
-
-
-def _in_short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

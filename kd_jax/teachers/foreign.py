@@ -30,7 +30,7 @@ from kd_jax.models.function_network import FunctionNetwork
 from kd_jax.models.preprocessing import Preprocessing
 from kd_jax.runtime import paths
 from kd_jax.runtime.console import logger
-from kd_jax.runtime.errors import UserError
+from kd_jax.runtime.errors import UserError, in_short
 from kd_jax.teachers import heads
 from kd_jax.teachers.teacher import ForeignNetwork, HostNetwork, Teacher
 from kd_jax.weights import saved_network
@@ -240,7 +240,7 @@ def _shape_of(function: Callable[[Any], Any], pixels: jax.Array, name: str) -> A
     try:
         return jax.eval_shape(function, pixels)
     except Exception as error:  # whatever a user's function raises
-        text = " ".join(str(error).split())[:300]
+        text = in_short(error, 300)
         raise UserError(
             f"the teacher {name} fails with {type(error).__name__} for images of shape "
             f"{pixels.shape}: {text}"

@@ -14,7 +14,7 @@ from kd_jax import models
 from kd_jax.distillation.ensemble import Ensemble
 from kd_jax.models.function_network import FunctionNetwork
 from kd_jax.models.preprocessing import Preprocessing
-from kd_jax.runtime.errors import UserError
+from kd_jax.runtime.errors import UserError, in_short
 from kd_jax.weights import saved_network
 
 _LONGEST = 300  # characters of another error that are shown
@@ -48,7 +48,7 @@ class HostNetwork:
         except UserError:
             raise
         except Exception as error:  # whatever another library's network raises
-            text = " ".join(str(error).split())[:_LONGEST]
+            text = in_short(error, _LONGEST)
             raise UserError(
                 f"the teacher {self.name} fails with {type(error).__name__}: {text}; when it is "
                 "mended the same command resumes"

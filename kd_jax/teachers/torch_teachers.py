@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.runtime.errors import UserError, reachable
+from kd_jax.runtime.errors import UserError, in_short, reachable
 from kd_jax.teachers import foreign
 from kd_jax.teachers.teacher import ForeignNetwork
 from kd_jax.weights import state_files
@@ -45,7 +45,7 @@ def load(kind: str, what: str, file: str, num_classes: int | None) -> ForeignNet
     except UserError:
         raise
     except Exception as error:  # whatever a factory raises, or a download
-        text = " ".join(str(error).split())[:300]
+        text = in_short(error, 300)
         raise UserError(f"{name} cannot be made, {type(error).__name__}: {text}") from error
     if file:
         _load_weights(module, name, file)
@@ -85,12 +85,12 @@ def wrap(module: Any, name: str, source: str, **facts: Any) -> ForeignNetwork:
 
 def _digest(module: Any) -> str:
     """Return the hex sha256 of a module's arrays, its description, and its classes' source."""
-    digest = hashlib.sha256()
+    torch, digest = foreign.package("torch"), hashlib.sha256()
     buffers = {f"buffer {key}": tensor for key, tensor in module.named_buffers()}
     for key, tensor in sorted({**buffers, **module.state_dict()}.items()):
         array = tensor.detach().cpu().contiguous()
         digest.update(f"{key} {array.dtype} {tuple(array.shape)}\n".encode())
-        digest.update(array.flatten().view(torch_uint8()).numpy().data if array.numel() else b"")
+        digest.update(array.flatten().view(torch.uint8).numpy().data if array.numel() else b"")
     digest.update(repr(module).encode())
     classes = {type(part) for part in module.modules()}
     for kind in sorted(classes, key=lambda each: f"{each.__module__}.{each.__qualname__}"):
@@ -101,11 +101,6 @@ def _digest(module: Any) -> str:
         except (OSError, TypeError):  # made at a prompt
             digest.update(kind.__qualname__.encode())
     return digest.hexdigest()
-
-
-def torch_uint8() -> Any:
-    """Return PyTorch's dtype of bytes."""
-    return foreign.package("torch").uint8
 
 
 def _load_weights(module: Any, name: str, file: str) -> None:

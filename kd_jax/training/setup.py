@@ -90,13 +90,10 @@ class RunSetup:
     @property
     def code(self) -> dict[str, str]:
         """Name and source digest of each part of the run that is code of its user."""
-        parts = {}
-        if self.given.loss is not None:
-            name = getattr(self.given.loss, "__name__", type(self.given.loss).__name__)
-            parts["loss"] = f"{name} {source_digest.of_function(self.given.loss)[:16]}"
-        if self.given.student is not None:
-            parts["student"] = source_digest.named(self.given.student)
-        return parts
+        parts = {"loss": self.given.loss, "student": self.given.student}
+        return {
+            part: source_digest.named(thing) for part, thing in parts.items() if thing is not None
+        }
 
     @property
     def spec(self) -> StudentSpec:
