@@ -3,9 +3,10 @@ r"""The logit losses of the field by the protocol of CRD: ResNet56 teaches ResNe
     python -m kd_jax.study --config=configs/studies/crd.py --workdir=studies/crd --teachers=teachers
     python -m kd_jax.study --config=configs/studies/crd.py:epochs=12 --workdir=studies/crd12 ...
 
-`--teachers` holds resnet56. KD, DKD, DIST and LSKD differ in their losses alone, so they train as
-one cohort, which asks the teacher once for all four. Function matching by the same protocol is a
-row of its own: with mixup its views are others.
+`--teachers` holds resnet56. The row of labels alone says what a teacher is worth here: the others are
+compared with it. KD, DKD, DIST and LSKD differ in their losses alone, so they train as one cohort,
+which asks the teacher once for all four. Function matching by the same protocol is a row of its
+own: with mixup its views are others.
 
 `epochs` shortens everything in proportion: the drops of the learning rate, which are shares of the
 run, and the warm-up of DKD. The title and the sources then say so, since the published values are
@@ -24,7 +25,8 @@ from kd_jax.study import spec
 _EPOCHS = 240.0
 # The recipe that is joined to the protocol, changes for this pair, published top-1 and its source.
 _ROWS = {
-    "KD": ("hinton", {}, 70.66, "Tian et al. 2020"),
+    "labels alone": ("", {"distill.label_weight": 1.0}, 69.06, "Tian et al. 2020"),
+    "KD": ("", {}, 70.66, "Tian et al. 2020"),
     # Of mdistiller, configs/cifar100/dkd/res56_res20.yaml.
     "DKD": ("dkd", {"distill.dkd_others": 2.0}, 71.97, "Zhao et al. 2022"),
     "DIST": ("dist", {}, 71.75, "Huang et al. 2022"),
@@ -39,7 +41,7 @@ def get_study(argument=""):
     note = _note(options["epochs"], options["fraction"])
     runs = []
     for row, (recipe, changes, published, source) in _ROWS.items():
-        config = recipes.apply(f"crd_protocol+{recipe}")
+        config = recipes.apply(f"crd_protocol+{recipe}" if recipe else "crd_protocol")
         config.update_from_flattened_dict(changes)
         config.teacher.arch = "resnet56"
         config.student.arch = "resnet20"
