@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kd_jax.runtime.errors import UserError
+from kd_jax.runtime.errors import UserError, in_short
 
 _COMMANDS = {"get_config": "kd_jax.main", "get_study": "kd_jax.study"}  # that call a function
 _LONGEST = 300  # characters of another error that are shown
@@ -49,9 +49,11 @@ def call(text: str, function: str, example: str) -> Any:
     except UserError:
         raise
     except ValueError as error:  # how a config file refuses an argument
-        raise UserError(f"--config={text}: {_in_short(error)}") from None
+        raise UserError(f"--config={text}: {in_short(error, _LONGEST)}") from None
     except (Exception, SystemExit) as error:  # a bug of the file, not of kd_jax
-        raise UserError(f"{name} fails with {type(error).__name__}: {_in_short(error)}") from error
+        raise UserError(
+            f"{name} fails with {type(error).__name__}: {in_short(error, _LONGEST)}"
+        ) from error
 
 
 def load(path: Path, example: str) -> ModuleType:
@@ -79,7 +81,9 @@ def load(path: Path, example: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a bug of the file, not of kd_jax
         sys.modules.pop(spec.name, None)
-        raise UserError(f"{path} fails with {type(error).__name__}: {_in_short(error)}") from error
+        raise UserError(
+            f"{path} fails with {type(error).__name__}: {in_short(error, _LONGEST)}"
+        ) from error
     return module
 
 
@@ -100,8 +104,3 @@ def _check_arguments(text: str, function: Callable[..., Any], arguments: list[st
         f"--config={text}: {name} needs {' and '.join(required)} as its argument, expected "
         f"--config={name}:{required[0].upper()}"
     )
-
-
-def _in_short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
