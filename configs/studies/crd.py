@@ -3,10 +3,10 @@ r"""The logit losses of the field by the protocol of CRD: ResNet56 teaches ResNe
     python -m kd_jax.study --config=configs/studies/crd.py --workdir=studies/crd --teachers=teachers
     python -m kd_jax.study --config=configs/studies/crd.py:epochs=12 --workdir=studies/crd12 ...
 
-`--teachers` holds resnet56. The row of labels alone says what a teacher is worth here: the others are
-compared with it. KD, DKD, DIST and LSKD differ in their losses alone, so they train as one cohort,
-which asks the teacher once for all four. Function matching by the same protocol is a row of its
-own: with mixup its views are others.
+`--teachers` holds resnet56. The row of labels alone says what a teacher is worth here, and the
+others are compared with it. KD, DKD, DIST and LSKD differ in their losses alone, so they train as
+one cohort, which asks the teacher once for all four. Function matching by the same protocol is a
+row of its own: with mixup its views are others.
 
 `epochs` shortens everything in proportion: the drops of the learning rate, which are shares of the
 run, and the warm-up of DKD. The title and the sources then say so, since the published values are
