@@ -85,6 +85,7 @@ lock: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(COMPILE) --python-version 3.11 --extra dev -o requirements-dev.txt
 	$(COMPILE) --python-version 3.11 --extra tfds -c requirements-dev.txt -o requirements.txt
+	$(COMPILE) --python-version 3.11 --extra docs -c requirements-dev.txt -o requirements-docs.txt
 	$(COMPILE) --python-version 3.12 --extra dev -o requirements-next.txt \
 		--upgrade-package jax --upgrade-package jaxlib --upgrade-package flax
 

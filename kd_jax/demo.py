@@ -19,11 +19,11 @@ from absl import flags
 
 from kd_jax.runtime import huge_pages
 from kd_jax.runtime.console import logger
-from kd_jax.runtime.errors import UserError, reachable, run_command
+from kd_jax.runtime.errors import reachable, run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Directory of the demo's four runs.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all runs.", lower_bound=0)
-_CONFIG = "configs/demo.py"
+_CONFIG = "kd_jax:demo"
 _VALIDATION = 144  # images
 _ONE_IN = 20
 _TEACHER_EPOCHS = 20
@@ -32,8 +32,6 @@ _TEACHER_EPOCHS = 20
 def main(argv: Sequence[str]) -> None:
     """Run the four parts, and print their table and what it says."""
     del argv
-    if not Path(_CONFIG).exists():
-        raise UserError(f"no {_CONFIG} here: run the demo from the project's directory")
     root = reachable(_WORKDIR.value, "--workdir")
     start = time.perf_counter()
     runs, counts = _run(root)

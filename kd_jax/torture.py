@@ -39,8 +39,6 @@ def main(argv: Sequence[str]) -> None:
     root = reachable(_WORKDIR.value, "--workdir")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"--workdir={root} exists: expected a new directory")
-    if not Path("configs/demo.py").exists():
-        raise UserError("no configs/demo.py here: run it from the project's directory")
     seed = int(time.time()) if _SEED.value is None else _SEED.value
     rng = random.Random(seed)
     steps = _STEPS_A_KILL * _KILLS.value + 40
@@ -77,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _start(workdir: Path, steps: int) -> subprocess.Popen[str]:
     arguments = (
-        "--config=configs/demo.py:teacher",
+        "--config=kd_jax:demo:teacher",
         f"--config.total_steps={steps}",
         "--config.checkpoint_every_steps=7",
         "--config.log_every_steps=5",

@@ -1,6 +1,7 @@
 """Load a Python file by its path, and call the function of a config file.
 
-Everything that can be wrong with such a file is one sentence (`UserError`).
+`kd_jax:NAME` stands for a file that comes with the package: `configs/NAME.py` of the repository,
+which is in the wheel too. Everything that can be wrong with a file is one sentence (`UserError`).
 """
 
 from __future__ import annotations
@@ -17,21 +18,45 @@ from kd_jax.runtime.errors import UserError, in_short
 
 _COMMANDS = {"get_config": "kd_jax.main", "get_study": "kd_jax.study"}  # that call a function
 _LONGEST = 300  # characters of another error that are shown
+_SHIPPED = "kd_jax:"
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shipped() -> dict[str, Path]:
+    """Return the files that come with the package by their names, such as `studies/crd`, sorted."""
+    in_wheel, in_checkout = _PACKAGE / "configs", _PACKAGE.parent / "configs"
+    folder = in_wheel if in_wheel.is_dir() else in_checkout
+    paths = sorted(folder.rglob("*.py"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+
+
+def split(text: str) -> tuple[str, bool, str]:
+    """Split the value of `--config` at the colon before its argument.
+
+    Args:
+      text: `FILE`, `FILE:ARGUMENT`, `kd_jax:NAME` or `kd_jax:NAME:ARGUMENT`.
+
+    Returns:
+      the file as it was given, whether there is an argument, and the argument.
+    """
+    prefix = _SHIPPED if text.startswith(_SHIPPED) else ""
+    name, colon, argument = text.removeprefix(prefix).partition(":")
+    return prefix + name, bool(colon), argument
 
 
 def call(text: str, function: str, example: str) -> Any:
-    """Return what a function of `FILE` or `FILE:ARGUMENT` returns.
+    """Return what a function of a config file returns.
 
     Args:
-      text: the value of `--config`.
+      text: the value of `--config`, see `split`.
       function: name of the function; it is given the argument, if there is one.
       example: path of a file that has this function, for the error sentences.
 
     Raises:
       UserError: there is no such file or function, it takes no argument or needs one, or it fails.
     """
-    name, colon, argument = text.partition(":")
-    module = load(Path(name), example)
+    name, has_argument, argument = split(text)
+    module = load(_path(name), example)
     get = getattr(module, function, None)
     if not callable(get):
         commands = [
@@ -42,7 +67,7 @@ def call(text: str, function: str, example: str) -> Any:
         raise UserError(
             f"{name} has no {function}(): expected a file such as {example}{''.join(commands[:1])}"
         )
-    arguments = [argument] if colon else []
+    arguments = [argument] if has_argument else []
     _check_arguments(text, get, arguments)
     try:
         return get(*arguments)
@@ -71,7 +96,11 @@ def load(path: Path, example: str) -> ModuleType:
     except (OSError, ValueError):  # no file can have this name
         is_file = False
     if path.suffix != ".py" or not is_file:
-        raise UserError(f"--config={path} is no Python file: expected one such as {example}")
+        name = path.as_posix().removesuffix(".py").removeprefix("configs/")
+        advice = f", or {_SHIPPED}{name}, which comes with kd_jax" if name in shipped() else ""
+        raise UserError(
+            f"--config={path} is no Python file: expected one such as {example}{advice}"
+        )
     spec = importlib.util.spec_from_file_location("config_file", path)
     assert spec is not None
     assert spec.loader is not None
@@ -87,6 +116,25 @@ def load(path: Path, example: str) -> ModuleType:
     return module
 
 
+def _path(name: str) -> Path:
+    """Return the path of a file that was given by its path or as `kd_jax:NAME`.
+
+    Raises:
+      UserError: no file of that name comes with the package.
+    """
+    if not name.startswith(_SHIPPED):
+        return Path(name)
+    files = shipped()
+    short = name.removeprefix(_SHIPPED).removesuffix(".py")
+    if short not in files:
+        names = ", ".join(_SHIPPED + each for each in files)
+        raise UserError(
+            f"--config={name} does not come with kd_jax: expected one of {names}, or the "
+            "path of a Python file of your own"
+        )
+    return files[short]
+
+
 def _check_arguments(text: str, function: Callable[..., Any], arguments: list[str]) -> None:
     """Raise `UserError` unless a function may be called with these arguments."""
     signature = inspect.signature(function)
@@ -95,10 +143,10 @@ def _check_arguments(text: str, function: Callable[..., Any], arguments: list[st
         return
     except TypeError:
         pass
-    name, colon, _ = text.partition(":")
+    name, has_argument, _ = split(text)
     required = [p.name for p in signature.parameters.values()
                 if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]  # fmt: skip
-    if colon and not required:
+    if has_argument and not required:
         raise UserError(f"--config={text}: {name} takes no argument, expected --config={name}")
     raise UserError(
         f"--config={text}: {name} needs {' and '.join(required)} as its argument, expected "

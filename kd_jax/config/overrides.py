@@ -49,7 +49,8 @@ def define(
     holder: flags.FlagHolder[Any] = config_flags.DEFINE_config_file(
         "config",
         None,
-        f"Experiment, e.g. {_EXAMPLE}; `python -m kd_jax.config` lists its fields.",
+        f"Experiment, e.g. {_EXAMPLE}, or kd_jax:resnet44 for the package's own; "
+        "`python -m kd_jax.config` lists its fields.",
         values,
         sys_argv=argv,
     )
@@ -58,7 +59,7 @@ def define(
 
 
 def load(text: str) -> ConfigDict:
-    """Return the locked config of `FILE` or `FILE:ARGUMENT`.
+    """Return the locked config of `FILE`, `FILE:ARGUMENT` or `kd_jax:NAME`.
 
     Raises:
       UserError: there is no such file, or it fails.
@@ -68,8 +69,8 @@ def load(text: str) -> ConfigDict:
     config = config_file.call(text, "get_config", _EXAMPLE)
     if not isinstance(config, ConfigDict):
         raise UserError(
-            f"get_config() of {text.partition(':')[0]} returns a {type(config).__name__}: expected "
-            "kd_jax.config.default_config(), changed"
+            f"get_config() of {config_file.split(text)[0]} returns a {type(config).__name__}: "
+            "expected kd_jax.config.default_config(), changed"
         )
     return config.lock()
 

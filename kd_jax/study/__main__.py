@@ -28,7 +28,9 @@ from kd_jax.study import lease_files, spec, worker
 from kd_jax.study.leases import Leases
 from kd_jax.training import workdir
 
-_CONFIG = flags.DEFINE_string("config", "", "Study, e.g. configs/studies/table2.py:epochs=3.")
+_CONFIG = flags.DEFINE_string(
+    "config", "", "Study, e.g. configs/studies/table2.py:epochs=3 or kd_jax:studies/crd."
+)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the study; made when missing.")
 _TEACHERS = flags.DEFINE_string("teachers", "", "Directory of the teachers' weights.")
 _STALE_MINUTES = flags.DEFINE_float(

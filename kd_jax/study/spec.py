@@ -191,13 +191,13 @@ def teacher_weights(run: Run, root: Path, teachers: Path | None) -> str:
 
 
 def load(text: str) -> Study:
-    """Return the study of `FILE` or `FILE:ARGUMENT`.
+    """Return the study of `FILE`, `FILE:ARGUMENT` or `kd_jax:studies/NAME`.
 
     Raises:
       UserError: the file is missing or defines no study, or the study is invalid.
     """
     study = config_file.call(text, "get_study", "configs/studies/demo.py")
-    name = text.partition(":")[0]
+    name = config_file.split(text)[0]
     if not isinstance(study, Study):
         raise UserError(
             f"get_study() of {name} returns a {type(study).__name__}: expected a "

@@ -102,6 +102,40 @@ def test_a_config_file_that_does_not_take_this_is_one_sentence(given, says):
         parse(given)
 
 
+def test_the_files_of_the_package_are_reached_by_name(tmp_path, monkeypatch):
+    files = (ROOT / "configs").rglob("*.py")
+    assert sorted(config_file.shipped().values()) == sorted(files)
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo:scratch", "folder", "folder:recipe=hinton", "bit"):
+        file, _, argument = name.partition(":")
+        path = f"{ROOT}/configs/{file}.py" + (f":{argument}" if argument else "")
+        assert parse(f"--config=kd_jax:{name}", "--config.seed=3") == parse(
+            f"--config={path}", "--config.seed=3"
+        )
+    assert spec.load("kd_jax:studies/crd:epochs=12") == spec.load(
+        f"{ROOT}/configs/studies/crd.py:epochs=12"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("kd_jax:resnet45", r"^--config=kd_jax:resnet45 does not .* kd_jax:resnet44, .*/table2, "),
+        ("kd_jax:", "does not come with kd_jax: expected one of kd_jax:bit, "),
+        ("kd_jax:../kd_jax/main", "does not come with kd_jax"),
+        ("kd_jax:studies/crd", r"has no get_config\(\): .*; it is for kd_jax\.study"),
+        ("kd_jax:scratch:3", r"takes no argument, expected --config=kd_jax:scratch$"),
+        ("kd_jax:teacher", r"needs arch as its argument, expected --config=kd_jax:teacher:ARCH$"),
+        ("configs/resnet44.py", "or kd_jax:resnet44, which comes with kd_jax$"),
+        ("studies/crd", "or kd_jax:studies/crd, which comes with kd_jax$"),
+    ],
+)  # fmt: skip
+def test_a_name_that_the_package_does_not_have_is_one_sentence(given, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=says):
+        parse(f"--config={given}")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
