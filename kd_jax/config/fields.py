@@ -238,13 +238,14 @@ FIELDS = (
     Field(
         "teacher.record", "",
         "Directory in which the teacher's answers to every view of the run are recorded, for "
-        "`teacher.replay`; empty: they are not.",
-        form=PATH,
+        "`teacher.replay`; empty: they are not. A resumed run goes on with recorded answers of the "
+        "same precision, or without, as it began; the path may change.",
+        form=PATH, resume_mutable=True,
     ),
     Field(
         "teacher.record_dtype", "float32",
         "Precision of a recording. What the student learns from is what is recorded.",
-        choices=("float32", "float16"),
+        choices=("float32", "float16"), resume_mutable=True,
     ),
     Field(
         "teacher.record_limit_gb", 20.0, "Largest size of a recording; a larger one is refused.",
@@ -254,7 +255,7 @@ FIELDS = (
         "teacher.replay", "",
         "Directory of a recording that answers in the teacher's place; seed, data, batch and views "
         "must be those of the run that recorded. Then `teacher.weights` may be empty.",
-        form=PATH,
+        form=PATH, resume_mutable=True,
     ),
     Field(
         "student.arch", "mobilenet_v3_small", "Architecture of the student.", form=ARCHITECTURE,

@@ -40,6 +40,9 @@ _COHORTS = flags.DEFINE_bool(
     "cohorts", True, "Train runs with the same teacher and views together."
 )
 _MOST = flags.DEFINE_integer("most", 8, "Most runs that are trained together.", lower_bound=1)
+_RECORD = flags.DEFINE_bool(
+    "record", False, "Record the teachers' answers, and replay them for runs that see the same."
+)
 
 EXIT_FAILED = 1
 _TABLES = ".tables"  # lease of the process that writes the files of the whole study
@@ -63,7 +66,9 @@ def main(argv: Sequence[str]) -> None:
     with Leases(root, 60 * _STALE_MINUTES.value, _exit_on_lost_lease) as leases:
         with _tables_lease(leases):
             begin(root, study)
-        study_worker = worker.create(study, root, teachers, most, leases, stop)
+        study_worker = worker.create(
+            study, root, teachers, most, leases, stop, record=_RECORD.value
+        )
         try:
             study_worker.work()
         except signals.StoppedError as error:

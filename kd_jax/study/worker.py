@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 from kd_jax.runtime import atomic_files, signals
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
-from kd_jax.study import spec
+from kd_jax.study import groups, lease_files, spec
 from kd_jax.study.leases import Leases
+from kd_jax.study.recordings import BusyError, Recordings
 from kd_jax.training import workdir
 
 FAILED = "failed"  # directory of the records of failed runs
@@ -40,6 +41,7 @@ class Worker:
       earlier_failures: records of failures before this start, whose runs are tried again; None
         for the other runs.
       leases: of this process.
+      recordings: of the teachers' answers.
       stop: request to stop, from a signal.
     """
 
@@ -49,6 +51,7 @@ class Worker:
     groups: Sequence[Sequence[spec.Run]]
     earlier_failures: Mapping[str, Any]
     leases: Leases
+    recordings: Recordings
     stop: signals.StopRequest
 
     def directory(self, run: spec.Run) -> Path:
@@ -71,9 +74,14 @@ class Worker:
         return not self.is_done(run) and self.failure(run) is None
 
     def is_ready(self, run: spec.Run) -> bool:
-        """Return whether a run is open, and its teacher, if that is a run, is not."""
+        """Return whether a run is open, and nothing that it needs is still being made.
+
+        That is its teacher, if that is a run, or the recording that it began with.
+        """
         teacher = self._teacher(run)
-        return self.is_open(run) and (teacher is None or not self.is_open(teacher))
+        if not self.is_open(run) or (teacher is not None and self.is_open(teacher)):
+            return False
+        return not self.recordings.must_wait(run)
 
     def work(self) -> None:
         """Train runs until none is open, here or in another process.
@@ -89,7 +97,8 @@ class Worker:
             acquired_runs = self.acquire()
             if acquired_runs:
                 is_waiting = False
-                self._train(acquired_runs)
+                for place, runs in self._by_recording(acquired_runs).items():
+                    self._train(runs, place)
                 continue
             if not is_waiting:
                 owners = {self.leases.owner(run.name) for run in open_runs} - {None}
@@ -103,15 +112,21 @@ class Worker:
 
         A group of which another process has a run is left to that process, unless no other group
         is free. Groups with the fewest attempts come first, so that a run that kills its process
-        each time delays only itself.
+        each time delays only itself; then those with the longest recordings.
 
         Returns:
           runs by name; empty if no run is both ready and free.
         """
         attempts = self.leases.attempts
-        groups = sorted(self.groups, key=lambda group: max(attempts(run.name) for run in group))
+        ordered = sorted(
+            self.groups,
+            key=lambda group: (
+                max(attempts(run.name) for run in group),
+                -self.recordings.length(group[0]),
+            ),
+        )
         for only_whole_groups in (True, False):
-            for group in groups:
+            for group in ordered:
                 ready_runs = [run for run in group if self.is_ready(run)]
                 acquired_runs: dict[str, spec.Run] = {}
                 for run in ready_runs:
@@ -126,15 +141,36 @@ class Worker:
                     return acquired_runs
         return {}
 
-    def _train(self, runs: Mapping[str, spec.Run]) -> None:
-        """Train runs and release their leases: together if that works, else one by one."""
+    def _by_recording(self, runs: Mapping[str, spec.Run]) -> dict[Path | None, dict[str, spec.Run]]:
+        """Return runs by the recording that they make or read; of one cohort some may have none."""
+        parts: dict[Path | None, dict[str, spec.Run]] = {}
+        for name, run in runs.items():
+            parts.setdefault(self.recordings.place(run), {})[name] = run
+        return parts
+
+    def _train(self, runs: Mapping[str, spec.Run], place: Path | None) -> None:
+        """Train runs and release their leases; `place` is that of their recording, or None."""
+        try:
+            with self.recordings.opened(place, runs) as fields:
+                self._train_with(runs, fields)
+        except BusyError:  # the other process was faster since `is_ready`
+            for name in runs:
+                self.leases.release(name, lease_files.STOPPED)
+
+    def _train_with(self, runs: Mapping[str, spec.Run], fields: Mapping[str, str]) -> None:
+        """Train runs together if that works, else one by one.
+
+        Args:
+          runs: by name.
+          fields: of the configs, by which they get their teachers' answers.
+        """
         from kd_jax.training.tracker import MemberError
 
         remaining_runs = dict(runs)
         while len(remaining_runs) > 1:
             names = {self.directory(run).resolve(): name for name, run in remaining_runs.items()}
             try:
-                configs = [self._resolved_config(run) for run in remaining_runs.values()]
+                configs = [self._resolved_config(run, fields) for run in remaining_runs.values()]
                 logger.info("--- together: %s", ", ".join(remaining_runs))
                 _train_together(configs, list(names), self.stop)
                 break
@@ -149,13 +185,13 @@ class Worker:
             if self.is_done(run):
                 self._finish(run, "done")
             else:
-                self._train_alone(run)
+                self._train_alone(run, fields)
 
-    def _train_alone(self, run: spec.Run) -> None:
+    def _train_alone(self, run: spec.Run, fields: Mapping[str, str]) -> None:
         self.stop.has_unsaved_work(False)
         logger.info("--- %s", run.name)
         try:
-            config = self._resolved_config(run)
+            config = self._resolved_config(run, fields)
             _train_together([config], [self.directory(run)], self.stop)
         except signals.StoppedError:
             raise
@@ -195,8 +231,8 @@ class Worker:
         """Return the run of this study that trains a run's teacher; None if there is none."""
         return next((teacher for teacher in self.study.runs if teacher.name == run.teacher), None)
 
-    def _resolved_config(self, run: spec.Run) -> ConfigDict:
-        """Return a run's config with the weights of its teacher.
+    def _resolved_config(self, run: spec.Run, fields: Mapping[str, str]) -> ConfigDict:
+        """Return a run's config with the weights of its teacher, and with `fields`.
 
         Raises:
           UserError: the run that trains its teacher failed, or there are no weights.
@@ -204,7 +240,9 @@ class Worker:
         teacher = self._teacher(run)
         if teacher is not None and not self.is_done(teacher):
             raise UserError(f"its teacher, the run {teacher.name}, failed: mend that one first")
-        return _with_teacher_weights(run, self.root, self.teachers)
+        config = groups.with_teacher_weights(run, self.root, self.teachers)
+        config.update_from_flattened_dict(fields)
+        return config
 
 
 def create(
@@ -214,41 +252,26 @@ def create(
     most: int,
     leases: Leases,
     stop: signals.StopRequest,
+    *,
+    record: bool = False,
 ) -> Worker:
-    """Return a worker of this process; it trains at most `most` runs together."""
+    """Return a worker of this process; it trains at most `most` runs together.
+
+    With `record` it records the teachers' answers, see `recordings`.
+    """
     failures = {run.name: atomic_files.read_json(_failure_file(root, run)) for run in study.runs}
     return Worker(
         study=study,
         root=root,
         teachers=teachers,
-        groups=group_runs(study.runs, most, lambda run: _cohort_key(run, root, teachers)),
+        groups=groups.group_runs(
+            study.runs, most, lambda run: groups.cohort_key(run, root, teachers)
+        ),
         earlier_failures=failures,
         leases=leases,
+        recordings=Recordings(root, leases, record),
         stop=stop,
     )
-
-
-def group_runs(
-    runs: Sequence[spec.Run], most: int, key: Callable[[spec.Run], str | None]
-) -> list[list[spec.Run]]:
-    """Return the runs in groups of the same key, in their order.
-
-    Args:
-      runs: all runs of a study, so that all processes make the same groups.
-      most: runs in a group.
-      key: equal for runs that may be trained together; None for a run that must be alone.
-    """
-    groups: list[list[spec.Run]] = []
-    open_groups: dict[str, list[spec.Run]] = {}
-    for run in runs:
-        run_key = key(run) if most > 1 else None
-        if run_key is not None and run_key in open_groups and len(open_groups[run_key]) < most:
-            open_groups[run_key].append(run)
-            continue
-        groups.append([run])
-        if run_key is not None:
-            open_groups[run_key] = groups[-1]
-    return groups
 
 
 def _train_together(
@@ -264,18 +287,6 @@ def _failure_file(root: Path, run: spec.Run) -> Path:
     return root / FAILED / f"{run.name}.json"
 
 
-def _with_teacher_weights(run: spec.Run, root: Path, teachers: Path | None) -> ConfigDict:
-    """Return a run's config with the path of its teacher's weights.
-
-    Raises:
-      UserError: there are no weights.
-    """
-    config = run.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.teacher.weights = spec.teacher_weights(run, root, teachers)
-    return config
-
-
 def _set_devices(runs: Sequence[spec.Run]) -> None:
     """Start JAX with a number of devices that divides the batch of every run.
 
@@ -288,13 +299,3 @@ def _set_devices(runs: Sequence[spec.Run]) -> None:
     batches = [run.config.batch_size // max(run.config.accumulate, 1) for run in runs]
     devices.prepare(0, math.gcd(*batches))
     jax.local_devices()
-
-
-def _cohort_key(run: spec.Run, root: Path, teachers: Path | None) -> str | None:
-    """Return the key of a run for `group_runs`; None if its teacher has no weights yet."""
-    from kd_jax.training import cohort
-
-    try:
-        return cohort.key(_with_teacher_weights(run, root, teachers))
-    except UserError:  # training the run reports it
-        return None

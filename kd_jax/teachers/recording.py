@@ -162,6 +162,14 @@ class Recording:
             )
         return teacher.combine(members, options.shares, options.combine)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every step is there, and the clean splits."""
+        names = {
+            match[1] for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))
+        }
+        return self.recorded_steps() == self.header.total_steps and {"val", "test"} <= names
+
     def recorded_steps(self) -> int:
         """Return how many steps there are, without a gap, from the first."""
         shards = set(shards_in(self.directory))

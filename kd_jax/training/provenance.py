@@ -89,6 +89,26 @@ def check_code(workdir: Path, code: Mapping[str, str]) -> None:
             )
 
 
+def check_answers(workdir: Path, answers: str | None) -> None:
+    """Raise `UserError` if the run in `workdir` began with another kind of teachers' answers.
+
+    Args:
+      workdir: of the run.
+      answers: `teacher_source.kind_of_answers` of now. Old records do not have it.
+    """
+    starts = starts_of(workdir)
+    if starts and starts[0].get("answers", answers) != answers:
+        before, now = (
+            f"recorded in {kind}" if kind else "asked in training"
+            for kind in (starts[0]["answers"], answers)
+        )
+        raise UserError(
+            f"the teacher's answers of the run in {workdir} were {before}, and now they are {now}, "
+            "which are other numbers: set config.teacher.record, config.teacher.replay and "
+            "config.teacher.record_dtype as it began, or give this one its own --workdir"
+        )
+
+
 def add_start(
     workdir: Path,
     step: int,
@@ -97,6 +117,7 @@ def add_start(
     devices: int,
     student_start: str | None = None,
     code: Mapping[str, str] = MappingProxyType({}),
+    answers: str | None = None,
 ) -> None:
     """Add a record of this start to the run's `provenance.json`.
 
@@ -111,6 +132,7 @@ def add_start(
       devices: how many train.
       student_start: `RunSetup.start_digest` of the student.
       code: `RunSetup.code`.
+      answers: `teacher_source.kind_of_answers`.
     """
     starts = starts_of(workdir)
     this_start = arithmetic()
@@ -142,6 +164,7 @@ def add_start(
             "teacher_sha256": teacher_sha256,
             "student_start": student_start,
             "code": dict(code),
+            "answers": answers,
         }
     )
     atomic_files.write_json(workdir / PROVENANCE_FILE, starts)

@@ -32,6 +32,8 @@ def student(directory: Path, choice: str, data_dir: str | None = None) -> tuple[
     with config.unlocked():
         config.num_devices = 0  # those of this machine: it need not be the one that trained
         config.batch_norm.sync = False  # what is only looked at has no batch to share
+        if config.teacher.weights:  # it answers itself: what was recorded need not be there
+            config.teacher.record = config.teacher.replay = ""
         if data_dir is not None:
             config.dataset.data_dir = data_dir
     run = setup.build(config)

@@ -45,6 +45,17 @@ def is_live(run: RunSetup) -> bool:
     return run.teachers.is_live and not (options.record or options.replay)
 
 
+def kind_of_answers(run: RunSetup) -> str | None:
+    """Return the precision of the recorded answers that a run learns from; None: it asks.
+
+    Of a run that records and of one that replays it is the same, and so are the answers.
+    """
+    if run.recording is not None:
+        return run.recording.header.dtype
+    options = run.config.teacher
+    return options.record_dtype if options.record else None
+
+
 def prepare(run: RunSetup, constants: Constants, clean: Callable[[str], np.ndarray]) -> AddAnswers:
     """Return the function that adds the teachers' logits to the batch of a step.
 

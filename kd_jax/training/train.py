@@ -127,6 +127,8 @@ def _build(configs: Sequence[ConfigDict], places: Sequence[Path], given: Given) 
         processes.on_first(functools.partial(provenance.check_data, place, fingerprint))
         processes.on_first(functools.partial(provenance.check_student, place, start))
         processes.on_first(functools.partial(provenance.check_code, place, run.code))
+        answers = teacher_source.kind_of_answers(run)
+        processes.on_first(functools.partial(provenance.check_answers, place, answers))
         if run.is_changed_by_devices:
             devices = len(run.devices) * processes.count()
             processes.on_first(functools.partial(provenance.check_devices, place, devices))
@@ -164,6 +166,7 @@ def _first_state(member: Member, certified: dict[str, Any] | None) -> state_lib.
             len(run.devices) * processes.count(),
             run.start_digest,
             run.code,
+            teacher_source.kind_of_answers(run),
         )
     )
     return devices_lib.replicate(state, run.devices)

@@ -19,7 +19,7 @@ from kd_jax.runtime.atomic_files import read_json, read_json_lines
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.signals import StopRequest
-from kd_jax.study import __main__, lease_files, spec, worker
+from kd_jax.study import __main__, groups, lease_files, spec, worker
 from kd_jax.study.leases import Leases
 from kd_jax.training import cohort, workdir
 
@@ -301,7 +301,7 @@ def test_groups_are_of_one_key_and_not_too_large():
     listed = [spec.Run(name, name, default_config()) for name in keys]
 
     def grouped(most):
-        found = worker.group_runs(listed, most, lambda one: keys[one.name])
+        found = groups.group_runs(listed, most, lambda one: keys[one.name])
         return ["".join(one.name for one in group) for group in found]
 
     assert grouped(8) == ["ace", "b", "d", "f"]
