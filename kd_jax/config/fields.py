@@ -248,6 +248,13 @@ FIELDS = (
         choices=("float32", "float16"), resume_mutable=True,
     ),
     Field(
+        "teacher.record_top", 0,
+        "Of each answer record the largest logits, as many as this, and the mass of the others at "
+        "`distill.temperature`, which they then share equally; 0: all logits. For many classes, "
+        "and for losses on probabilities.",
+        range=closed(0, 2**16), unit="logits", resume_mutable=True,
+    ),
+    Field(
         "teacher.record_limit_gb", 20.0, "Largest size of a recording; a larger one is refused.",
         range=left_open(0, 1e6), unit="GB", resume_mutable=True,
     ),

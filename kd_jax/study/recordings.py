@@ -32,7 +32,7 @@ FOLDER = "answers"  # of a study's directory
 _TEACHER_FIELDS = (
     "dataset.name", "dataset.train_split", "dataset.test_split", "teacher.arch", "teacher.weights",
     "teacher.ensemble", "teacher.normalisation", "teacher.channels", "teacher.input_size",
-    "teacher.dtype", "teacher.record_dtype",
+    "teacher.dtype", "teacher.record_dtype", "teacher.record_top",
 )  # fmt: skip
 
 
@@ -129,6 +129,8 @@ def _views(run: spec.Run) -> str | None:
     if not has_teacher or config.distill.label_weight == 1 or config.distill.view == "fixed":
         return None
     fields = {path: config_lib.get_field(config, path) for path in (*VIEW_FIELDS, *_TEACHER_FIELDS)}
+    if config.teacher.record_top:  # the rest's mass is of one temperature
+        fields["distill.temperature"] = float(config.distill.temperature)
     text = json.dumps([fields, run.teacher, trajectory.VERSION])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from kd_jax.runtime import atomic_files
 from kd_jax.runtime.errors import UserError, reachable
+from kd_jax.teachers import answers
 from kd_jax.teachers.recording import DIGITS, HEADER_FILE, Header, Recording, size_in_bytes
 
 
@@ -24,10 +25,10 @@ def check(place: str | Path, header: Header, limit_gb: float) -> Path:
     if (directory / HEADER_FILE).exists():
         stored = Recording(directory, "config.teacher.record").header
         words = stored.differences(header)
-        if (stored.dtype, stored.total_steps) != (header.dtype, header.total_steps):
+        if (stored.form, stored.total_steps) != (header.form, header.total_steps):
             words.append(
-                f"it has {stored.total_steps} steps in {stored.dtype}, and this run "
-                f"{header.total_steps} in {header.dtype}"
+                f"it has {stored.total_steps} steps in {stored.form}, and this run "
+                f"{header.total_steps} in {header.form}"
             )
         if words:
             raise UserError(
@@ -48,7 +49,8 @@ def check(place: str | Path, header: Header, limit_gb: float) -> Path:
     if size > limit_gb * 1e9:
         raise UserError(
             f"the recording would take {size / 1e9:.1f} GB, and config.teacher.record_limit_gb is "
-            f"{limit_gb:g}: raise it, take fewer steps, or record in float16"
+            f"{limit_gb:g}: raise it, take fewer steps, or record less of each answer with "
+            "config.teacher.record_dtype=float16 or config.teacher.record_top"
         )
     above = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     free = shutil.disk_usage(above).free
@@ -100,13 +102,12 @@ class Recorder:
           logits: float32 `[batch, teachers, classes]`.
 
         Returns:
-          the answers as they are recorded, rounded if they are, float32: what the student learns
-          from, so that a replay gives the same.
+          the answers as they come back, float32 of the same shape: what the student learns from,
+          so that a replay gives the same.
         """
         header = self._header
-        with np.errstate(over="ignore"):  # what does not fit is infinite, and refused
-            rounded = logits.astype(header.dtype)
-        if not np.isfinite(rounded).all():
+        rounded = header.form.pack(logits, header.temperature)
+        if not answers.is_finite(rounded):  # what does not fit is infinite
             raise UserError(
                 f"the teacher's logits do not fit into {header.dtype} (the largest is "
                 f"{np.abs(logits).max():g}): set config.teacher.record_dtype=float32"
@@ -119,7 +120,7 @@ class Recorder:
             shard = np.stack([self._rows[each] for each in range(first, last)])
             self._write(f"shard-{number:06d}", shard)
             self._rows.clear()
-        return rounded.astype(np.float32)
+        return header.form.unpack(rounded)
 
     def add_clean(self, split: str, logits: np.ndarray) -> None:
         """Write the answers to the clean images of a split, float32 `[teachers, N, classes]`."""

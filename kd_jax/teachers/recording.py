@@ -4,7 +4,7 @@ Views are a function of (seed, step, position), so another student, temperature,
 rate sees the very same ones, and needs no teacher. A directory holds
 
     recording.json                 whose answers they are, and to which views
-    shard-000012-<digest>.npy      of some steps, `[steps, batch, teachers, classes]`
+    shard-000012-<digest>.npy      of some steps, `[steps, batch, teachers]` answers (`answers`)
     val-<digest>.npy, test-...     of the clean images, `[teachers, N, classes]`
 
 Each file is written whole or not at all, and the digest of its content (16 digits of the sha256) is
@@ -27,6 +27,7 @@ from kd_jax import config as config_lib
 from kd_jax.runtime import atomic_files
 from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.teachers import teacher
+from kd_jax.teachers.answers import Form
 from kd_jax.teachers.teacher import Teacher, Teachers
 from kd_jax.weights import saved_network
 
@@ -55,6 +56,8 @@ class Header:
       shape: `(batch, teachers, classes)` of a step.
       dtype: `float32` or `float16`.
       total_steps: that it holds when it is whole.
+      top: how many logits of each answer are stored; 0: all.
+      temperature: with `top`, that of the rest's mass (`answers`).
     """
 
     fields: Mapping[str, Any]
@@ -65,11 +68,18 @@ class Header:
     shape: tuple[int, int, int]
     dtype: str
     total_steps: int
+    top: int = 0
+    temperature: float = 1.0
+
+    @property
+    def form(self) -> Form:
+        """How each answer is stored."""
+        return Form(self.dtype, self.shape[-1], self.top)
 
     @property
     def step_bytes(self) -> int:
         """Bytes of one step."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        return int(np.prod(self.shape[:-1])) * self.form.dtype.itemsize
 
     @property
     def steps_per_shard(self) -> int:
@@ -77,7 +87,7 @@ class Header:
         return max(1, _SHARD_BYTES // self.step_bytes)
 
     def differences(self, other: Header) -> list[str]:
-        """Return in words what differs, but for the number of steps and the precision."""
+        """Return in words what differs, but for the number of steps and the form."""
         words = [
             f"config.{path} is {other.fields.get(path)!r} and {value!r} there"
             for path, value in self.fields.items()
@@ -95,6 +105,11 @@ class Header:
             ours = "+".join(card.arch for card in other.cards)
             words.append(
                 f"the teacher is {ours} {other.identity[:8]} and {names} {self.identity[:8]} there"
+            )
+        if self.top and self.temperature != other.temperature:
+            words.append(
+                f"config.distill.temperature is {other.temperature:g} and {self.temperature:g} "
+                f"there, where the mass below the top {self.top} is of that temperature alone"
             )
         if self.shape[1:] != other.shape[1:] and not words:
             words.append(f"a step is {other.shape} and {self.shape} there")
@@ -115,6 +130,8 @@ def header_of(
         shape=(config.batch_size, len(teachers.members), num_classes),
         dtype=config.teacher.record_dtype,
         total_steps=total_steps,
+        top=config.teacher.record_top,
+        temperature=float(config.distill.temperature),
     )
 
 
@@ -141,7 +158,7 @@ class Recording:
         try:
             cards = tuple(saved_network.card_of(card) for card in stored["cards"])
             self.header = Header(**{**stored, "cards": cards, "shape": tuple(stored["shape"])})
-            np.dtype(self.header.dtype)
+            _ = self.header.form.dtype
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.directory / HEADER_FILE} is damaged ({error}): record the teacher again"
@@ -165,9 +182,8 @@ class Recording:
     @property
     def is_whole(self) -> bool:
         """Whether every step is there, and the clean splits."""
-        names = {
-            match[1] for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))
-        }
+        names = {match[1] for path in self.directory.iterdir()
+                 if (match := _NAME.fullmatch(path.name))}  # fmt: skip
         return self.recorded_steps() == self.header.total_steps and {"val", "test"} <= names
 
     def recorded_steps(self) -> int:
@@ -185,7 +201,7 @@ class Recording:
           UserError: they are not there, or damaged.
         """
         number, row = divmod(step, self.header.steps_per_shard)
-        return np.asarray(self._shard(number)[row], np.float32)
+        return self.header.form.unpack(self._shard(number)[row])
 
     def has(self, step: int) -> bool:
         """Return whether a step is there."""
@@ -215,7 +231,8 @@ class Recording:
         array = self._read(path)
         first = number * self.header.steps_per_shard
         steps = min(self.header.steps_per_shard, self.header.total_steps - first)
-        if array.shape != (steps, *self.header.shape) or array.dtype != self.header.dtype:
+        expected = np.empty((steps, *self.header.shape[:-1]), self.header.form.dtype)
+        if array.shape != expected.shape or array.dtype != expected.dtype:
             raise self._damaged(path)
         return array
 
@@ -243,8 +260,9 @@ def size_in_bytes(header: Header) -> int:
 
 def size_of_answers(config: ConfigDict, teachers: int, num_classes: int, total_steps: int) -> int:
     """Return the bytes of a recording that is not begun, without the clean splits."""
-    answers = config.batch_size * teachers * num_classes * total_steps
-    return int(answers * np.dtype(config.teacher.record_dtype).itemsize)
+    options = config.teacher
+    form = Form(options.record_dtype, num_classes, options.record_top)
+    return int(config.batch_size * teachers * total_steps * form.dtype.itemsize)
 
 
 def shards_in(directory: Path) -> dict[int, Path]:

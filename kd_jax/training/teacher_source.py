@@ -32,6 +32,8 @@ from kd_jax.teachers.teacher import Teachers
 from kd_jax.training import trajectory
 from kd_jax.training.setup import RunSetup
 
+# Losses that read softened probabilities, or the most probable class, and no logit for itself.
+_ON_PROBABILITIES = ("forward_kl", "reverse_kl", "jensen_shannon", "hard_label")
 _TIMED_STEP = 2  # of a start: the first two compile, or make what PyTorch makes once
 
 AddAnswers = Callable[[int, Any], Answered]
@@ -46,14 +48,19 @@ def is_live(run: RunSetup) -> bool:
 
 
 def kind_of_answers(run: RunSetup) -> str | None:
-    """Return the precision of the recorded answers that a run learns from; None: it asks.
+    """Return the form of the recorded answers that a run learns from; None: it asks.
 
     Of a run that records and of one that replays it is the same, and so are the answers.
     """
+    header = _header_in_use(run)
+    return None if header is None else str(header.form)
+
+
+def _header_in_use(run: RunSetup) -> recording.Header | None:
+    """Return the header of the recording that a run replays or makes; None without one."""
     if run.recording is not None:
-        return run.recording.header.dtype
-    options = run.config.teacher
-    return options.record_dtype if options.record else None
+        return run.recording.header
+    return header_of(run) if run.config.teacher.record else None
 
 
 def prepare(run: RunSetup, constants: Constants, clean: Callable[[str], np.ndarray]) -> AddAnswers:
@@ -114,6 +121,7 @@ def check(run: RunSetup) -> None:
             "not run in JAX, or with config.teacher.record or config.teacher.replay"
         )
     if options.record:
+        _check_top(options.record_top, run.dataset.num_classes)
         recorder_lib.check(options.record, header_of(run), options.record_limit_gb)
     recorded = run.recording
     if recorded is None:
@@ -129,6 +137,41 @@ def check(run: RunSetup) -> None:
         raise UserError(
             f"the recording in {recorded.directory} has {steps} steps, and this run needs "
             f"{run.total_steps}: take fewer, or let the run that records go on"
+        )
+
+
+def check_use(run: RunSetup, first: RunSetup) -> None:
+    """Raise `UserError` if a run cannot learn from what is recorded of each answer.
+
+    Args:
+      run: alone, or of a cohort.
+      first: of that cohort, which `check` has looked at.
+    """
+    header = _header_in_use(first)
+    if header is None or not header.top:
+        return
+    distill = run.config.distill
+    if distill.loss not in _ON_PROBABILITIES or distill.standardize_logits:
+        raise UserError(
+            f"of each answer the top {header.top} logits and the rest's mass are recorded, and "
+            f"config.distill.loss={distill.loss}"
+            f"{' with standardize_logits' if distill.standardize_logits else ''} reads every "
+            f"logit: expected one of {', '.join(_ON_PROBABILITIES)}, or a recording of all logits "
+            "(config.teacher.record_top=0)"
+        )
+    if distill.temperature != header.temperature:
+        raise UserError(
+            f"config.distill.temperature is {distill.temperature:g} in one run and "
+            f"{header.temperature:g} in another, expected one: the mass below the top "
+            f"{header.top} is recorded at one temperature"
+        )
+
+
+def _check_top(top: int, num_classes: int) -> None:
+    if top >= num_classes:
+        raise UserError(
+            f"config.teacher.record_top is {top}, expected fewer than the {num_classes} classes, "
+            "or 0 to record all logits"
         )
 
 

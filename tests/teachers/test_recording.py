@@ -9,6 +9,7 @@ import pytest
 from kd_jax.config import default_config
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import recorder, recording
+from kd_jax.teachers.answers import Form
 from kd_jax.weights import saved_network
 
 BATCH, TEACHERS, CLASSES, STEPS = 8, 2, 5, 10
@@ -132,3 +133,62 @@ def test_damage_is_found(header, tmp_path):
     (tmp_path / "r" / recording.HEADER_FILE).write_text("{}")
     with pytest.raises(UserError, match="is damaged"):
         recording.Recording(tmp_path / "r")
+
+
+# Of many classes the top k, and the mass of the rest.
+def softened(logits, temperature):
+    scaled = np.asarray(logits, np.float64) / temperature
+    return np.exp(scaled) / np.exp(scaled).sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_top_and_the_mass_of_the_rest_come_back(precision, temperature):
+    logits = np.random.default_rng(0).normal(0, 4, (6, 2, 50)).astype(np.float32)
+    form = Form(precision, 50, 8)
+    packed = form.pack(logits, temperature)
+    assert packed.shape == (6, 2)
+    assert packed.dtype.itemsize == 8 * np.dtype(precision).itemsize + 8 * 2 + 4
+    back = form.unpack(packed)
+    assert (back.dtype, back.shape) == (np.float32, logits.shape)
+    threshold = np.sort(logits, axis=-1)[..., -8][..., None]
+    top = logits >= threshold
+    expected = logits.astype(precision).astype(np.float32)
+    np.testing.assert_array_equal(back[top], expected[top])
+    ours, theirs = softened(back, temperature), softened(logits, temperature)
+    tolerance = 1e-6 if precision == "float32" else 3e-3
+    np.testing.assert_allclose(ours[top], theirs[top], rtol=tolerance)
+    for one, two, is_top in zip(ours, theirs, top, strict=True):
+        np.testing.assert_allclose(
+            np.where(is_top, 0, one).sum(-1), np.where(is_top, 0, two).sum(-1), rtol=tolerance
+        )
+    assert (np.ptp(np.where(top, np.nan, back)[0, 0][~top[0, 0]])) == 0  # in equal shares
+    np.testing.assert_array_equal(back.argmax(-1), logits.argmax(-1))
+
+
+def test_at_another_temperature_the_mass_of_the_rest_would_be_wrong():
+    """Why it is refused: the mass of unequal logits does not scale as that of equal ones."""
+    logits = np.random.default_rng(0).normal(0, 4, (100, 50)).astype(np.float32)
+    back = Form("float32", 50, 8).unpack(Form("float32", 50, 8).pack(logits, 2.0))
+    others = logits < np.sort(logits, axis=-1)[:, -8][:, None]
+    for temperature, ratio in ((1.0, -1), (5.0, 1)):
+        ours, theirs = ((softened(x, temperature) * others).sum(-1) for x in (back, logits))
+        assert (np.sign(ours - theirs) == ratio).all()
+
+
+def test_a_top_recording_on_disk(header, tmp_path):
+    header = dataclasses.replace(header, top=2, temperature=5.0)
+    writer = recorder.Recorder(tmp_path / "r", header, 1.0)
+    taught = [writer.add(step, answers(step)) for step in range(STEPS)]
+    played = recording.Recording(tmp_path / "r")
+    assert played.header == header
+    for step in range(STEPS):
+        np.testing.assert_array_equal(played.logits(step), taught[step])
+    assert recording.size_in_bytes(header) == STEPS * BATCH * TEACHERS * (2 * 4 + 2 * 2 + 4)
+    other = dataclasses.replace(header, temperature=2.0, top=0)
+    assert "config.distill.temperature is 2 and 5 there" in header.differences(other)[0]
+    with pytest.raises(UserError, match="in the top 2 in float32, and this run 10 in float32"):
+        recorder.Recorder(tmp_path / "r", dataclasses.replace(header, top=0), 1.0)
+    half = dataclasses.replace(header, dtype="float16")
+    with pytest.raises(UserError, match="do not fit into float16"):
+        recorder.Recorder(tmp_path / "half", half, 1.0).add(0, answers(0) * 1e6)

@@ -222,3 +222,37 @@ def test_shares_of_a_replay_are_one_for_each_recorded_teacher(digits, recorded, 
             None, data=digits, workdir=tmp_path / "run", replay=str(recorded[1]),
             shares=(1.0, 2.0), **OPTIONS,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"record_top": 10}, "record_top is 10, expected fewer than the 10 classes"),
+        ({"record_top": 3, "distill__loss": "squared_error"}, "loss=squared_error reads every"),
+        ({"record_top": 3, "distill__standardize_logits": True}, "standardize_logits reads every"),
+    ],
+)
+def test_a_part_of_the_logits_is_refused_where_all_are_read(digits, tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        kd.distill(
+            live(), data=digits, workdir=tmp_path / "run", record=str(tmp_path / "a"),
+            **{**OPTIONS, **changes},
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_recording_of_the_top_is_replayed_at_its_temperature(digits, recorded, tmp_path):
+    answers = str(tmp_path / "answers")
+    run = kd.distill(
+        live(), data=digits, workdir=tmp_path / "run", record=answers, record_top=8, **OPTIONS
+    )
+    np.testing.assert_allclose(losses(run), losses(recorded[0]), rtol=0.05)
+    assert losses(run) != losses(recorded[0])
+    again = kd.distill(None, data=digits, workdir=tmp_path / "again", replay=answers, **OPTIONS)
+    assert losses(again) == losses(run)
+    with pytest.raises(UserError, match="temperature is 2 and 5 there, where the mass below the"):
+        kd.distill(
+            None, data=digits, workdir=tmp_path / "other", replay=answers,
+            temperature=2.0, **OPTIONS,
+        )  # fmt: skip
