@@ -1,12 +1,17 @@
 """Compare the student of a run with its teacher: on test, on train, and on mixtures of images.
 
     python -m kd_jax.probe --workdir=DIR [--checkpoint=last|best] [--out=probe.json]
+    python -m kd_jax.probe --teacher=DIR|FILE [--arch=resnet44] [--normalisation=half]
+        [--data=cifar100] [--out=...]
 
 The study asks whether a teacher can answer for mixtures. So every test image is mixed with the next
 one in eleven proportions, and both networks see the mixtures: the results are the entropy of the
 teacher, and how closely the student follows it. Also measured: confusions between superclasses, and
 a few images for the report, which reads `DIR/probe.json`. The workdir is only read; tables go to
 stdout, all results to `--out`.
+
+`--teacher` looks at a teacher alone, before any student: how often it names what is in a mixture,
+and how much of its probability the two classes get; under another `--normalisation` too.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from kd_jax.runtime import atomic_files, huge_pages, text_tables
@@ -24,6 +30,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "last", ["last", "best"], "The newest checkpoint, or the best on val."
 )
+_TEACHER = flags.DEFINE_string("teacher", None, "Weights of a teacher, in place of --workdir.")
+_ARCH = flags.DEFINE_string("arch", "", "Its architecture, where the weights do not name it.")
+_NORMALISATION = flags.DEFINE_string("normalisation", "own", "config.teacher.normalisation.")
+_DATA = flags.DEFINE_string("data", "cifar100", "Data set to look at a teacher with.")
 _OUT = flags.DEFINE_string("out", None, "File for all results, as JSON.")
 LAMS = tuple(i / 10 for i in range(11))  # of an image in its mixture with the next
 _MOST_CONFUSED = 10  # pairs of classes that are printed
@@ -32,21 +42,66 @@ _MOST_CONFUSED = 10  # pairs of classes that are printed
 def main(argv: Sequence[str]) -> None:
     """Measure both networks, print the tables, and write the file."""
     del argv
-    if not _WORKDIR.value:
-        raise UserError("--workdir is missing: expected the directory of a run")
+    if bool(_WORKDIR.value) == bool(_TEACHER.value):
+        raise UserError(
+            f"--workdir={_WORKDIR.value} and --teacher={_TEACHER.value}: expected the directory of "
+            "a run, or the weights of a teacher"
+        )
+    if _WORKDIR.value and (_ARCH.present or _NORMALISATION.present or _DATA.present):
+        raise UserError("--arch, --normalisation and --data are for --teacher: a run has its own")
+    if _TEACHER.value and _CHECKPOINT.present:
+        raise UserError("--checkpoint is for --workdir: a teacher has one set of weights")
     out = reachable(_OUT.value, "--out") if _OUT.value else None
     if out and out.is_dir():
         raise UserError(f"--out={out} is a directory: expected a file to write")
+    result = _of_teacher() if _TEACHER.value else _of_run(Path(_WORKDIR.value))
+    print(_tables(result))
+    if out:
+        atomic_files.write_json(out, result)
+
+
+def _of_teacher() -> dict[str, Any]:
+    """Return the measures of the teacher that the flags name, on images and on their mixtures."""
+    from kd_jax import config as config_lib
+    from kd_jax.metrics import fidelity
+    from kd_jax.training import setup
+    from kd_jax.training.evaluator import Evaluator
+
+    config = config_lib.default_config()
+    config.dataset.name = _DATA.value
+    config.dataset.val_examples = 0.1  # a share, which fits sets of any size; nobody looks at it
+    config.teacher.weights = _TEACHER.value
+    config.teacher.arch = _ARCH.value
+    config.teacher.normalisation = _NORMALISATION.value
+    run = setup.build(config.lock())
+    assert run.teachers is not None
+    evaluator, labels = Evaluator(run), run.dataset.test.labels
+    line = []
+    for lam in LAMS:
+        logits = evaluator.teacher_logits_of_mixtures("test", lam)
+        known = fidelity.of_mixtures(logits, labels, np.roll(labels, -1))
+        record = {"share": lam, "teacher_entropy": fidelity.entropy(logits), **known}
+        line.append({name: round(value, 6) for name, value in record.items()})
+    return {
+        "teacher": run.teachers.arch,
+        "normalisation": _NORMALISATION.value,
+        "splits": {"test": fidelity.summary(evaluator.teacher_logits("test"), labels)},
+        "line": line,
+    }
+
+
+def _of_run(workdir: Path) -> dict[str, Any]:
+    """Return the measures of a run's student beside its teacher."""
     from kd_jax.data import class_names
     from kd_jax.training import saved_student
     from kd_jax.training.evaluator import Evaluator
 
-    run, step, variables = saved_student.student(Path(_WORKDIR.value), _CHECKPOINT.value)
+    run, step, variables = saved_student.student(workdir, _CHECKPOINT.value)
     evaluator = Evaluator(run)
     line, examples = (
         along_the_line(evaluator, variables, run.dataset.test) if run.teachers else ([], [])
     )
-    result = {
+    return {
         "step": step,
         "student": run.student.arch,
         "teacher": run.teachers.arch if run.teachers else None,
@@ -59,9 +114,6 @@ def main(argv: Sequence[str]) -> None:
         "softmax": _softmax(run, evaluator),
         "confusion": _confusion(run, evaluator, variables),
     }
-    print(_tables(result))
-    if out:
-        atomic_files.write_json(out, result)
 
 
 def along_the_line(
@@ -114,8 +166,6 @@ def _softmax(run: Any, evaluator: Any) -> dict[str, Any] | None:
 
 def _confusion(run: Any, evaluator: Any, variables: Any) -> dict[str, Any]:
     """Return the confusion by class, and by superclass where the data set has them."""
-    import numpy as np
-
     from kd_jax.data import catalog
     from kd_jax.metrics import fidelity
 
@@ -145,7 +195,13 @@ def _tables(result: dict[str, Any]) -> str:
                 [names, *([f"{record[name]:.3f}" for name in names] for record in result["line"])]
             )
         )
-    confusion = result["confusion"]
+    if confusion := result.get("confusion"):
+        parts.append(_most_confused(confusion))
+    return "\n\n".join(parts)
+
+
+def _most_confused(confusion: dict[str, Any]) -> str:
+    """Return the table of the classes, or superclasses, that are most often taken for others."""
     counts = confusion.get("by_superclass", confusion["by_class"])
     names = confusion.get("superclasses") or [str(i) for i in range(len(counts))]
     pairs = [
@@ -156,10 +212,7 @@ def _tables(result: dict[str, Any]) -> str:
     ]
     worst_pairs = sorted(pairs, reverse=True)[:_MOST_CONFUSED]
     header = ["images", "% of them", "what they are", "what they were taken for"]
-    parts.append(
-        text_tables.markdown([header, *([str(cell) for cell in row] for row in worst_pairs)])
-    )
-    return "\n\n".join(parts)
+    return text_tables.markdown([header, *([str(cell) for cell in row] for row in worst_pairs)])
 
 
 if __name__ == "__main__":

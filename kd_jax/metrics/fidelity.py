@@ -112,6 +112,35 @@ def kl_to_teacher(student_logits: np.ndarray, teacher_logits: np.ndarray) -> flo
     return float(np.mean(gaps.sum(axis=-1)))
 
 
+def of_mixtures(logits: np.ndarray, labels: np.ndarray, others: np.ndarray) -> dict[str, float]:
+    """Return what a network says of mixtures of two images, at temperature 1.
+
+    Args:
+      logits: float `[N, classes]`, of the mixtures.
+      labels, others: int `[N]`, of the two images of each; pairs of one class are left out.
+
+    Returns:
+      `names_one`, how often its first choice is one of the two classes; `names_both`, how often its
+      first two are these; `mass`, the probability of both together, all in percent; and `lean`, the
+      mean share of `labels` in that probability, which for a network that knows what it looks at is
+      the share of the image.
+    """
+    unlike = labels != others
+    logits, labels, others = logits[unlike], labels[unlike], others[unlike]
+    two = np.stack([labels, others], axis=-1)
+    probabilities = np.take_along_axis(np.exp(log_softmax(logits)), two, axis=-1)
+    first = choices(logits)[:, None]
+    # As in `label_ranks`, a class of equal logit counts as being ahead.
+    ahead = (logits >= np.take_along_axis(logits, two, axis=-1).min(axis=-1, keepdims=True)).sum(-1)
+    mass = probabilities.sum(axis=-1)
+    return {
+        "names_one": 100 * float(np.mean((first == two).any(axis=-1))),
+        "names_both": 100 * float(np.mean(ahead == 2)),
+        "mass": 100 * float(np.mean(mass)),
+        "lean": float(np.mean(probabilities[:, 0] / np.maximum(mass, 1e-30))),
+    }
+
+
 def summary(
     logits: np.ndarray, labels: np.ndarray | None, teacher_logits: np.ndarray | None = None
 ) -> dict[str, float]:

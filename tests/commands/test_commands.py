@@ -304,6 +304,22 @@ def test_a_probe_looks_along_the_mixup_line(unbroken, tmp_path):
     assert np.argmax(probed["softmax"]["logits"]) == probed["softmax"]["label"]
 
 
+def test_a_teacher_is_probed_alone(unbroken, tmp_path):
+    arguments = ("--teacher=" + str(unbroken), "--data=digits", f"--out={tmp_path}/probe.json")
+    done = run("kd_jax.probe", *arguments)
+    assert done.returncode == 0, done.stderr
+    probed = json.loads((tmp_path / "probe.json").read_text())
+    result = json.loads((unbroken / "result.json").read_text())
+    assert probed["splits"]["test"]["top1"] == result["test_top1"]
+    first, middle, last = probed["line"][0], probed["line"][5], probed["line"][10]
+    assert first["lean"] < middle["lean"] < last["lean"]
+    for end in (first, last):  # the images themselves, but for pairs of one class
+        assert end["names_one"] >= result["test_top1"] - 5
+    wrong = run("kd_jax.probe", *arguments, f"--workdir={unbroken}")
+    assert wrong.returncode == 2
+    assert "expected the directory of a run, or the weights of a teacher" in wrong.stderr
+
+
 def test_predictions_stand_beside_the_teachers(unbroken, tmp_path):
     digits = dataset.load(workdir.load_config(unbroken).dataset)
     for number, image in enumerate(digits.test.images[:20]):

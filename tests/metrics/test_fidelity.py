@@ -100,3 +100,21 @@ def test_confusion_counts_what_was_taken_for_what():
     assert by_class.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
     by_group = fidelity.confusion(logits, labels, np.array([0, 0, 1, 1]))
     assert by_group.tolist() == [[3, 0], [0, 2]]
+
+
+def test_what_is_said_of_mixtures():
+    labels, others = np.array([0, 1, 2, 0, 3]), np.array([1, 2, 0, 3, 3])
+    probabilities = np.array(
+        [
+            [0.6, 0.3, 0.05, 0.05],  # both, leaning to the first
+            [0.5, 0.3, 0.1, 0.1],  # neither is its first choice
+            [0.2, 0.1, 0.6, 0.1],  # both
+            [0.1, 0.3, 0.1, 0.5],  # the second image's, then another
+            [0.1, 0.1, 0.1, 0.7],  # two images of one class: not counted
+        ]
+    )
+    said = fidelity.of_mixtures(np.log(probabilities), labels, others)
+    assert said["names_one"] == pytest.approx(75.0)
+    assert said["names_both"] == pytest.approx(50.0)
+    assert said["mass"] == pytest.approx(100 * np.mean([0.9, 0.4, 0.8, 0.6]))
+    assert said["lean"] == pytest.approx(np.mean([6 / 9, 3 / 4, 6 / 8, 1 / 6]))
