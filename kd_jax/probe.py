@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     out = reachable(_OUT.value, "--out") if _OUT.value else None
     if out and out.is_dir():
         raise UserError(f"--out={out} is a directory: expected a file to write")
-    result = _of_teacher() if _TEACHER.value else _of_run(Path(_WORKDIR.value))
+    result = _of_run(Path(_WORKDIR.value)) if _WORKDIR.value else _of_teacher()
     print(_tables(result))
     if out:
         atomic_files.write_json(out, result)
@@ -74,8 +74,10 @@ def _of_teacher() -> dict[str, Any]:
     config.teacher.arch = _ARCH.value
     config.teacher.normalisation = _NORMALISATION.value
     run = setup.build(config.lock())
-    assert run.teachers is not None
     evaluator, labels = Evaluator(run), run.dataset.test.labels
+    alone = evaluator.teacher_logits("test")
+    assert run.teachers is not None
+    assert alone is not None
     line = []
     for lam in LAMS:
         logits = evaluator.teacher_logits_of_mixtures("test", lam)
@@ -85,7 +87,7 @@ def _of_teacher() -> dict[str, Any]:
     return {
         "teacher": run.teachers.arch,
         "normalisation": _NORMALISATION.value,
-        "splits": {"test": fidelity.summary(evaluator.teacher_logits("test"), labels)},
+        "splits": {"test": fidelity.summary(alone, labels)},
         "line": line,
     }
 
