@@ -30,6 +30,7 @@ from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import heads, load
 from kd_jax.teachers.recording import Recording
 from kd_jax.teachers.teacher import Teachers
+from kd_jax.training import length
 from kd_jax.training import optimizer as optimizer_lib
 from kd_jax.training.given import NOTHING, Given
 from kd_jax.weights import saved_network
@@ -222,8 +223,8 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
     student = dataclasses.replace(student, kept_norms=kept)
     models.check_norms(student, dataset.image_shape, processes.count() * len(devices))
     examples, batch_size = len(dataset.train), config.batch_size
-    total_steps = config.total_steps or sampler.steps_in(config.total_epochs, batch_size, examples)
-    warmup_steps = round(config.warmup_epochs * examples / batch_size)
+    total_steps = length.total_steps(config, examples)
+    warmup_steps = length.warmup_steps(config, examples)
     optimizer = optimizer_lib.build(config, total_steps, warmup_steps, examples / batch_size)
     return RunSetup(
         config=config,

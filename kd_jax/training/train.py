@@ -20,6 +20,7 @@ from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.training import (
     cohort,
+    length,
     provenance,
     result,
     setup,
@@ -127,6 +128,8 @@ def _build(configs: Sequence[ConfigDict], places: Sequence[Path], given: Given) 
         processes.on_first(functools.partial(provenance.check_data, place, fingerprint))
         processes.on_first(functools.partial(provenance.check_student, place, start))
         processes.on_first(functools.partial(provenance.check_code, place, run.code))
+        examples = len(run.dataset.train)
+        processes.on_first(functools.partial(length.check_steps_made, place, run.config, examples))
         if run.is_changed_by_devices:
             devices = len(run.devices) * processes.count()
             processes.on_first(functools.partial(provenance.check_devices, place, devices))
@@ -134,7 +137,8 @@ def _build(configs: Sequence[ConfigDict], places: Sequence[Path], given: Given) 
 
 
 def _check_workdir(config: ConfigDict, place: Path, lock: workdir.Lock) -> None:
-    workdir.check(place, config)
+    workdir.check(place, config, length_may_differ=True)
+    length.check_schedule(place, config)
     if place.is_dir():
         lock.acquire()
 
@@ -144,6 +148,7 @@ def _begin(
 ) -> None:
     """Make the workdir, or take it up."""
     lock.acquire()
+    length.set_result_aside(place, config)
     workdir.create(place, config)
     if certified is not None:
         atomic_files.write_json(place / workdir.TEACHER_FILE, certified)
