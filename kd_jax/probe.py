@@ -18,6 +18,7 @@ from typing import Any
 from absl import flags
 
 from kd_jax.runtime import atomic_files, huge_pages, text_tables
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable, run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
@@ -43,6 +44,12 @@ def main(argv: Sequence[str]) -> None:
 
     run, step, variables = saved_student.student(Path(_WORKDIR.value), _CHECKPOINT.value)
     evaluator = Evaluator(run)
+    test, train = len(run.dataset.test), len(run.dataset.train)
+    networks, mixtures = (2, len(LAMS) * test) if run.teachers else (1, 0)
+    logger.info(
+        "probing %d network(s) on %s images each: %s of test, %s of train, %s mixtures",
+        networks, *(f"{count:,}" for count in (test + train + mixtures, test, train, mixtures)),
+    )  # fmt: skip
     line, examples = (
         along_the_line(evaluator, variables, run.dataset.test) if run.teachers else ([], [])
     )

@@ -96,9 +96,9 @@ def check_steps_made(place: Path, config: ConfigDict, examples: int) -> None:
         if len(differ):
             step = int(differ[0])
             raise UserError(
-                f"{refusal}; of a run of {new}, step {step + 1} has {would_be[step]} of the "
+                f"{refusal}; of a run of {new}, step {step + 1} has {would_be[step]!s} of the "
                 f"peak under config.schedule.name={config.schedule.name} with its warm-up, and it "
-                f"had {was[step]}, so this would be another training: "
+                f"had {was[step]!s}, so this would be another training: "
                 f"{_train_on(place)}"
             )
     logger.info(

@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from kd_jax.runtime import atomic_files, quiet_tensorflow
+from kd_jax.runtime import atomic_files, console, quiet_tensorflow
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError, UserError
+from kd_jax.training.time_left import TimeLeft
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -116,12 +117,14 @@ class Throughput:
         batch_size: int,
         total_steps: int,
         examples: int,
+        time_left: TimeLeft,
         name: str = "",
         on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     ):
         self._on_step = on_step
         self._metric_logger, self._batch_size, self._name = metric_logger, batch_size, name
         self._total_steps, self._examples = total_steps, examples
+        self._time_left = time_left
         self._noted_metrics: tuple[int, Mapping[str, Any]] | None = None
         self._lap_start: float | None = None
         self._lap_step = 0
@@ -153,15 +156,13 @@ class Throughput:
         rate_field = {} if rate is None else {"images_per_second": round(rate, 1)}
         record = {"epoch": round(epoch, 6), **values, **rate_field}
         self._metric_logger.write("train", step, record)
-        logger.info(
-            "%sstep %d/%d  epoch %.2f  loss %.4f  %s images/s  %s left",
-            self._name,
+        left = self._time_left.words(step, self._seconds / self._steps if self._steps else None)
+        console.progress(
             step,
             self._total_steps,
-            epoch,
-            values["loss"],
-            "?" if rate is None else f"{rate:.0f}",
-            self._time_left(step),
+            self._name,
+            f"epoch {epoch:.2f}  loss {values['loss']:.4f}  "
+            f"{'?' if rate is None else f'{rate:.0f}'} images/s  {left} left",
         )
         self._on_step(step, record)
 
@@ -185,17 +186,3 @@ class Throughput:
         self._seconds += seconds
         self._steps += steps
         return steps * self._batch_size / seconds
-
-    def _time_left(self, step: int) -> str:
-        if not self._steps:
-            return "?"
-        return duration(self._seconds / self._steps * (self._total_steps - step))
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them: `42s`, `3m05s`, `1h02m`, `2d03h`."""
-    total = round(seconds)
-    for unit, size, smaller_unit, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60)):
-        if total >= size:
-            return f"{total // size}{unit}{total % size // part:02d}{smaller_unit}"
-    return f"{total // 60}m{total % 60:02d}s" if total >= 60 else f"{total}s"

@@ -34,7 +34,7 @@ from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import text_tables
 from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.teachers import recording
-from kd_jax.training import hlo, metric_logger, setup
+from kd_jax.training import hlo, setup, time_left
 from kd_jax.training import optimizer as optimizer_lib
 from kd_jax.weights import saved_network
 
@@ -141,7 +141,7 @@ def _rows(
         rows += _compiled_rows(step, arguments, devices) if compiled else []
     if images_per_second:
         seconds = total_steps * config.batch_size / images_per_second
-        rows.append([f"time at {images_per_second:g} images/s", metric_logger.duration(seconds)])
+        rows.append([f"time at {images_per_second:g} images/s", time_left.duration(seconds)])
     return rows
 
 

@@ -17,6 +17,7 @@ from kd_jax.training import tracker as tracker_lib
 from kd_jax.training.cadence import Cadence
 from kd_jax.training.callbacks import Callback, Listeners, StopTraining
 from kd_jax.training.checkpoints import DamagedError
+from kd_jax.training.time_left import TimeLeft
 from kd_jax.training.tracker import Member, MemberDivergedError, Tracker, explain_divergence
 
 
@@ -127,7 +128,8 @@ def make(member, recorder, stop, stack):
 
     def make(start=0, name=""):
         cadence = Cadence(20, 5, 5, frozenset({10, 20}), 1)
-        tracker = Tracker(member, cadence, start, name, Listeners([recorder], stop))
+        work = TimeLeft(cadence)
+        tracker = Tracker(member, cadence, start, name, Listeners([recorder], stop), work)
         return stack.enter_context(contextlib.closing(tracker))
 
     return make
