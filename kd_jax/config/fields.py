@@ -439,6 +439,11 @@ FIELDS = (
         range=closed(1, _COUNT), unit="steps", resume_mutable=True,
     ),
     Field(
+        "trackers", ("tensorboard",),
+        "Where metrics are written besides `metrics.jsonl`, see docs/trackers.md; empty: nowhere.",
+        form="some of `tensorboard`, `trackio`", resume_mutable=True, cohort_mutable=True,
+    ),
+    Field(
         "steps_per_call", 1,
         "Steps that the devices make before they return to Python, for networks so small that they "
         "would wait for it. The training is the same.",
@@ -452,5 +457,7 @@ FIELDS = (
     ),
 )  # fmt: skip
 
+# Names of `trackers`.
+TRACKERS = ("tensorboard", "trackio")
 # Distillation losses that read the label of an image.
 LABEL_LOSSES = ("dkd", "python_with_labels")

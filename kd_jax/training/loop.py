@@ -7,6 +7,7 @@ A cohort is several runs that look at the same batches and differ in what they m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +18,11 @@ from kd_jax.kernels import forms
 from kd_jax.runtime import console, processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.signals import StoppedError, StopRequest
-from kd_jax.training import dispatch
+from kd_jax.training import dispatch, view_images
 from kd_jax.training.cadence import Cadence
-from kd_jax.training.callbacks import Callback, Listeners
 from kd_jax.training.compile_times import FirstCall
 from kd_jax.training.early_stopping import Patience
+from kd_jax.training.listeners import Listeners
 from kd_jax.training.setup import RunSetup
 from kd_jax.training.time_left import COMPILATION, TimeLeft
 from kd_jax.training.tracker import Member, MemberDivergedError, Tracker, explain_divergence
@@ -31,8 +32,8 @@ def loop(
     members: Sequence[Member],
     states: state_lib.States,
     stop: StopRequest,
+    listeners: Sequence[Listeners],
     until: int | None = None,
-    callbacks: Sequence[Callback] = (),
 ) -> tuple[state_lib.States, float | None]:
     """Train to the last step, or until validation has not been better for `config.patience` times.
 
@@ -40,8 +41,8 @@ def loop(
       members: runs of the same data, views, teachers and length.
       states: of each, all at the same step.
       stop: how a command is asked to stop.
+      listeners: to each run.
       until: the step to stop before the last, without a word.
-      callbacks: of each run.
 
     Returns:
       the states, and the images a second (None if no step was left).
@@ -59,11 +60,10 @@ def loop(
         [member.run for member in members], members[0].evaluator, members[0].workdir, stop
     )
     names = [""] if len(members) == 1 else [f"{member.workdir.name}: " for member in members]
-    listeners = Listeners(callbacks, stop)
     work = TimeLeft(cadence, start, end, len(members), _measured_at_the_end(run))
     trackers = [
-        Tracker(member, cadence, start, name, listeners, work)
-        for member, name in zip(members, names, strict=True)
+        Tracker(member, cadence, start, name, heard, work)
+        for member, name, heard in zip(members, names, listeners, strict=True)
     ]
     patience = Patience(run.config.patience, processes.on_first(lambda: trackers[0].earlier_top1))
     _announce(run, len(members), start, end)
@@ -87,6 +87,9 @@ def loop(
                 work.add(COMPILATION, first.seconds)
                 if len(sizes) == 1 and run.devices[0].platform == "cpu":
                     logger.info("%s", forms.describe())
+                if steps.start == 0:
+                    for member, heard in zip(members, listeners, strict=True):
+                        heard.on_images(0, functools.partial(view_images.of, member.run))
                 for tracker in trackers:
                     tracker.start_timing(step)
                 stop.has_unsaved_work(True)

@@ -1,14 +1,11 @@
-"""What a run tells: `metrics.jsonl`, TensorBoard, and a line of progress.
+"""What a run tells: `metrics.jsonl`, and a line of progress.
 
-`metrics.jsonl` is written at once, one JSON object a line: what `report` reads. TensorBoard's
-event files are written by clu in a thread of their own, where TensorFlow is imported too, so no
-step waits for either. It is imported when there is something to write, not before: Python runs one
-thread at a time, and until the first step is made it is busy tracing it.
+`metrics.jsonl` is written at once, one JSON object a line: what `report` reads, and what trackers
+of metrics (`sinks`) are told as well.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import json
 import math
@@ -17,8 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from kd_jax.runtime import atomic_files, console, quiet_tensorflow
-from kd_jax.runtime.console import logger
+from kd_jax.runtime import atomic_files, console
 from kd_jax.runtime.errors import DivergedError, UserError
 from kd_jax.training.time_left import TimeLeft
 
@@ -33,14 +29,14 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
 
 
 class MetricLogger:
-    """The writer of one run's metrics.
+    """The writer of one run's `metrics.jsonl`.
 
     Attributes:
       records: what was logged before this start.
     """
 
     def __init__(self, workdir: Path | None, start_step: int):
-        """Open the logs, and drop what was logged beyond the step that the run resumes from.
+        """Open the log, and drop what was logged beyond the step that the run resumes from.
 
         Args:
           workdir: of the run; None in a process that leaves writing to another.
@@ -59,9 +55,6 @@ class MetricLogger:
         text = "".join(json.dumps(record) + "\n" for record in self.records)
         atomic_files.write_whole(self._path, text.encode())
         self._file = self._path.open("a", encoding="utf-8")
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "tensorboard")
-        self._events = str(workdir / "tensorboard")
-        self._tensorboard: concurrent.futures.Future[Any] | None = None
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Record scalars.
@@ -81,11 +74,6 @@ class MetricLogger:
                 f"{self._path} cannot be written ({error.strerror}): make room or mend the place, "
                 "and the same command resumes from its newest checkpoint"
             ) from error
-        writer = self._tensorboard = self._tensorboard or self._thread.submit(
-            lambda: quiet_tensorflow.import_metric_writers().SummaryWriter(self._events)
-        )
-        scalars = {f"{kind}/{name}": value for name, value in values.items()}
-        self._thread.submit(lambda: writer.result().write_scalars(step, scalars))
 
     def close(self) -> None:
         """Write out everything."""
@@ -93,15 +81,6 @@ class MetricLogger:
             return
         with contextlib.suppress(OSError):  # what could not be written was said when it was
             self._file.close()
-        writer = self._tensorboard
-        if writer:
-            self._thread.submit(lambda: writer.result().close())
-        self._thread.shutdown(wait=True)
-        if writer and (error := writer.exception()):
-            advice = ""
-            if isinstance(error, ImportError):
-                advice = f"; install what is missing with {quiet_tensorflow.INSTALL}"
-            logger.warning("TensorBoard's files could not be written: %s%s", error, advice)
 
 
 class Throughput:
@@ -118,10 +97,11 @@ class Throughput:
         total_steps: int,
         examples: int,
         time_left: TimeLeft,
+        learning_rate: Callable[[int], float],
         name: str = "",
         on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     ):
-        self._on_step = on_step
+        self._on_step, self._learning_rate = on_step, learning_rate
         self._metric_logger, self._batch_size, self._name = metric_logger, batch_size, name
         self._total_steps, self._examples = total_steps, examples
         self._time_left = time_left
@@ -154,7 +134,10 @@ class Throughput:
         rate = self._lap(step)
         epoch = step * self._batch_size / self._examples
         rate_field = {} if rate is None else {"images_per_second": round(rate, 1)}
-        record = {"epoch": round(epoch, 6), **values, **rate_field}
+        learning_rate = self._learning_rate(step)
+        record = {
+            "epoch": round(epoch, 6), **values, "learning_rate": learning_rate, **rate_field
+        }  # fmt: skip
         self._metric_logger.write("train", step, record)
         left = self._time_left.words(step, self._seconds / self._steps if self._steps else None)
         console.progress(

@@ -7,12 +7,14 @@ compiled or written.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -95,6 +97,14 @@ class RunSetup:
         return {
             part: source_digest.named(thing) for part, thing in parts.items() if thing is not None
         }
+
+    @functools.cached_property
+    def _learning_rates(self) -> np.ndarray:
+        return length.learning_rates(self.config, len(self.dataset.train))
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate that the update to this step, from 1, was made with."""
+        return float(self._learning_rates[step - 1])
 
     @property
     def spec(self) -> StudentSpec:

@@ -15,9 +15,9 @@ from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError, UserError
 from kd_jax.training import metric_logger, time_left
 from kd_jax.training.cadence import Cadence
-from kd_jax.training.callbacks import Listeners
 from kd_jax.training.checkpoints import BEST_METRIC, DamagedError
 from kd_jax.training.evaluator import Evaluator
+from kd_jax.training.listeners import Listeners
 from kd_jax.training.metric_logger import MetricLogger, Throughput
 from kd_jax.training.setup import RunSetup
 from kd_jax.training.shared_checkpoints import SharedCheckpoints
@@ -106,6 +106,7 @@ class Tracker:
             cadence.total_steps,
             examples,
             work,
+            member.run.learning_rate,
             name,
             listeners.on_step,
         )

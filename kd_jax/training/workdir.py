@@ -1,8 +1,8 @@
 """The directory of a run: whose it is, and what it holds.
 
-`config.json`, `provenance.json`, `teacher.json` (the certificate), `metrics.jsonl`, `tensorboard/`,
-`checkpoints/`, `lock`, and when the run is finished `result.json`, `model.json` and
-`model.safetensors`.
+`config.json`, `provenance.json`, `teacher.json` (the certificate), `metrics.jsonl`, TensorBoard's
+`events.out.tfevents.*`, `checkpoints/`, `lock`, and when the run is finished `result.json`,
+`model.json` and `model.safetensors`.
 """
 
 from __future__ import annotations
