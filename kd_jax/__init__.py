@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from kd_jax.api.run import load as load
     from kd_jax.api.teachers import teacher as teacher
     from kd_jax.training.callbacks import Callback as Callback
+    from kd_jax.training.callbacks import MetricSink as MetricSink
     from kd_jax.training.callbacks import StopTraining as StopTraining
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Callback",
+    "MetricSink",
     "Run",
     "StopTraining",
     "UserError",
@@ -32,6 +34,7 @@ __all__ = [
 
 _MODULES = {
     "Callback": "kd_jax.training.callbacks",
+    "MetricSink": "kd_jax.training.callbacks",
     "Run": "kd_jax.api.run",
     "StopTraining": "kd_jax.training.callbacks",
     "distill": "kd_jax.api.distill",

@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from kd_jax.runtime import huge_pages
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
@@ -33,8 +34,13 @@ def main(argv: Sequence[str]) -> None:
     from kd_jax.training.evaluator import Evaluator
 
     run, step, variables = saved_student.student(Path(_WORKDIR.value), _CHECKPOINT.value)
-    metrics = Evaluator(run).measure_student(variables, _SPLIT.value)
     examples = len(run.dataset.split(_SPLIT.value))
+    logger.info(
+        "measuring %s of step %d on %s images of %s%s",
+        run.student.arch, step, f"{examples:,}", _SPLIT.value,
+        f", beside {run.teachers.arch}" if run.teachers else "",
+    )  # fmt: skip
+    metrics = Evaluator(run).measure_student(variables, _SPLIT.value)
     print(json.dumps({"split": _SPLIT.value, "step": step, "examples": examples, **metrics}))
 
 

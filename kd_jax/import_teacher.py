@@ -14,6 +14,7 @@ from absl import flags
 
 from kd_jax.data import catalog
 from kd_jax.models import zoo
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable, run_command
 from kd_jax.weights import published
 
@@ -75,6 +76,8 @@ def main(argv: Sequence[str]) -> None:
     src = reachable(source, "--src")
     if source == "published":
         src = published.fetch(arch, _DATASET.value)
+    size = src.stat().st_size / 1e6 if src.is_file() else 0.0
+    logger.info("reading %s (%.1f MB) as %s", src, size, arch)
     card, variables = load.import_file(
         arch,
         src,

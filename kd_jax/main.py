@@ -2,6 +2,7 @@
 
     python -m kd_jax.main --config=configs/NAME.py[:arg] --workdir=DIR [--config.FIELD=VALUE ...]
     python -m kd_jax.main --config=configs/NAME.py[:arg] --plan [--plan_devices=8] [--plan_compile]
+    python -m kd_jax.main --config=configs/NAME.py[:arg] --plan --plan_measure
 
 The same command resumes a run that was stopped, and measures one that is finished. After SIGTERM
 or SIGINT it saves, and exits with code 75.
@@ -32,9 +33,14 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "Find the other processes through Slurm, Open MPI, Kubernetes or Cloud TPU.",
 )
 _PLAN = flags.DEFINE_bool("plan", False, "Print what the run would need, and do not start it.")
-_PLAN_DEVICES = flags.DEFINE_integer("plan_devices", 1, "Devices to plan for.", lower_bound=1)
+_PLAN_DEVICES = flags.DEFINE_integer(
+    "plan_devices", None, "Devices to plan for; none given: those of this machine.", lower_bound=1
+)
 _PLAN_COMPILE = flags.DEFINE_bool(
     "plan_compile", False, "Compile the step for CPUs too, and count its communication and memory."
+)
+_PLAN_MEASURE = flags.DEFINE_bool(
+    "plan_measure", False, "Make steps for ten seconds, and say how long the run would take here."
 )
 _PLAN_RATE = flags.DEFINE_float("plan_rate", None, "Images a second that the plan assumes.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; made when missing.")
@@ -45,11 +51,12 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if _CONFIG.value is None:
         raise UserError("--config is missing: expected a file such as configs/resnet44.py")
-    if _PLAN.value:
+    if _PLAN.value or _PLAN_MEASURE.value:
         from kd_jax.training import plan
 
         devices, rate, compiled = _PLAN_DEVICES.value, _PLAN_RATE.value, _PLAN_COMPILE.value
-        print(plan.plan(_CONFIG.value, devices, rate, compiled=compiled))
+        measured = _PLAN_MEASURE.value
+        print(plan.plan(_CONFIG.value, devices, rate, compiled=compiled, measured=measured))
         return
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: expected the directory of this run")

@@ -24,6 +24,7 @@ import numpy as np
 from absl import flags
 
 from kd_jax.runtime import atomic_files, huge_pages, text_tables
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable, run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
@@ -100,6 +101,12 @@ def _of_run(workdir: Path) -> dict[str, Any]:
 
     run, step, variables = saved_student.student(workdir, _CHECKPOINT.value)
     evaluator = Evaluator(run)
+    test, train = len(run.dataset.test), len(run.dataset.train)
+    networks, mixtures = (2, len(LAMS) * test) if run.teachers else (1, 0)
+    logger.info(
+        "probing %d network(s) on %s images each: %s of test, %s of train, %s mixtures",
+        networks, *(f"{count:,}" for count in (test + train + mixtures, test, train, mixtures)),
+    )  # fmt: skip
     line, examples = (
         along_the_line(evaluator, variables, run.dataset.test) if run.teachers else ([], [])
     )

@@ -67,7 +67,7 @@ def distill(
       loss: `loss(teacher_logits, student_logits)` or `(..., labels)`, a pure function of JAX arrays
         that returns one number for each example; None: `distill.loss` of the config.
       callbacks: see `kd_jax.Callback`.
-      progress_line: tell on stderr how the run goes on.
+      progress_line: tell on stderr how the run goes on, in one line on a terminal.
       fields: any field of the config by keyword, `temperature=2` or `mixup__kind="none"`; `epochs`
         and `steps` are short for `total_epochs` and `total_steps`.
 
@@ -108,8 +108,7 @@ def distill(
         options.set_field(experiment, path, value)
     options.apply(experiment, fields)
     experiment.lock()
-    with progress.shown(progress_line) as lines:
-        given["callbacks"] += tuple(lines)
+    with progress.shown(progress_line):
         from kd_jax.training.train import train
 
         try:

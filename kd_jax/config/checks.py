@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kd_jax.config import schema
-from kd_jax.config.fields import FIELDS, LABEL_LOSSES, NAME, PATH
+from kd_jax.config.fields import FIELDS, LABEL_LOSSES, NAME, PATH, TRACKERS
 from kd_jax.data import catalog, tfds_source
 from kd_jax.models import zoo
 from kd_jax.runtime import paths
@@ -105,6 +105,12 @@ def _check_sequences(config: ConfigDict) -> list[str]:
             "config.dataset.train_split"
         )
     problems += _check_paths(config) + _check_digits(config)
+    trackers = config.trackers
+    if len(set(trackers)) < len(trackers) or not set(trackers) <= set(TRACKERS):
+        problems.append(
+            f"config.trackers is {trackers!r}, expected each of {', '.join(TRACKERS)} once, or "
+            "some of them, or ()"
+        )
     steps, shares = config.schedule.step_at, config.teacher.shares
     if not all(_is_number(x) and 0 < x < 1 for x in steps) or list(steps) != sorted(set(steps)):
         problems.append(

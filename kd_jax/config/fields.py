@@ -46,11 +46,15 @@ FIELDS = (
         range=closed(1, _BATCH),
     ),
     Field(
-        "total_epochs", 300.0, "Length of the training.", range=left_open(0, _EPOCHS),
-        unit="epochs",
+        "total_epochs", 300.0,
+        "Length of the training. It may change at a resume where the steps that were made are "
+        "those of the new length too: under the schedule `constant`, under `wsd` before its decay, "
+        "under `step` before its first drop.",
+        range=left_open(0, _EPOCHS), unit="epochs",
     ),
     Field(
-        "total_steps", None, "Length of the training; replaces `total_epochs` when it is set.",
+        "total_steps", None,
+        "Length of the training; replaces `total_epochs` when it is set, and may change as that.",
         none_or=int, range=closed(1, _COUNT), unit="steps",
     ),
     Field(
@@ -443,6 +447,11 @@ FIELDS = (
         range=closed(1, _COUNT), unit="steps", resume_mutable=True,
     ),
     Field(
+        "trackers", ("tensorboard",),
+        "Where metrics are written besides `metrics.jsonl`, see docs/trackers.md; empty: nowhere.",
+        form="some of `tensorboard`, `trackio`", resume_mutable=True, cohort_mutable=True,
+    ),
+    Field(
         "steps_per_call", 1,
         "Steps that the devices make before they return to Python, for networks so small that they "
         "would wait for it. The training is the same.",
@@ -456,5 +465,7 @@ FIELDS = (
     ),
 )  # fmt: skip
 
+# Names of `trackers`.
+TRACKERS = ("tensorboard", "trackio")
 # Distillation losses that read the label of an image.
 LABEL_LOSSES = ("dkd", "python_with_labels")

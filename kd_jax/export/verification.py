@@ -12,6 +12,7 @@ from kd_jax.export import function
 from kd_jax.export.formats import Tolerance
 from kd_jax.export.source import Source
 from kd_jax.metrics import fidelity
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError, UserError
 
 TIE = 1e-4  # two classes whose probabilities differ by less have no order
@@ -55,6 +56,7 @@ def reference(source: Source, count: int | None) -> Reference:
     if count is not None and count < len(test):
         chosen = stratified_indices(labels, count, seed=0)
         images, labels = images[chosen], labels[chosen]
+    logger.info("verifying on %s of %s test images", f"{len(images):,}", f"{len(test):,}")
     logits = function.student_logits(source.network, source.variables, images)
     try:
         fidelity.check_finite(logits, "the network's")

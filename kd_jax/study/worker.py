@@ -90,6 +90,14 @@ class Worker:
           StoppedError: a signal asked to stop; the run in training is saved.
         """
         _set_devices(self.study.runs)
+        missing = [run for run in self.study.runs if self.is_open(run)]
+        logger.info(
+            "%d runs, %d finished, %d to train: %s",
+            len(self.study.runs),
+            sum(map(self.is_done, self.study.runs)),
+            len(missing),
+            _length_of(missing),
+        )
         is_waiting = False
         while open_runs := [run for run in self.study.runs if self.is_open(run)]:
             # A failed run leaves nothing to save: a signal between two runs ends the process.
@@ -285,6 +293,14 @@ def _train_together(
 
 def _failure_file(root: Path, run: spec.Run) -> Path:
     return root / FAILED / f"{run.name}.json"
+
+
+def _length_of(runs: Sequence[spec.Run]) -> str:
+    """Return in words how much training runs are together."""
+    steps = sum(run.config.total_steps or 0 for run in runs)
+    epochs = sum(run.config.total_epochs for run in runs if not run.config.total_steps)
+    words = [f"{steps:,} steps"] * bool(steps) + [f"{epochs:g} epochs"] * bool(epochs)
+    return " and ".join(words) or "nothing"
 
 
 def _set_devices(runs: Sequence[spec.Run]) -> None:

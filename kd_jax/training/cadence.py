@@ -60,6 +60,28 @@ class Cadence:
         """Return whether a checkpoint is written after this step: with each validation too."""
         return step % self.save_every == 0 or self.should_validate(step)
 
+    def validations_in(self, start: int, end: int) -> int:
+        """Return how many validations come after step `start` and up to step `end`."""
+        return sum(start < step <= end for step in self.validation_steps)
+
+    def saves_in(self, start: int, end: int) -> int:
+        """Return how many checkpoints come after step `start` and up to step `end`."""
+        regular = end // self.save_every - start // self.save_every
+        return regular + sum(
+            start < step <= end and step % self.save_every != 0 for step in self.validation_steps
+        )
+
+    def call_sizes(self, start: int, end: int) -> frozenset[int]:
+        """Return in how many steps at a time the calls are: each size is a program of its own."""
+        if self.steps_per_call == 1:
+            return frozenset({1} if start < end else ())
+        sizes = set()
+        for call in self.calls(start, end):
+            sizes.add(len(call))
+            if len(sizes) == 2:  # there are no others
+                break
+        return frozenset(sizes)
+
     def calls(self, start: int, end: int) -> Iterator[range]:
         """Return the calls from step `start` to `end`; each ends where there is work to do."""
         steps = range(start + 1, end + 1)

@@ -7,6 +7,7 @@ A cohort is several runs that look at the same batches and differ in what they m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,14 +15,16 @@ import jax
 
 from kd_jax.distillation import state as state_lib
 from kd_jax.kernels import forms
-from kd_jax.runtime import processes
+from kd_jax.runtime import console, processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.signals import StoppedError, StopRequest
-from kd_jax.training import dispatch
+from kd_jax.training import dispatch, view_images
 from kd_jax.training.cadence import Cadence
-from kd_jax.training.callbacks import Callback, Listeners
+from kd_jax.training.compile_times import FirstCall
 from kd_jax.training.early_stopping import Patience
+from kd_jax.training.listeners import Listeners
 from kd_jax.training.setup import RunSetup
+from kd_jax.training.time_left import COMPILATION, TimeLeft
 from kd_jax.training.tracker import Member, MemberDivergedError, Tracker, explain_divergence
 
 
@@ -29,8 +32,8 @@ def loop(
     members: Sequence[Member],
     states: state_lib.States,
     stop: StopRequest,
+    listeners: Sequence[Listeners],
     until: int | None = None,
-    callbacks: Sequence[Callback] = (),
 ) -> tuple[state_lib.States, float | None]:
     """Train to the last step, or until validation has not been better for `config.patience` times.
 
@@ -38,8 +41,8 @@ def loop(
       members: runs of the same data, views, teachers and length.
       states: of each, all at the same step.
       stop: how a command is asked to stop.
+      listeners: to each run.
       until: the step to stop before the last, without a word.
-      callbacks: of each run.
 
     Returns:
       the states, and the images a second (None if no step was left).
@@ -57,27 +60,44 @@ def loop(
         [member.run for member in members], members[0].evaluator, members[0].workdir, stop
     )
     names = [""] if len(members) == 1 else [f"{member.workdir.name}: " for member in members]
-    listeners = Listeners(callbacks, stop)
+    work = TimeLeft(cadence, start, end, len(members), _measured_at_the_end(run))
     trackers = [
-        Tracker(member, cadence, start, name, listeners)
-        for member, name in zip(members, names, strict=True)
+        Tracker(member, cadence, start, name, heard, work)
+        for member, name, heard in zip(members, names, listeners, strict=True)
     ]
     patience = Patience(run.config.patience, processes.on_first(lambda: trackers[0].earlier_top1))
     _announce(run, len(members), start, end)
     in_flight = dispatch.InFlight(stop)
     feeder = run.feeder(cadence.calls(start, end))
+    sizes: set[int] = set()  # of the calls whose programs are compiled
+    metrics: Any = ()
     try:
         for steps in cadence.calls(start, end):
             step = steps.stop
             if patience.is_over():
                 break
-            states, metrics, votes = call(states, feeder.next(), steps)
+            is_compiled = len(steps) in sizes
+            sizes.add(len(steps))
+            if not is_compiled:  # this call compiles: it is no part of the rate
+                _stop_timing(trackers, steps.start, metrics)
+                first = FirstCall([member.run for member in members], len(steps))
+                with first.measured():
+                    states, metrics, votes = call(states, feeder.next(), steps)
+                    jax.block_until_ready(metrics)
+                work.add(COMPILATION, first.seconds)
+                if len(sizes) == 1 and run.devices[0].platform == "cpu":
+                    logger.info("%s", forms.describe())
+                if steps.start == 0:
+                    for member, heard in zip(members, listeners, strict=True):
+                        heard.on_images(0, functools.partial(view_images.of, member.run))
+                for tracker in trackers:
+                    tracker.start_timing(step)
+                stop.has_unsaved_work(True)
+            else:
+                states, metrics, votes = call(states, feeder.next(), steps)
             for tracker in trackers:
                 tracker.flush()
             stop_reason = in_flight.add(metrics, votes)
-            if steps.start == start:  # the first call compiles: it is not timed
-                _after_first_call(run, trackers, step, metrics)
-                stop.has_unsaved_work(True)
             if cadence.should_log(step):
                 for tracker, scalars in zip(trackers, metrics, strict=True):
                     tracker.note(step, scalars)
@@ -97,6 +117,7 @@ def loop(
         raise explain_divergence(diverged, states[members.index(diverged.member)]) from None
     finally:
         feeder.close()
+        console.end_progress()
         for tracker in trackers:
             tracker.close()
     for tracker in trackers:
@@ -121,13 +142,16 @@ def _announce(run: RunSetup, members: int, start: int, end: int) -> None:
     )
 
 
-def _after_first_call(run: RunSetup, trackers: Sequence[Tracker], step: int, metrics: Any) -> None:
-    """Wait for the first call, log the forms that its layers took, and start timing."""
+def _measured_at_the_end(run: RunSetup) -> float:
+    """Return what is measured after the last step, in validations: test and validation."""
+    return 1.0 + len(run.dataset.test) / max(1, len(run.dataset.val))
+
+
+def _stop_timing(trackers: Sequence[Tracker], step: int, metrics: Any) -> None:
+    """Wait for the steps in flight, and leave what follows out of the rate."""
     jax.block_until_ready(metrics)
-    if run.devices[0].platform == "cpu":
-        logger.info("%s", forms.describe())
     for tracker in trackers:
-        tracker.start_timing(step)
+        tracker.stop_timing(step)
 
 
 def _save(
@@ -138,9 +162,7 @@ def _save(
     Returns:
       the first member's top-1 on validation in percent, or None where it was not measured.
     """
-    jax.block_until_ready(metrics)
-    for tracker in trackers:
-        tracker.stop_timing(step)
+    _stop_timing(trackers, step, metrics)
     for tracker, scalars in zip(trackers, metrics, strict=True):
         tracker.check(step, scalars)
     top1 = [tracker.save(step, state) for tracker, state in zip(trackers, states, strict=True)]

@@ -1,14 +1,11 @@
-"""What a run tells: `metrics.jsonl`, TensorBoard, and a line of progress.
+"""What a run tells: `metrics.jsonl`, and a line of progress.
 
-`metrics.jsonl` is written at once, one JSON object a line: what `report` reads. TensorBoard's
-event files are written by clu in a thread of their own, where TensorFlow is imported too, so no
-step waits for either. It is imported when there is something to write, not before: Python runs one
-thread at a time, and until the first step is made it is busy tracing it.
+`metrics.jsonl` is written at once, one JSON object a line: what `report` reads, and what trackers
+of metrics (`sinks`) are told as well.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import json
 import math
@@ -17,9 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from kd_jax.runtime import atomic_files, quiet_tensorflow
-from kd_jax.runtime.console import logger
+from kd_jax.runtime import atomic_files, console
 from kd_jax.runtime.errors import DivergedError, UserError
+from kd_jax.training.time_left import TimeLeft
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -32,14 +29,14 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
 
 
 class MetricLogger:
-    """The writer of one run's metrics.
+    """The writer of one run's `metrics.jsonl`.
 
     Attributes:
       records: what was logged before this start.
     """
 
     def __init__(self, workdir: Path | None, start_step: int):
-        """Open the logs, and drop what was logged beyond the step that the run resumes from.
+        """Open the log, and drop what was logged beyond the step that the run resumes from.
 
         Args:
           workdir: of the run; None in a process that leaves writing to another.
@@ -58,9 +55,6 @@ class MetricLogger:
         text = "".join(json.dumps(record) + "\n" for record in self.records)
         atomic_files.write_whole(self._path, text.encode())
         self._file = self._path.open("a", encoding="utf-8")
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "tensorboard")
-        self._events = str(workdir / "tensorboard")
-        self._tensorboard: concurrent.futures.Future[Any] | None = None
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Record scalars.
@@ -80,11 +74,6 @@ class MetricLogger:
                 f"{self._path} cannot be written ({error.strerror}): make room or mend the place, "
                 "and the same command resumes from its newest checkpoint"
             ) from error
-        writer = self._tensorboard = self._tensorboard or self._thread.submit(
-            lambda: quiet_tensorflow.import_metric_writers().SummaryWriter(self._events)
-        )
-        scalars = {f"{kind}/{name}": value for name, value in values.items()}
-        self._thread.submit(lambda: writer.result().write_scalars(step, scalars))
 
     def close(self) -> None:
         """Write out everything."""
@@ -92,15 +81,6 @@ class MetricLogger:
             return
         with contextlib.suppress(OSError):  # what could not be written was said when it was
             self._file.close()
-        writer = self._tensorboard
-        if writer:
-            self._thread.submit(lambda: writer.result().close())
-        self._thread.shutdown(wait=True)
-        if writer and (error := writer.exception()):
-            advice = ""
-            if isinstance(error, ImportError):
-                advice = f"; install what is missing with {quiet_tensorflow.INSTALL}"
-            logger.warning("TensorBoard's files could not be written: %s%s", error, advice)
 
 
 class Throughput:
@@ -116,12 +96,15 @@ class Throughput:
         batch_size: int,
         total_steps: int,
         examples: int,
+        time_left: TimeLeft,
+        learning_rate: Callable[[int], float],
         name: str = "",
         on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     ):
-        self._on_step = on_step
+        self._on_step, self._learning_rate = on_step, learning_rate
         self._metric_logger, self._batch_size, self._name = metric_logger, batch_size, name
         self._total_steps, self._examples = total_steps, examples
+        self._time_left = time_left
         self._noted_metrics: tuple[int, Mapping[str, Any]] | None = None
         self._lap_start: float | None = None
         self._lap_step = 0
@@ -151,17 +134,18 @@ class Throughput:
         rate = self._lap(step)
         epoch = step * self._batch_size / self._examples
         rate_field = {} if rate is None else {"images_per_second": round(rate, 1)}
-        record = {"epoch": round(epoch, 6), **values, **rate_field}
+        learning_rate = self._learning_rate(step)
+        record = {
+            "epoch": round(epoch, 6), **values, "learning_rate": learning_rate, **rate_field
+        }  # fmt: skip
         self._metric_logger.write("train", step, record)
-        logger.info(
-            "%sstep %d/%d  epoch %.2f  loss %.4f  %s images/s  %s left",
-            self._name,
+        left = self._time_left.words(step, self._seconds / self._steps if self._steps else None)
+        console.progress(
             step,
             self._total_steps,
-            epoch,
-            values["loss"],
-            "?" if rate is None else f"{rate:.0f}",
-            self._time_left(step),
+            self._name,
+            f"epoch {epoch:.2f}  loss {values['loss']:.4f}  "
+            f"{'?' if rate is None else f'{rate:.0f}'} images/s  {left} left",
         )
         self._on_step(step, record)
 
@@ -185,17 +169,3 @@ class Throughput:
         self._seconds += seconds
         self._steps += steps
         return steps * self._batch_size / seconds
-
-    def _time_left(self, step: int) -> str:
-        if not self._steps:
-            return "?"
-        return duration(self._seconds / self._steps * (self._total_steps - step))
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them: `42s`, `3m05s`, `1h02m`, `2d03h`."""
-    total = round(seconds)
-    for unit, size, smaller_unit, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60)):
-        if total >= size:
-            return f"{total // size}{unit}{total % size // part:02d}{smaller_unit}"
-    return f"{total // 60}m{total % 60:02d}s" if total >= 60 else f"{total}s"

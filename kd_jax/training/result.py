@@ -72,6 +72,13 @@ def measure(
     }
 
 
+def of_test(result: dict[str, Any]) -> dict[str, float]:
+    """Return from `result.json` what was measured on the test split, by its names without it."""
+    named = {name.removeprefix("test_"): value for name, value in result.items()}
+    names = (*_CERTIFIED, "agreement", "agreement_top5", "kl_to_teacher")
+    return {name: named[name] for name in names if named.get(name) is not None}
+
+
 def rate(member: Member, images_per_second: float | None, together: int) -> dict[str, Any]:
     """Return the rate of training for `result.json`; the earlier one if nothing was left to train.
 

@@ -7,12 +7,14 @@ compiled or written.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -30,6 +32,7 @@ from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import heads, load
 from kd_jax.teachers.recording import Recording
 from kd_jax.teachers.teacher import Teachers
+from kd_jax.training import length
 from kd_jax.training import optimizer as optimizer_lib
 from kd_jax.training.given import NOTHING, Given
 from kd_jax.weights import saved_network
@@ -94,6 +97,14 @@ class RunSetup:
         return {
             part: source_digest.named(thing) for part, thing in parts.items() if thing is not None
         }
+
+    @functools.cached_property
+    def _learning_rates(self) -> np.ndarray:
+        return length.learning_rates(self.config, len(self.dataset.train))
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate that the update to this step, from 1, was made with."""
+        return float(self._learning_rates[step - 1])
 
     @property
     def spec(self) -> StudentSpec:
@@ -222,8 +233,8 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
     student = dataclasses.replace(student, kept_norms=kept)
     models.check_norms(student, dataset.image_shape, processes.count() * len(devices))
     examples, batch_size = len(dataset.train), config.batch_size
-    total_steps = config.total_steps or sampler.steps_in(config.total_epochs, batch_size, examples)
-    warmup_steps = round(config.warmup_epochs * examples / batch_size)
+    total_steps = length.total_steps(config, examples)
+    warmup_steps = length.warmup_steps(config, examples)
     optimizer = optimizer_lib.build(config, total_steps, warmup_steps, examples / batch_size)
     return RunSetup(
         config=config,

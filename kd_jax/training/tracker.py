@@ -13,14 +13,15 @@ from kd_jax.distillation import state as state_lib
 from kd_jax.runtime import devices, processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError, UserError
-from kd_jax.training import metric_logger
+from kd_jax.training import metric_logger, time_left
 from kd_jax.training.cadence import Cadence
-from kd_jax.training.callbacks import Listeners
 from kd_jax.training.checkpoints import BEST_METRIC, DamagedError
 from kd_jax.training.evaluator import Evaluator
+from kd_jax.training.listeners import Listeners
 from kd_jax.training.metric_logger import MetricLogger, Throughput
 from kd_jax.training.setup import RunSetup
 from kd_jax.training.shared_checkpoints import SharedCheckpoints
+from kd_jax.training.time_left import TimeLeft
 from kd_jax.training.workdir import CHECKPOINTS
 
 
@@ -76,7 +77,13 @@ class Tracker:
     """
 
     def __init__(
-        self, member: Member, cadence: Cadence, start: int, name: str, listeners: Listeners
+        self,
+        member: Member,
+        cadence: Cadence,
+        start: int,
+        name: str,
+        listeners: Listeners,
+        work: TimeLeft,
     ):
         """Open the logs.
 
@@ -86,13 +93,22 @@ class Tracker:
           start: number of updates made.
           name: what its log lines begin with; empty for a run alone.
           listeners: to what is logged.
+          work: to which validations and checkpoints are added.
         """
         self._listeners = listeners
         config, examples = member.run.config, len(member.run.dataset.train)
         self._member, self._cadence, self._name = member, cadence, name
         self._log = MetricLogger(member.workdir if processes.is_first() else None, start)
+        self._work = work
         self._throughput = Throughput(
-            self._log, config.batch_size, cadence.total_steps, examples, name, listeners.on_step
+            self._log,
+            config.batch_size,
+            cadence.total_steps,
+            examples,
+            work,
+            member.run.learning_rate,
+            name,
+            listeners.on_step,
         )
 
     @property
@@ -142,9 +158,13 @@ class Tracker:
         """
         metrics = None
         if self._cadence.should_validate(step):
-            with self._told_of_divergence(f" at step {step}"):  # and it is not saved
+            with (
+                self._told_of_divergence(f" at step {step}"),  # and it is not saved
+                self._work.measured(time_left.VALIDATION),
+            ):
                 metrics = self._validate(step, state)
-        self._member.checkpoints.save(step, state, metrics)
+        with self._work.measured(time_left.CHECKPOINT):
+            self._member.checkpoints.save(step, state, metrics)
         self._listeners.on_checkpoint(step, self._member.workdir / CHECKPOINTS / str(step))
         return metrics[BEST_METRIC] if metrics else None
 

@@ -9,10 +9,12 @@ import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from kd_jax import config as config_lib
 from kd_jax.distillation import state as state_lib
 from kd_jax.runtime import atomic_files, processes, signals
 from kd_jax.runtime import devices as devices_lib
@@ -20,16 +22,19 @@ from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.training import (
     cohort,
+    length,
     provenance,
     result,
     setup,
+    sinks,
     teacher_check,
     teacher_source,
     workdir,
 )
-from kd_jax.training.callbacks import Callback
+from kd_jax.training.callbacks import Callback, RunStart
 from kd_jax.training.evaluator import Evaluator
 from kd_jax.training.given import NOTHING, Given
+from kd_jax.training.listeners import Listeners
 from kd_jax.training.loop import loop
 from kd_jax.training.setup import RunSetup
 from kd_jax.training.shared_checkpoints import SharedCheckpoints
@@ -85,6 +90,7 @@ def train_together(
         )
     for config in configs:
         setup.prepare(config)
+        sinks.check(config)
     cohort.check(configs)
     with contextlib.ExitStack() as stack:
         locks = [stack.enter_context(workdir.Lock(place)) for place in places]
@@ -105,13 +111,23 @@ def train_together(
             )
             members.append(Member(runs[number], evaluators[number], checkpoints, place))
             states.append(_first_state(members[-1], certified[number]))
-        trained, speed = _loop(members, states, stop or signals.StopRequest(), given.callbacks)
+        known = [processes.on_first((place / workdir.RESULT_FILE).exists) for place in places]
+        stop = stop or signals.StopRequest()
+        listeners = [
+            stack.enter_context(_listeners(member, state, given.callbacks, stop))
+            for member, state in zip(members, states, strict=True)
+        ]
+        trained, speed = _loop(members, states, stop, listeners)
         results = []
-        for member, state, certificate in zip(members, trained, certified, strict=True):
+        for member, state, certificate, heard, is_known in zip(
+            members, trained, certified, listeners, known, strict=True
+        ):
             kept = result.state_to_keep(member, state)
             measures = result.measure(member, kept, int(state.step), certificate)
             measures |= result.rate(member, speed, len(members))
             result.write(member, kept, measures)
+            if not is_known:  # of a finished run that is only measured again it was said
+                heard.on_end(int(state.step), result.of_test(measures))
             results.append(measures)
             member.checkpoints.close()
         return results
@@ -130,6 +146,8 @@ def _build(configs: Sequence[ConfigDict], places: Sequence[Path], given: Given) 
         processes.on_first(functools.partial(provenance.check_code, place, run.code))
         answers = teacher_source.kind_of_answers(run)
         processes.on_first(functools.partial(provenance.check_answers, place, answers))
+        examples = len(run.dataset.train)
+        processes.on_first(functools.partial(length.check_steps_made, place, run.config, examples))
         if run.is_changed_by_devices:
             devices = len(run.devices) * processes.count()
             processes.on_first(functools.partial(provenance.check_devices, place, devices))
@@ -137,7 +155,8 @@ def _build(configs: Sequence[ConfigDict], places: Sequence[Path], given: Given) 
 
 
 def _check_workdir(config: ConfigDict, place: Path, lock: workdir.Lock) -> None:
-    workdir.check(place, config)
+    workdir.check(place, config, length_may_differ=True)
+    length.check_schedule(place, config)
     if place.is_dir():
         lock.acquire()
 
@@ -147,6 +166,7 @@ def _begin(
 ) -> None:
     """Make the workdir, or take it up."""
     lock.acquire()
+    length.set_result_aside(place, config)
     workdir.create(place, config)
     if certified is not None:
         atomic_files.write_json(place / workdir.TEACHER_FILE, certified)
@@ -173,11 +193,27 @@ def _first_state(member: Member, certified: dict[str, Any] | None) -> state_lib.
     return devices_lib.replicate(state, run.devices)
 
 
+def _listeners(
+    member: Member,
+    state: state_lib.TrainState,
+    callbacks: Sequence[Callback],
+    stop: signals.StopRequest,
+) -> Listeners:
+    """Return who is told of a run, and tell them that it starts."""
+    config, own = member.run.config, []
+    if processes.is_first():
+        own = sinks.of(config)
+    listeners = Listeners([*callbacks, *own], stop)
+    fields = MappingProxyType(config_lib.flatten(config))
+    listeners.on_start(RunStart(member.workdir, fields, int(state.step), member.run.total_steps))
+    return listeners
+
+
 def _loop(
     members: Sequence[Member],
     states: Sequence[state_lib.TrainState],
     stop: signals.StopRequest,
-    callbacks: Sequence[Callback],
+    listeners: Sequence[Listeners],
 ) -> tuple[list[state_lib.TrainState], float | None]:
     """Train all to the end; those that were left behind catch up, then go on with the others."""
     trained, speed = list(states), None
@@ -185,7 +221,8 @@ def _loop(
     for start, until in zip(starts, [*starts[1:], None], strict=True):
         numbers = [n for n, state in enumerate(trained) if int(state.step) == start]
         active = tuple(trained[n] for n in numbers)
-        done, rate = loop([members[n] for n in numbers], active, stop, until, callbacks)
+        heard = [listeners[n] for n in numbers]
+        done, rate = loop([members[n] for n in numbers], active, stop, heard, until)
         speed = rate or speed
         for number, state in zip(numbers, done, strict=True):
             trained[number] = state

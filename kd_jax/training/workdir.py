@@ -1,8 +1,8 @@
 """The directory of a run: whose it is, and what it holds.
 
-`config.json`, `provenance.json`, `teacher.json` (the certificate), `metrics.jsonl`, `tensorboard/`,
-`checkpoints/`, `lock`, and when the run is finished `result.json`, `model.json` and
-`model.safetensors`.
+`config.json`, `provenance.json`, `teacher.json` (the certificate), `metrics.jsonl`, TensorBoard's
+`events.out.tfevents.*`, `checkpoints/`, `lock`, and when the run is finished `result.json`,
+`model.json` and `model.safetensors`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ TEACHER_FILE = "teacher.json"
 RESULT_FILE = "result.json"
 CHECKPOINTS = "checkpoints"
 LOCK_FILE = "lock"
+LENGTH_FIELDS = ("total_epochs", "total_steps")
 
 
 class InUseError(UserError):
@@ -42,10 +43,22 @@ def starts_of(directory: Path) -> list[dict[str, Any]]:
     return atomic_files.read_json(directory / PROVENANCE_FILE) or []
 
 
-def check(workdir: Path, config: ConfigDict) -> None:
+def steps_made(directory: Path) -> int:
+    """Return the step of a run's newest checkpoint, good or damaged; 0 without any."""
+    places = (directory / CHECKPOINTS).glob("*")
+    return max((int(place.name) for place in places if place.name.isdecimal()), default=0)
+
+
+def check(workdir: Path, config: ConfigDict, *, length_may_differ: bool = False) -> None:
     """Raise `UserError` unless the directory is new, empty, or belongs to this very experiment.
 
     And to this version of the trajectory. Nothing is written.
+
+    Args:
+      workdir: of the run.
+      config: of the experiment.
+      length_may_differ: whether it may be longer or shorter than the run was planned; see
+        `length`, which then has to look at it.
     """
     if not workdir.exists():
         ancestor = next(path for path in workdir.parents if path.exists())
@@ -68,6 +81,8 @@ def check(workdir: Path, config: ConfigDict) -> None:
             )
         return
     changes = config_lib.differences(load_config(workdir), config)
+    if length_may_differ and all(each.partition(":")[0] in LENGTH_FIELDS for each in changes):
+        changes = []
     if changes:
         raise UserError(
             f"the workdir {workdir} belongs to a run of another config ({'; '.join(changes)}): "

@@ -129,7 +129,6 @@ def fetch(arch: str, dataset: str, releases: str = RELEASES) -> Path:
         digest = atomic_files.sha256_of(path)
         _check_digest(digest, entry, first_digest, record, str(path), f"remove it, and fetch {url}")
     else:
-        logger.info("fetching %s", url)
         content = _download(url, path)
         digest = hashlib.sha256(content).hexdigest()
         _check_digest(digest, entry, first_digest, record, f"what came from {url}", "fetch it")
@@ -144,6 +143,8 @@ def _download(url: str, path: Path) -> bytes:
     content = io.BytesIO()
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+            size = getattr(response, "length", None)  # only HTTP says it, and not always
+            logger.info("fetching %s%s", url, f" ({size / 1e6:.1f} MB)" if size else "")
             shutil.copyfileobj(response, content)
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)

@@ -11,12 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from kd_jax.runtime import quiet_tensorflow, signals
+from kd_jax.runtime import signals
 from kd_jax.runtime.errors import DivergedError
 from kd_jax.training import tracker as tracker_lib
 from kd_jax.training.cadence import Cadence
-from kd_jax.training.callbacks import Callback, Listeners, StopTraining
+from kd_jax.training.callbacks import Callback, StopTraining
 from kd_jax.training.checkpoints import DamagedError
+from kd_jax.training.listeners import Listeners
+from kd_jax.training.time_left import TimeLeft
 from kd_jax.training.tracker import Member, MemberDivergedError, Tracker, explain_divergence
 
 
@@ -62,24 +64,13 @@ class Evaluator:
         return dict(self.measures)
 
 
-@pytest.fixture(autouse=True)
-def scalars(monkeypatch):
-    """What is written for TensorBoard, without TensorFlow."""
-    written = []
-    writer = types.SimpleNamespace(
-        write_scalars=lambda step, values: written.append((step, values)), close=lambda: None
-    )
-    writers = types.SimpleNamespace(SummaryWriter=lambda directory: writer)
-    monkeypatch.setattr(quiet_tensorflow, "import_metric_writers", lambda: writers)
-    return written
-
-
 @pytest.fixture
 def member(tmp_path):
     run: Any = types.SimpleNamespace(
         config=types.SimpleNamespace(batch_size=10),
         dataset=types.SimpleNamespace(train=range(40)),
         devices=jax.devices()[:1],
+        learning_rate=lambda step: 0.25,
     )
     return Member(run, Evaluator(), Checkpoints(), tmp_path)
 
@@ -127,7 +118,8 @@ def make(member, recorder, stop, stack):
 
     def make(start=0, name=""):
         cadence = Cadence(20, 5, 5, frozenset({10, 20}), 1)
-        tracker = Tracker(member, cadence, start, name, Listeners([recorder], stop))
+        work = TimeLeft(cadence)
+        tracker = Tracker(member, cadence, start, name, Listeners([recorder], stop), work)
         return stack.enter_context(contextlib.closing(tracker))
 
     return make
@@ -138,17 +130,16 @@ def records(member):
     return [json.loads(line) for line in lines]
 
 
-def test_metrics_are_written_when_they_are_flushed(member, make, stack, scalars, caplog):
+def test_metrics_are_written_when_they_are_flushed(member, make, caplog):
     caplog.set_level(logging.INFO, "kd_jax")
     tracker = make(name="run-a: ")
     tracker.note(6, {"loss": np.float32(0.5)})
     assert records(member) == []
     tracker.flush()
     tracker.flush()  # nothing was noted since
-    assert records(member) == [{"kind": "train", "step": 6, "epoch": 1.5, "loss": 0.5}]
+    told = {"epoch": 1.5, "loss": 0.5, "learning_rate": 0.25}
+    assert records(member) == [{"kind": "train", "step": 6, **told}]
     assert "run-a: step 6/20  epoch 1.50  loss 0.5000" in caplog.text
-    stack.close()
-    assert scalars == [(6, {"train/epoch": 1.5, "train/loss": 0.5})]
 
 
 def test_there_is_no_rate_before_anything_was_measured(make):
@@ -207,7 +198,7 @@ def test_callbacks_hear_what_is_written_in_its_order(member, make, recorder):
     tracker.save(10, STATE)
     tracker.save(15, STATE)
     assert recorder.events == [
-        ("step", 10, {"epoch": 2.5, "loss": 0.5}),
+        ("step", 10, {"epoch": 2.5, "loss": 0.5, "learning_rate": 0.25}),
         ("evaluate", 10, MEASURES),
         ("checkpoint", 10, member.workdir / "checkpoints" / "10"),
         ("checkpoint", 15, member.workdir / "checkpoints" / "15"),
