@@ -165,7 +165,7 @@ def measure(name: str, rounds: int) -> tuple[str, dict[str, list[float]]]:
 def main(argv: Sequence[str]) -> None:
     """Print the table and the verdict."""
     del argv
-    devices_lib.prepare(0, devices_lib.cpu_cores())
+    devices_lib.prepare(0, processor.cores())
     rows = [["layer", "chosen form", "ms", "other form", "ms", "other to chosen"]]
     names = [name for name in (*LAYERS, *NORMS, *FROZEN, *BLOCKS) if _ONLY.value in name]
     if not names:

@@ -1,11 +1,13 @@
-"""Classify images with a network that was trained here.
+"""Classify images with a network that was trained here, or with a file that was exported.
 
-    python -m kd_jax.predict --model=DIR IMAGE_OR_FOLDER ... [--top=5] [--json] [--compare]
+    python -m kd_jax.predict --model=PLACE IMAGE_OR_FOLDER ... [--top=5] [--json] [--compare]
 
-DIR is the workdir of a run, or any directory with `model.json` and `model.safetensors`. Images of
-any kind and size are brought to the network's size as those of a folder are for training. An image
-that cannot be read is told in a sentence on stderr, the others go on, and the exit code is then 2.
-`--compare` shows what the teacher of the run says beside it.
+PLACE is the workdir of a run, any directory with `model.json` and `model.safetensors`, a file of
+kd_jax.export, which its own runtime runs, or a folder of such files. Images of any kind and size
+are brought to the network's size as those of a folder are for training. An image that cannot be
+read is told in a sentence on stderr, the others go on, and the exit code is then 2. `--compare`
+shows what the teacher of the run says beside it, `--compare=PLACE` what another network says.
+`--picture=FILE.png` draws the images and the answers.
 """
 
 from __future__ import annotations
@@ -13,26 +15,51 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from kd_jax.data import folder_tree, loose_images
-from kd_jax.runtime import errors, huge_pages, text_tables
+from kd_jax.data import folder_tree, image_files, loose_images
+from kd_jax.inference import opening
+from kd_jax.inference.classifier import Choice, Classifier, is_same
+from kd_jax.runtime import atomic_files, errors, huge_pages, processor, text_tables
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, run_command
 
-_MODEL = flags.DEFINE_string("model", None, "Directory of the run, or of a stored network.")
+_OWN_TEACHER, _NO_TEACHER = ("true", "1", "yes"), ("false", "0", "no", "")
+
+
+class _PlaceFlag(flags.Flag[str]):
+    """A flag that may stand alone, or have a place as its value."""
+
+    def __init__(self, name: str, text: str):
+        super().__init__(flags.ArgumentParser(), flags.ArgumentSerializer(), name, None, text)
+        self.boolean = True  # absl then asks for no value, and gives "true"
+
+
+_MODEL = flags.DEFINE_string(
+    "model", None, "Directory of a run or a stored network, an exported file, or a folder of them."
+)
 _TOP = flags.DEFINE_integer("top", 5, "Classes to show of each image.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print a JSON object for each image, one a line.")
 _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint",
-    "kept",
-    ["kept", "best", "last"],
+    opening.KEPT,
+    [opening.KEPT, "best", "last"],
     "The network that the finished run kept; or its checkpoint that is best on val, or the newest.",
 )
-_COMPARE = flags.DEFINE_bool("compare", False, "Show the answers of the run's teacher too.")
+_COMPARE = flags.DEFINE_flag(
+    _PlaceFlag(
+        "compare",
+        "Show the answers of the run's teacher too; of another network with --compare=PLACE, where "
+        "PLACE is what --model takes.",
+    )
+)
+_PICTURE = flags.DEFINE_string(
+    "picture", None, "PNG file to draw the images and the answers to, a row for each image."
+)
 _BATCH = 64  # images that are looked at together
 _EXIT_READER_GONE = 141  # what a shell gives for a command that SIGPIPE ended
 
@@ -42,18 +69,20 @@ def main(argv: Sequence[str]) -> None:
     model = _MODEL.value
     if not model:
         raise UserError(
-            "--model is missing: expected the workdir of a run, or a directory with model.json"
+            "--model is missing: expected the workdir of a run, a directory with model.json, or "
+            "an exported file"
         )
     places = list(argv[1:])
     if not places:
         raise UserError("no image is named: expected images, or folders of them, as arguments")
+    picture = _check_picture(_PICTURE.value)
     files = loose_images.find(places)
     if all(file.problem for file in files):
         for file in files:
             errors.tell(file.problem)
         sys.exit(errors.EXIT_USER_ERROR)
     try:
-        is_whole = _classify(model, files)
+        is_whole = _classify(model, files, picture)
     except BrokenPipeError:  # such as `head`, which has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_EXIT_READER_GONE)
@@ -61,72 +90,132 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(errors.EXIT_USER_ERROR)
 
 
-def _classify(model: str, files: Sequence[loose_images.LooseImage]) -> bool:
-    """Print the answer to each image; return whether all could be read."""
-    from kd_jax.training import classifier
+def _check_picture(place: str | None) -> Path | None:
+    """Return the path of the picture; raise `UserError` unless it can be written."""
+    if not place:
+        return None
+    path = errors.reachable(place, "--picture")
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--picture={place}: expected a file that ends in .png")
+    if path.is_dir():
+        raise UserError(f"--picture={place} is a directory: expected a file to write")
+    atomic_files.check_place(path.absolute().parent, f"--picture={place}")
+    return path
 
-    stored = classifier.find(model, _CHECKPOINT.value, with_teachers=_COMPARE.value)
-    height, width = stored.image_shape[:2]
-    logger.info(
-        "%s: %s of %d classes, images of %d x %d pixels; %s",
-        *(model, stored.network.arch, stored.network.num_classes, height, width),
-        stored.origin,
-    )
-    names = stored.class_names
-    if names is None:
-        logger.warning("the classes of %s have no names: their numbers are shown", model)
-        names = tuple(map(str, range(stored.network.num_classes)))
-    # A batch is filled up to its size, so a few images are not made many.
-    network = classifier.Classifier(stored, min(_BATCH, 1 << (len(files) - 1).bit_length()))
-    page = _JsonLines() if _JSON.value else _Table(files, names)
-    choices: dict[str, list[int]] = {}
+
+def _teacher() -> str | None:
+    """Return what `--compare` names: `own`, a place, or nothing."""
+    value = _COMPARE.value
+    if value is None or value.lower() in _NO_TEACHER:
+        return None
+    return opening.OWN if value.lower() in _OWN_TEACHER else value
+
+
+def _classify(model: str, files: Sequence[loose_images.LooseImage], picture: Path | None) -> bool:
+    """Print the answer to each image; return whether all could be read."""
+    networks = opening.classifiers(model, _CHECKPOINT.value, _teacher(), processor.cores())
+    for who, network in networks.items():
+        logger.info(
+            "%s: %s of %d classes, images of %d x %d pixels; %s",
+            *(who if len(networks) > 1 else model, network.name, network.num_classes),
+            *(*network.size, network.origin),
+        )
+        if network.class_names is None:
+            logger.warning("the classes of %s have no names: their numbers are shown", network.name)
+    page = _JsonLines(model) if _JSON.value else _Table(files, networks)
+    agreement = _Agreement(networks)
+    drawing = _Drawing(picture) if picture else None
     is_whole = True
     for first in range(0, len(files), _BATCH):
-        batch, images = loose_images.read(files[first : first + _BATCH], (height, width))
-        probabilities = {"student": network.probabilities(images)} if len(images) else {}
-        if _COMPARE.value and len(images):
-            probabilities["teacher"] = network.teacher_probabilities(images)
-        rows = iter(range(len(images)))
+        sizes = [network.size for network in networks.values()]
+        batch, images = loose_images.read(files[first : first + _BATCH], sizes)
+        probabilities = {
+            who: network.probabilities(pixels)
+            for (who, network), pixels in zip(networks.items(), images, strict=True)
+            if len(pixels)
+        }
+        rows = iter(range(len(images[0])))
         for file in batch:
             if file.problem:
                 is_whole = False
                 page.problem(file)
                 continue
             row = next(rows)
-            answers = {who: _top(of[row], names) for who, of in probabilities.items()}
+            answers = {
+                who: networks[who].top(of[row], _TOP.value) for who, of in probabilities.items()
+            }
             page.answer(file, answers)
-            for who, answer in answers.items():
-                choices.setdefault(who, []).append(answer[0].label)
-    if _COMPARE.value and choices:
-        pairs = list(zip(choices["student"], choices["teacher"], strict=True))
-        agreements = sum(first == second for first, second in pairs)
-        logger.info(
-            "student and teacher choose the same class for %d of %d", agreements, len(pairs)
-        )
+            agreement.add(answers)
+            if drawing:
+                drawing.add(file, answers)
+    agreement.tell()
+    if drawing:
+        drawing.write()
     return is_whole
 
 
-class _Choice(NamedTuple):
-    """A class that a network finds probable, in [0, 1]."""
+class _Agreement:
+    """Counts for how many images student and teacher choose the same class."""
 
-    label: int
-    name: str
-    probability: float
+    def __init__(self, networks: Mapping[str, Classifier]):
+        self._networks, self._count, self._same = list(networks.values()), 0, 0
+
+    def add(self, answers: Mapping[str, Sequence[Choice]]) -> None:
+        self._count += 1
+        self._same += is_same(self._networks, [choices[0] for choices in answers.values()])
+
+    def tell(self) -> None:
+        if len(self._networks) > 1 and self._count:
+            logger.info(
+                "student and teacher choose the same class for %d of %d", self._same, self._count
+            )
 
 
-def _top(probabilities: Any, names: Sequence[str]) -> list[_Choice]:
-    """Return the most probable classes, the first one first; of equals the lower label."""
-    order = sorted(range(len(names)), key=lambda label: -probabilities[label])[: _TOP.value]
-    return [_Choice(label, names[label], float(probabilities[label])) for label in order]
+class _Drawing:
+    """Collects what is drawn, and writes the picture at the end."""
+
+    def __init__(self, path: Path):
+        self._path, self._rows, self._left_out = path, list[Any](), 0
+
+    def add(self, file: loose_images.LooseImage, answers: Mapping[str, Sequence[Choice]]) -> None:
+        from kd_jax.inference import picture
+
+        if len(self._rows) == picture.MOST:
+            self._left_out += 1
+            return
+        image, _ = image_files.decode(file.path)
+        self._rows.append(
+            picture.Row(folder_tree.shown(file.path.name), picture.thumbnail(image), answers)
+        )
+
+    def write(self) -> None:
+        from kd_jax.inference import picture
+
+        if not self._rows:
+            logger.warning("no image could be read: %s is not written", self._path)
+            return
+        atomic_files.write_whole(self._path, picture.draw(self._rows))
+        if self._left_out:
+            logger.warning(
+                "%s has the first %d images, and not the other %d",
+                *(self._path, picture.MOST, self._left_out),
+            )
 
 
 class _JsonLines:
     """Prints an object for each image."""
 
-    _FIELDS = {"student": "top", "teacher": "teacher_top"}
+    _FIELDS = {opening.STUDENT: "top", opening.TEACHER: "teacher_top"}
 
-    def answer(self, file: loose_images.LooseImage, answers: dict[str, list[_Choice]]) -> None:
-        record: dict[str, Any] = {"image": str(file.path), "checkpoint": _CHECKPOINT.value}
+    def __init__(self, model: str):
+        self._model = model
+
+    def answer(
+        self, file: loose_images.LooseImage, answers: Mapping[str, Sequence[Choice]]
+    ) -> None:
+        record: dict[str, Any] = {
+            "image": str(file.path), "model": self._model, "checkpoint": _CHECKPOINT.value,
+        }  # fmt: skip
         for who, choices in answers.items():
             record[self._FIELDS[who]] = [
                 {"label": c.label, "class": c.name, "probability": round(c.probability, 6)}
@@ -142,13 +231,18 @@ class _JsonLines:
 class _Table:
     """Prints a table, a row for each choice of each image, while images are looked at."""
 
-    def __init__(self, files: Sequence[loose_images.LooseImage], names: Sequence[str]):
+    def __init__(
+        self, files: Sequence[loose_images.LooseImage], networks: Mapping[str, Classifier]
+    ):
         width = text_tables.width
+        names = {name for network in networks.values() for name in network.shown_names}
         self._name_width = max(width("student"), *(width(folder_tree.shown(n)) for n in names))
         self._path_width = max(width("image"), *(width(file.name) for file in files))
         self._has_head = False
 
-    def answer(self, file: loose_images.LooseImage, answers: dict[str, list[_Choice]]) -> None:
+    def answer(
+        self, file: loose_images.LooseImage, answers: Mapping[str, Sequence[Choice]]
+    ) -> None:
         widths = [self._path_width, *([self._name_width, len("100.00")] * len(answers))]
         is_name = [True, *([True, False] * len(answers))]
         if not self._has_head:
@@ -156,12 +250,14 @@ class _Table:
             head = ["image", *(cell for title in titles for cell in (title, "%"))]
             print(text_tables.top(head, widths, is_name))
             self._has_head = True
-        for rank, choices in enumerate(zip(*answers.values(), strict=True)):
-            cells = [
-                cell
-                for choice in choices
-                for cell in (folder_tree.shown(choice.name), f"{100 * choice.probability:.2f}")
-            ]
+        for rank in range(max(map(len, answers.values()))):
+            cells = []
+            for choices in answers.values():
+                if rank < len(choices):
+                    shown, chance = folder_tree.shown(choices[rank].name), choices[rank].probability
+                    cells += [shown, f"{100 * chance:.2f}"]
+                else:  # a network of fewer classes
+                    cells += ["", ""]
             print(text_tables.line([file.name if rank == 0 else "", *cells], widths, is_name))
         sys.stdout.flush()
 

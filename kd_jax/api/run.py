@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from kd_jax.api.student import Student
+from kd_jax.export import request
+from kd_jax.export.request import Request
 from kd_jax.models import user_module
 from kd_jax.report import page
 from kd_jax.runtime import atomic_files, source_digest
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.training import workdir as workdir_lib
 from kd_jax.training.metric_logger import METRICS_FILE
@@ -136,6 +139,57 @@ class Run:
         """
         path = self.workdir / "report.html" if out is None else reachable(out, "out")
         return Report(path, page.write({self.workdir.name: self.workdir}, path, self.workdir.name))
+
+    def export(
+        self,
+        format: str,
+        out: str | Path,
+        *,
+        checkpoint: str | None = None,
+        images: int | None = None,
+        outputs: str = "logits",
+        data_dir: str | Path | None = None,
+    ) -> list[dict[str, Any]]:
+        """Write the student as a file for other programs, verified on test images.
+
+        What `python -m kd_jax.export` does, see `docs/export.md`.
+
+        Args:
+          format: `safetensors`, `stablehlo`, `onnx`, `tflite`, `tflite-float16`, `tflite-int8`, or
+            `all`.
+          out: the file to write; for `all` a directory, made when missing.
+          checkpoint: `best` or `last`, of a run that has checkpoints; None: the kept student.
+          images: test images to verify on; None: all.
+          outputs: `logits` or `probabilities`.
+          data_dir: where the data set is; None: where the run found it.
+
+        Returns:
+          the cards of the files, as `FILE.card.json` has them. Of `all`, those that could be
+          written; the others are told by warnings.
+
+        Raises:
+          UserError: something is wrong with what is asked for, the run or its data, or a file does
+            not answer as the student does.
+        """
+        if self._module is not None:
+            raise UserError(
+                f"the student of the run in {self.workdir} is a module that was given as a Python "
+                "object: only networks of the zoo are exported"
+            )
+        cards, problems = request.carry_out(
+            Request(
+                workdir=self.workdir,
+                format=format,
+                out=out,
+                checkpoint=checkpoint,
+                images=images,
+                outputs=outputs,
+                data_dir=None if data_dir is None else str(data_dir),
+            )
+        )
+        for problem in problems:
+            logger.warning("not written: %s", problem)
+        return cards
 
     def __repr__(self) -> str:
         if not self.finished:

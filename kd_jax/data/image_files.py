@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,10 @@ _LEFT_OUT = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
 _OF_SEVERAL = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
 BACKGROUND = (255, 255, 255)  # seen through transparent pixels: white, as on a page
 _ORIENTATION = 0x0112  # the tag of EXIF
+
+
+class TooManyPixelsError(ValueError):
+    """An image is larger than is allowed."""
 
 
 class Decoded(NamedTuple):
@@ -43,11 +47,13 @@ def suffixes() -> frozenset[str]:
     return frozenset(ending for ending, name in known.items() if name in readable)
 
 
-def _open(path: Path) -> Any:
+def _open(file: Path | BinaryIO, formats: tuple[str, ...] | None = None) -> Any:
     from PIL import Image
 
     suffixes()  # which has Pillow register its formats
-    return Image.open(path, formats=[name for name in Image.OPEN if name not in _LEFT_OUT])
+    wanted = formats or set(Image.OPEN) - set(_LEFT_OUT)
+    # In Pillow's order, and only what this Pillow has.
+    return Image.open(file, formats=[name for name in Image.OPEN if name in wanted])
 
 
 def shape(path: Path, size: int) -> tuple[int, int, int]:
@@ -76,18 +82,47 @@ def read(path: Path, size: int | tuple[int, int]) -> Decoded:
     Raises:
       Exception: many kinds; it is not an image, or one whose scale is not known.
     """
+    pixels, has_more = decode(path)
+    file_size = pixels.height, pixels.width
+    if size:
+        return Decoded(fit(pixels, (size, size) if isinstance(size, int) else size), has_more,
+                       file_size)  # fmt: skip
+    return Decoded(np.asarray(pixels), has_more, file_size)
+
+
+def decode(file: Path | BinaryIO, formats: tuple[str, ...] | None = None,
+           most_pixels: int | None = None) -> tuple[Any, bool]:  # fmt: skip
+    """Return an image in RGB, upright, and whether there are further images in the file.
+
+    Args:
+      file: path, or what is open.
+      formats: of Pillow, that are allowed; None: all that need no other program.
+      most_pixels: that it may have, of which its head tells; None: what Pillow allows.
+
+    Raises:
+      Exception: many kinds; it is not an image, or one whose scale is not known.
+    """
+    # Pillow warns of damage that it reads past, and of half of what it refuses as a bomb.
+    with warnings.catch_warnings(action="ignore"), _open(file, formats) as image:
+        if most_pixels is not None and image.width * image.height > most_pixels:
+            raise TooManyPixelsError(
+                f"it has {image.width:,} x {image.height:,} pixels, more than {most_pixels:,}"
+            )
+        several = image.format in _OF_SEVERAL and getattr(image, "is_animated", False)
+        image.load()
+        return _upright(to_rgb(image), image), several
+
+
+def fit(image: Any, size: tuple[int, int]) -> np.ndarray:
+    """Scale an RGB image until it covers a height and a width, and cut out the middle.
+
+    Returns:
+      uint8 `[height, width, 3]`.
+    """
     from PIL import Image, ImageOps
 
-    # Pillow warns of damage that it reads past, and of half of what it refuses as a bomb.
-    with warnings.catch_warnings(action="ignore"), _open(path) as image:
-        several = image.format in _OF_SEVERAL and getattr(image, "n_frames", 1) > 1
-        image.load()
-        pixels = _upright(to_rgb(image), image)
-        file_size = pixels.height, pixels.width
-        if size:
-            height, width = (size, size) if isinstance(size, int) else size
-            pixels = ImageOps.fit(pixels, (width, height), Image.Resampling.BILINEAR)
-        return Decoded(np.asarray(pixels), several, file_size)
+    height, width = size
+    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR))
 
 
 def unreadable(path: Path, error: Exception) -> UserError:

@@ -72,23 +72,27 @@ def _at(path: Path) -> list[LooseImage]:
     return [LooseImage(image) for image, _ in images]
 
 
-def read(files: Sequence[LooseImage], size: tuple[int, int]) -> tuple[list[LooseImage], np.ndarray]:
+def read(
+    files: Sequence[LooseImage], sizes: Sequence[tuple[int, int]]
+) -> tuple[list[LooseImage], list[np.ndarray]]:
     """Read files, as many as can be read.
 
     Args:
       files: of any sizes and kinds.
-      size: height and width to bring them to, see `image_files.read`.
+      sizes: height and width to bring them to, of each network; see `image_files.fit`.
 
     Returns:
-      the files, each with its problem where there is one; and the images of those without, uint8
-      `[n, H, W, 3]`.
+      the files, each with its problem where there is one; and for each size the images of those
+      without, uint8 `[n, H, W, 3]`.
     """
-    checked, images = [], [np.empty((0, *size, 3), np.uint8)]
+    checked, images = [], [[np.empty((0, *size, 3), np.uint8)] for size in sizes]
     for file in files:
         if not file.problem:
             try:
-                images.append(image_files.read(file.path, size).pixels[None])
+                image, _ = image_files.decode(file.path)
+                for fitted, size in zip(images, sizes, strict=True):
+                    fitted.append(image_files.fit(image, size)[None])
             except Exception as error:  # Pillow raises many kinds
                 file = file._replace(problem=str(image_files.unreadable(file.path, error)))
         checked.append(file)
-    return checked, np.concatenate(images)
+    return checked, [np.concatenate(each) for each in images]

@@ -15,7 +15,7 @@ from kd_jax.export import function
 from kd_jax.export.formats import Format
 from kd_jax.export.source import Source
 from kd_jax.export.verification import Reference
-from kd_jax.runtime import devices, processor, text_tables
+from kd_jax.runtime import processor, text_tables
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "safetensors", "onnx", "onnxruntime", "tensorflow",
              "tensorflow-cpu", "ai-edge-litert")  # fmt: skip
@@ -86,7 +86,7 @@ def make(
         "machine": {
             "processor": processor.describe(),
             "architecture": platform.machine(),
-            "cores": devices.cpu_cores(),
+            "cores": processor.cores(),
         },
         "versions": _versions(),
         "limits": [entry.limits, *_limits(source, expected, is_arrays)],

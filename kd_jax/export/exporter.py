@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from kd_jax.export import (
     latency,
     onnx_file,
     pytorch_file,
+    runtimes,
     stablehlo_file,
     tflite_file,
     verification,
@@ -20,12 +20,11 @@ from kd_jax.export import (
 from kd_jax.export.formats import ARRAYS, Format
 from kd_jax.export.source import Source
 from kd_jax.export.verification import Reference
-from kd_jax.runtime import atomic_files, devices
+from kd_jax.runtime import atomic_files, processor
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError, UserError
 
-# Each has `content(source, outputs, **arguments)`, the bytes of a file, and
-# `runner(path, source, threads)`, which opens a file in its own runtime.
+# Each has `content(source, outputs, **arguments)`, the bytes of a file; `runtimes` opens it.
 FAMILIES: dict[str, Any] = {
     "pytorch": pytorch_file,
     "stablehlo": stablehlo_file,
@@ -36,20 +35,6 @@ FAMILIES: dict[str, Any] = {
 
 class MissedError(UserError):
     """A file does not answer as its network does."""
-
-
-def check_place(directory: Path, option: str) -> None:
-    """Raise `UserError` unless files can be written to an existing directory."""
-    if not directory.is_dir():
-        raise UserError(f"{option}: {directory} is no directory: make it, or choose another place")
-    try:
-        with tempfile.TemporaryFile(dir=directory) as probe:
-            probe.write(b"kd_jax")
-    except OSError as error:
-        raise UserError(
-            f"{option}: {directory} cannot be written to ({error.strerror}): make it writable, or "
-            "choose another place"
-        ) from None
 
 
 def export(
@@ -97,8 +82,9 @@ def _verify(
     Raises:
       MissedError: it does not.
     """
-    threads = devices.cpu_cores()
-    call = FAMILIES[entry.family].runner(path, source, threads)
+    threads = processor.cores()
+    content = path.read_bytes()
+    call = runtimes.opened(entry.family, content, threads, name).call
     answers = function.in_batches(call, expected.images)
     try:
         measures = verification.measure(answers, outputs, expected)
@@ -113,7 +99,6 @@ def _verify(
     times = None
     if entry.name != ARRAYS:
         times = {"threads": threads, "batches": latency.measure(call, expected.images)}
-    content = path.read_bytes()
     file = {
         "name": name,
         "bytes": len(content),

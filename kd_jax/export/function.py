@@ -15,6 +15,7 @@ from kd_jax import models
 from kd_jax.distillation import augment
 from kd_jax.kernels import lowering
 from kd_jax.runtime.errors import UserError
+from kd_jax.training.local_predictor import LocalPredictor
 
 LOGITS, PROBABILITIES = "logits", "probabilities"
 OUTPUTS = (LOGITS, PROBABILITIES)
@@ -73,8 +74,8 @@ def student_logits(network: models.Network, variables: Any, images: np.ndarray) 
       variables: of the network.
       images: uint8 `[N, H, W, 3]`.
     """
-    logits_of = jax.jit(lambda variables, x: network.logits(variables, augment.to_pixels(x)))
-    return in_batches(lambda x: np.asarray(logits_of(variables, jnp.asarray(x))), images, _BATCH)
+    cpu = jax.local_devices(backend="cpu")[0]
+    return LocalPredictor(network.logits, variables, device=cpu).logits(images)
 
 
 def in_batches(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,26 +62,6 @@ def content(source: Source, outputs: str) -> bytes:
     helper.set_model_props(model, source.texts())
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
-
-
-def runner(path: Path, source: Source, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the outputs of a model in a file, by ONNX Runtime on the CPU.
-
-    Args:
-      path: of the file.
-      source: not used.
-      threads: of one call.
-    """
-    del source
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        path.read_bytes(), options, providers=["CPUExecutionProvider"]
-    )
-    return lambda images: np.asarray(session.run(None, {INPUT: images})[0])
 
 
 class _Writer:

@@ -6,14 +6,10 @@ Names and axes are those of `weights.name_maps`, so that import and export are i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
-from kd_jax.export import function
 from kd_jax.export.source import Source
 from kd_jax.runtime.errors import UserError
 from kd_jax.weights import published, torch_import
@@ -88,18 +84,3 @@ def _project(arch: str) -> str:
     """Return the project whose PyTorch class has these names."""
     is_bit = arch.startswith("bit_")  # its reference for outputs is a definition in NumPy
     return "google-research/big_transfer" if is_bit else published.REFERENCES[arch]
-
-
-def runner(path: Path, source: Source, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the logits of the weights in a file, read back by the importer.
-
-    Args:
-      path: of the file, under whatever name.
-      source: the network that it was made of.
-      threads: not used.
-    """
-    del threads
-    arrays: dict[str, Any] = safetensors.numpy.load_file(path)
-    network, shape = source.network, source.card.image_shape
-    variables = torch_import.from_state_dict(network, arrays, shape)
-    return function.compiled(function.make(network, variables, function.LOGITS))

@@ -8,6 +8,7 @@ from typing import Any
 
 from kd_jax.export import formats
 from kd_jax.export.formats import Format
+from kd_jax.runtime import atomic_files
 from kd_jax.runtime.errors import UserError, reachable
 
 
@@ -43,6 +44,13 @@ def check(request: Request) -> tuple[Format, ...]:
     _path(request.workdir, "--workdir", "the workdir of a run, or of a network to export")
     out = _path(request.out, "--out", "the file to write")
     entries = formats.named(request.format)
+    for option, value, allowed in (
+        ("checkpoint", request.checkpoint, (None, "last", "best")),
+        ("outputs", request.outputs, ("logits", "probabilities")),
+    ):
+        if value not in allowed:
+            names = " or ".join(name for name in allowed if name)
+            raise UserError(f"--{option}={value}: expected {names}")
     if request.images is not None and request.images < 1:
         raise UserError(
             f"--images={request.images}: expected 1 or more, because no file is left that was not "
@@ -83,7 +91,7 @@ def carry_out(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
     assert request.out is not None
     workdir, out = reachable(request.workdir, "--workdir"), reachable(request.out, "--out")
     source.check(workdir, request.checkpoint)
-    exporter.check_place(out.absolute().parent, f"--out={out}")
+    atomic_files.check_place(out.absolute().parent, f"--out={out}")
     network = source.read(workdir, request.checkpoint, request.data_dir)
     cards: list[dict[str, Any]] = []
     problems: list[str] = []

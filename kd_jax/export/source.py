@@ -133,21 +133,8 @@ def _of_checkpoint(directory: Path, checkpoint: str, data_dir: str | None) -> So
     """Return the student of a run as one of its checkpoints has it."""
     run, step, variables = saved_student.student(directory, checkpoint, data_dir)
     variables = jax.device_get(variables)
-    dataset, digest = run.dataset, saved_network.digest_of(variables)
-    card = saved_network.ModelCard(
-        arch=run.config.student.arch,
-        num_classes=dataset.num_classes,
-        image_shape=dataset.image_shape,
-        mean=run.student.mean,
-        std=run.student.std,
-        dataset=dataset.name,
-        claimed_top1=None,
-        source=f"the {checkpoint} checkpoint of a run, step {step}",
-        sha256=digest,
-        arrays_sha256=digest,
-        class_names=run.class_names,
-    )
-    return _with_outputs(directory, card, variables, dataset, run.class_names, step)
+    card = saved_student.card(run, variables, f"the {checkpoint} checkpoint of a run, step {step}")
+    return _with_outputs(directory, card, variables, run.dataset, run.class_names, step)
 
 
 def _with_outputs(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import jax
 import jax.export
 import jax.numpy as jnp
-import numpy as np
 
 from kd_jax.export import function
 from kd_jax.export.source import Source
@@ -24,20 +20,8 @@ def content(source: Source, outputs: str) -> bytes:
       outputs: `logits` or `probabilities`.
     """
     call = function.make(source.network, source.variables, outputs)
+    call.__name__ = outputs  # which the file keeps: all that it says of itself
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *source.card.image_shape), jnp.uint8)
     program = jax.export.export(jax.jit(call), platforms=PLATFORMS)(images)
     return bytes(program.serialize())
-
-
-def runner(path: Path, source: Source, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the outputs of the program in a file.
-
-    Args:
-      path: of the file.
-      source: not used.
-      threads: not used: those of XLA.
-    """
-    del source, threads
-    program = jax.export.deserialize(bytearray(path.read_bytes()))
-    return function.compiled(program.call)

@@ -6,14 +6,10 @@ zip archive as well, as TensorFlow's metadata are: `labels.txt` in it has the na
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,13 +17,13 @@ import numpy as np
 from kd_jax.data.splits import stratified_indices
 from kd_jax.export import graph, graph_rules
 from kd_jax.export.graph import Node, Operand
+from kd_jax.export.runtimes import FACTS_FILE, LABELS_FILE
 from kd_jax.export.source import Source
 from kd_jax.runtime import quiet_tensorflow
 from kd_jax.runtime.errors import UserError
 
 FLOAT32, FLOAT16, INT8 = "float32", "float16", "int8"
 CALIBRATION_IMAGES = 500
-LABELS_FILE, FACTS_FILE = "labels.txt", "network.json"
 
 
 def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
@@ -42,7 +38,7 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
       UserError: the network has an operation that is not known here, or that the converter does
         not take.
     """
-    with _quiet():
+    with quiet_tensorflow.silence():
         tf = quiet_tensorflow.import_tensorflow()
     output = graph_rules.of_network(source, outputs)
     as_pixels = numbers == INT8  # its converter makes the integers of floating-point inputs only
@@ -68,7 +64,7 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
     try:
-        with _quiet():
+        with quiet_tensorflow.silence():
             model = converter.convert()
     except Exception as error:  # whatever the converter makes of it
         reason = " ".join(str(error).split())[:300]
@@ -104,63 +100,6 @@ def _with_facts(model: bytes, source: Source) -> bytes:
 def _add(archive: zipfile.ZipFile, name: str, text: str) -> None:
     """Write a file with a constant date: the same network gives the same bytes."""
     archive.writestr(zipfile.ZipInfo(name), text)
-
-
-def runner(path: Path, source: Source, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the outputs of a model in a file, as float32, by its interpreter on the CPU.
-
-    Args:
-      path: of the file.
-      source: not used.
-      threads: of one call.
-
-    Raises:
-      UserError: an int8 model does not take pixels as they are.
-    """
-    del source
-    interpreter = _interpreter(path.read_bytes(), threads)
-    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
-    if given["dtype"] != np.uint8 or given["quantization"] not in ((0.0, 0), (1.0, 0)):
-        raise UserError(
-            f"the model takes {given['dtype'].__name__} with the step {given['quantization'][0]}, "
-            "expected the pixels themselves: a fault of kd_jax.export"
-        )
-    batches: list[int] = []
-
-    def call(images: np.ndarray) -> np.ndarray:
-        if batches != [len(images)]:
-            interpreter.resize_tensor_input(given["index"], images.shape)
-            with _quiet():
-                interpreter.allocate_tensors()
-            batches[:] = [len(images)]
-        interpreter.set_tensor(given["index"], images)
-        interpreter.invoke()
-        return np.asarray(interpreter.get_tensor(result["index"]))
-
-    return call
-
-
-def _interpreter(model: bytes, threads: int) -> Any:
-    """Return an interpreter: of LiteRT where it is installed, else of TensorFlow."""
-    with _quiet():
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError:
-            Interpreter = quiet_tensorflow.import_tensorflow().lite.Interpreter  # noqa: N806
-        return Interpreter(model_content=model, num_threads=threads)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what TensorFlow's C++ prints from the terminal; its errors are raised besides."""
-    with tempfile.TemporaryFile() as sink:
-        before = os.dup(2)
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(before, 2)
-            os.close(before)
 
 
 def _call(tf: Any, output: Node, images: Any) -> Any:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,20 @@ def _sync_directory(directory: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def check_place(directory: Path, option: str) -> None:
+    """Raise `UserError` unless files can be written to an existing directory."""
+    if not directory.is_dir():
+        raise UserError(f"{option}: {directory} is no directory: make it, or choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            probe.write(b"kd_jax")
+    except OSError as error:
+        raise UserError(
+            f"{option}: {directory} cannot be written to ({error.strerror}): make it writable, or "
+            "choose another place"
+        ) from None
 
 
 def write_whole(path: Path, content: bytes) -> None:

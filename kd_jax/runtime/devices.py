@@ -23,13 +23,6 @@ from kd_jax.runtime.errors import UserError
 AXIS = "batch"
 
 
-def cpu_cores() -> int:
-    """Return the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def prepare(num_devices: int, batch_size: int) -> None:
     """Set what JAX must know before it looks for devices: CPU devices and the compilation cache.
 
@@ -44,7 +37,7 @@ def prepare(num_devices: int, batch_size: int) -> None:
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or os.environ.get("JAX_NUM_CPU_DEVICES"):
         return
-    cores = cpu_cores()
+    cores = processor.cores()
     fitting = max(n for n in range(1, cores + 1) if batch_size % n == 0)
     if jax.config.jax_num_cpu_devices == (num_devices or fitting):  # type: ignore[attr-defined]
         return

@@ -118,6 +118,13 @@ def apply_limit() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_max_isa={kind.xla_isa}".strip()
 
 
+def cores() -> int:
+    """Return the number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def describe() -> str:
     """Return the class, and whether it is the machine's own, for people."""
     kind = current()

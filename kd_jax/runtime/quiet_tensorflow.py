@@ -6,7 +6,10 @@ memory, so the GPUs are hidden from it before it looks.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from types import ModuleType
 
 from kd_jax.runtime.errors import UserError
@@ -61,3 +64,16 @@ def import_metric_writers() -> ModuleType:
     from clu import metric_writers
 
     return metric_writers
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keep what TensorFlow's C++ prints from the terminal; its errors are raised besides."""
+    with tempfile.TemporaryFile() as sink:
+        before = os.dup(2)
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(before, 2)
+            os.close(before)

@@ -12,7 +12,7 @@ from kd_jax.distillation import state as state_lib
 from kd_jax.runtime import atomic_files, processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError
-from kd_jax.training import workdir
+from kd_jax.training import saved_student, workdir
 from kd_jax.training.checkpoints import DamagedError
 from kd_jax.training.tracker import Member
 from kd_jax.weights import saved_network
@@ -102,27 +102,18 @@ def write(member: Member, state: state_lib.TrainState, result: dict[str, Any]) -
     """Write the student, with its certificate, and `result.json`."""
     run, dataset, directory = member.run, member.run.dataset, member.workdir
     variables = jax.device_get(state.variables)
-    digest = saved_network.digest_of(variables)
     measures = {name: result[f"test_{name}"] for name in _CERTIFIED}
-    card = saved_network.ModelCard(
-        arch=run.config.student.arch,
-        num_classes=dataset.num_classes,
-        image_shape=dataset.image_shape,
-        mean=run.student.mean,
-        std=run.student.std,
-        dataset=dataset.name,
+    certificate = {
+        **measures,
+        "examples": len(dataset.test),
+        "data_fingerprint": dataset.fingerprint,
+    }
+    card = saved_student.card(
+        run,
+        variables,
+        f"a run of kd_jax {kd_jax.__version__}",
         claimed_top1=measures["top1"],
-        source=f"a run of kd_jax {kd_jax.__version__}",
-        sha256=digest,
-        arrays_sha256=digest,
-        class_names=run.class_names,
-        certificate={
-            **measures,
-            "examples": len(dataset.test),
-            "data_fingerprint": dataset.fingerprint,
-        }
-        if measures["top1"] is not None
-        else None,
+        certificate=certificate if measures["top1"] is not None else None,
     )
 
     def write_files() -> None:

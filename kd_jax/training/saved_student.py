@@ -11,6 +11,41 @@ from kd_jax.teachers import certificate
 from kd_jax.training import damaged_checkpoints, provenance, setup, trajectory, workdir
 from kd_jax.training.checkpoints import Checkpoints, DamagedError
 from kd_jax.training.setup import RunSetup
+from kd_jax.weights import saved_network
+
+
+def card(
+    run: RunSetup,
+    variables: Any,
+    source: str,
+    *,
+    claimed_top1: float | None = None,
+    certificate: dict[str, Any] | None = None,
+) -> saved_network.ModelCard:
+    """Return the card of a run's student.
+
+    Args:
+      run: the run.
+      variables: of the student, in host memory.
+      source: where it comes from, in words.
+      claimed_top1: percent on the test split; None without a claim.
+      certificate: see `ModelCard`.
+    """
+    digest = saved_network.digest_of(variables)
+    return saved_network.ModelCard(
+        arch=run.config.student.arch,
+        num_classes=run.dataset.num_classes,
+        image_shape=run.dataset.image_shape,
+        mean=run.student.mean,
+        std=run.student.std,
+        dataset=run.dataset.name,
+        claimed_top1=claimed_top1,
+        source=source,
+        sha256=digest,
+        arrays_sha256=digest,
+        class_names=run.class_names,
+        certificate=certificate,
+    )
 
 
 def student(directory: Path, choice: str, data_dir: str | None = None) -> tuple[RunSetup, int, Any]:

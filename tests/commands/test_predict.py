@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import networks
 from helpers import command, run, tree_digest
 from kd_jax import models
+from kd_jax.export import onnx_file
 from kd_jax.weights import saved_network
 
 NAMES = ("ant", "bee", "maple tree", "über", "ox", "yak")
@@ -95,6 +97,29 @@ def test_the_table_says_the_same_as_the_json(model, images):
     assert len(rows) == 2 * len(NAMES)
 
 
+def test_a_file_is_shown_beside_the_network_that_it_was_made_of(model, images, tmp_path):
+    pytest.importorskip("onnxruntime", reason="pip install 'kd_jax[export]'")
+    card, variables = saved_network.load(model)
+    source = networks.of_network(card.network(), variables, NAMES)
+    (tmp_path / "x.onnx").write_bytes(onnx_file.content(source, "logits"))
+    picture = tmp_path / "answers.png"
+    done = run(
+        "kd_jax.predict", f"--model={tmp_path}/x.onnx", f"--compare={model}", "--json",
+        f"--picture={picture}", images / "c.jpg", images / "ä b.png",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "choose the same class for 2 of 2" in done.stderr
+    for line in done.stdout.splitlines():
+        record = json.loads(line)
+        assert record["model"] == f"{tmp_path}/x.onnx"
+        for own, teacher in zip(record["top"], record["teacher_top"], strict=True):
+            assert own["class"] == teacher["class"]
+            assert own["probability"] == pytest.approx(teacher["probability"], abs=1e-4)
+    with Image.open(picture) as drawn:
+        assert drawn.width > 1000
+        assert drawn.convert("L").getextrema() == (0, 255)
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(model, images):
     process = subprocess.Popen(
         **command("kd_jax.predict", f"--model={model}", "--json", *[images / "c.jpg"] * 200)
@@ -112,7 +137,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(model, images):
     (["--model={model}"], "no image is named"),
     (["--model={model}", "{images}/absent.png"], "there is no .*absent.png: expected an image"),
     (["--model={model}", "{images}/b.png"], "b.png cannot be read as an image"),
-    (["--model={images}/c.jpg", "{images}/c.jpg"], "c.jpg is a file: expected the workdir"),
+    (["--model={images}/c.jpg", "{images}/c.jpg"], "c.jpg is not known to be an exported file"),
+    (["--model={model}/model.json", "{images}/c.jpg"], "is a file: expected the directory"),
+    (["--model={model}", "--compare=absent", "{images}/c.jpg"], "--compare=absent is not there"),
+    (["--model={model}", "--picture=x.jpg", "{images}/c.jpg"], "expected a file that ends in .png"),
+    (["--model={model}", "--picture=absent/x.png", "{images}/c.jpg"], "absent is no directory"),
     (["--model={images}", "{images}/c.jpg"], "is not the card of a stored network"),
     (["--model={model}", "--compare", "{images}/c.jpg"], "so its teacher is not known"),
     (["--model={model}", "--checkpoint=best", "{images}/c.jpg"], "no run in"),

@@ -34,11 +34,14 @@ WRONG = {
     "file as place of a probe": ("kd_jax.probe", PLACE, "--out=docs"),
     "unknown format": ("kd_jax.export", PLACE, "--out=x", "--format=h5"),
     "nothing to launch": ("kd_jax.launch",),
+    "nothing to predict with": ("kd_jax.predict", "x.png"),
+    "nothing to serve": ("kd_jax.serve", "--port=0"),
     "stray word": ("kd_jax.demo", "now"),
     "full place": ("kd_jax.torture", "--workdir=docs"),
 }  # fmt: skip
 COMMANDS = ("main", "launch", "demo", "evaluate", "probe", "import_teacher", "torture", "summary",
-            "config", "recipes", "models", "report", "study", "export")  # fmt: skip
+            "config", "recipes", "models", "report", "study", "export",
+            "predict", "serve")  # fmt: skip
 
 
 def run_without_jax(*arguments):

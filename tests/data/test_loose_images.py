@@ -27,13 +27,14 @@ def write(path, *, mode="RGB", size=(40, 30), **options):
     return path
 
 
+def chunk(kind, content):
+    """A piece of a PNG file."""
+    head = struct.pack(">I", len(content)) + kind + content
+    return head + struct.pack(">I", zlib.crc32(kind + content))
+
+
 def write_bomb(path):
     """Write a PNG file that claims 400 million pixels in a hundred bytes."""
-
-    def chunk(kind, content):
-        head = struct.pack(">I", len(content)) + kind + content
-        return head + struct.pack(">I", zlib.crc32(kind + content))
-
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
@@ -41,7 +42,8 @@ def write_bomb(path):
 
 
 def read(*places, size=SIZE):
-    return loose_images.read(loose_images.find(map(str, places)), size)
+    files, (images,) = loose_images.read(loose_images.find(map(str, places)), [size])
+    return files, images
 
 
 def test_files_and_folders_are_found_in_the_order_of_their_names(tmp_path, caplog, monkeypatch):
@@ -62,7 +64,8 @@ def test_files_and_folders_are_found_in_the_order_of_their_names(tmp_path, caplo
 @pytest.mark.parametrize(("mode", "name", "options"), [
     ("RGBA", "x.png", {}), ("CMYK", "x.jpg", {}), ("L", "x.bmp", {}), ("P", "x.gif", {}),
     ("RGB", "x.gif", {"save_all": True, "append_images": [Image.new("RGB", (40, 30), "red")]}),
-    ("RGB", "x.jpg", {"exif": TURNED}),
+    ("RGB", "x.jpg", {"exif": TURNED}), ("RGB", "x.png", {"size": (20_000, 2)}),
+    ("RGB", "x.png", {"size": (1, 1)}),
 ])  # fmt: skip
 def test_any_kind_is_brought_to_the_size_of_the_network(mode, name, options, tmp_path):
     path = write(tmp_path / name, mode=mode, **options)
@@ -70,7 +73,7 @@ def test_any_kind_is_brought_to_the_size_of_the_network(mode, name, options, tmp
     assert not file.problem
     assert images.shape == (1, *SIZE, 3)
     assert images.dtype == np.uint8
-    assert images.std() > 10  # and is not a blank
+    assert images.std() > 10 or (images.std() == 0 and options.get("size") == (1, 1))  # no blank
 
 
 def test_images_are_read_as_those_of_a_folder_are_for_training(tmp_path):
@@ -95,6 +98,14 @@ def broken(kind, path):
     if kind == "bomb":
         write_bomb(path)
         return "cannot be read as an image .*decompression bomb"
+    if kind == "svg":
+        path.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+        return "cannot be read as an image"
+    if kind == "text bomb":
+        content = write(path.with_suffix(".whole"), format="PNG").read_bytes()
+        text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 26)))
+        path.write_bytes(content[:33] + text + content[33:])
+        return "cannot be read as an image .*too large"
     if kind == "floats":
         Image.fromarray(np.ones((9, 9), np.float32)).save(path, format="TIFF")
         return "cannot be read as an image .*nothing says which of them is white"
@@ -111,7 +122,8 @@ def broken(kind, path):
 
 
 @pytest.mark.parametrize("kind", [
-    "cut", "text", "empty", "bomb", "floats", "pipe", "directory", "link", "absent",
+    "cut", "text", "empty", "bomb", "svg", "text bomb", "floats", "pipe", "directory", "link",
+    "absent",
 ])  # fmt: skip
 def test_what_cannot_be_read_is_told_and_the_others_go_on(kind, tmp_path, recwarn):
     first, last = write(tmp_path / "1.png"), write(tmp_path / "3.png", size=(9, 90))

@@ -10,7 +10,7 @@ import pytest
 from helpers import run, tree_digest
 from image_folders import make_folder
 from kd_jax import models
-from kd_jax.export import formats, latency, request, source, stablehlo_file, verification
+from kd_jax.export import formats, latency, request, runtimes, source, stablehlo_file, verification
 from kd_jax.export.exporter import MissedError
 from kd_jax.export.request import Request
 from kd_jax.runtime import atomic_files
@@ -179,7 +179,8 @@ def test_a_file_of_another_network_is_noticed(finished, tmp_path, monkeypatch):
 
 def test_answers_that_are_not_finite_are_a_miss(finished, tmp_path, monkeypatch):
     nothing = lambda images: np.full((len(images), 10), np.nan, np.float32)  # noqa: E731
-    monkeypatch.setattr(stablehlo_file, "runner", lambda path, source, threads: nothing)
+    program = runtimes.Program(nothing, (8, 8, 3), 10, "logits", {}, "")
+    monkeypatch.setitem(runtimes.OPENERS, "stablehlo", lambda content, threads, name: program)
     with pytest.raises(MissedError, match="logits are not finite for 60 of 60 images"):
         export(finished, "stablehlo", tmp_path / "x", images=IMAGES)
     assert not list(tmp_path.iterdir())

@@ -10,10 +10,11 @@ import pytest
 from helpers import tree_digest
 from image_folders import make_folder
 from kd_jax.data import loose_images
+from kd_jax.inference import networks
 from kd_jax.runtime import devices
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.signals import StoppedError
-from kd_jax.training import classifier, saved_student, workdir
+from kd_jax.training import saved_student, workdir
 from kd_jax.training.evaluator import Evaluator
 from kd_jax.training.setup import build
 from kd_jax.training.train import train
@@ -46,7 +47,8 @@ def root(tmp_path_factory):
 
 def shown(root):
     """The images of the test split as a user gives them."""
-    files, images = loose_images.read(loose_images.find([str(root / "set" / "test")]), (32, 32))
+    found = loose_images.find([str(root / "set" / "test")])
+    files, (images,) = loose_images.read(found, [(32, 32)])
     assert not any(file.problem for file in files)
     return images
 
@@ -57,12 +59,13 @@ def softmax(logits):
 
 
 @pytest.mark.parametrize("batch_size", [4, 64])
-def test_the_kept_network_answers_as_in_its_run(batch_size, root):
+def test_the_kept_network_answers_as_in_its_run(batch_size, root, monkeypatch):
+    monkeypatch.setattr(networks, "_BATCH", batch_size)
     before = tree_digest(root / "student")
-    stored = classifier.find(root / "student", with_teachers=True)
+    stored = networks.find(root / "student", with_teachers=True)
     assert stored.class_names == NAMES
     assert stored.image_shape == (32, 32, 3)
-    network = classifier.Classifier(stored, batch_size)
+    network, teacher = networks.student(stored), networks.teacher(stored)
     run = build(saved_config(root / "student"))
     evaluator = Evaluator(run)
     _, variables = saved_network.load(root / "student")
@@ -70,7 +73,7 @@ def test_the_kept_network_answers_as_in_its_run(batch_size, root):
     images = shown(root)
     np.testing.assert_allclose(network.probabilities(images), softmax(logits), atol=1e-5)
     expected = softmax(evaluator.teacher_logits("test"))
-    np.testing.assert_allclose(network.teacher_probabilities(images), expected, atol=1e-5)
+    np.testing.assert_allclose(teacher.probabilities(images), expected, atol=1e-5)
     np.testing.assert_allclose(network.probabilities(images).sum(-1), 1.0)
     assert tree_digest(root / "student") == before
 
@@ -86,10 +89,10 @@ def saved_config(directory):
 @pytest.mark.parametrize("name", ["student", "stopped"])
 def test_a_checkpoint_answers_as_it_is_evaluated(name, which, root):
     run, step, variables = saved_student.student(root / name, which)
-    stored = classifier.find(root / name, which)
+    stored = networks.find(root / name, which)
     assert f"step {step}" in stored.origin
     assert stored.class_names == NAMES
-    answers = classifier.Classifier(stored, 16).probabilities(shown(root))
+    answers = networks.student(stored).probabilities(shown(root))
     logits = Evaluator(run).student_logits(variables, "test")
     np.testing.assert_allclose(answers, softmax(logits), atol=1e-5)
 
@@ -99,25 +102,25 @@ def test_the_two_files_are_enough(root, tmp_path):
         shutil.copy(root / "student" / name, tmp_path)
     images = shown(root)
     answers = [
-        classifier.Classifier(classifier.find(place), 16).probabilities(images)
+        networks.student(networks.find(place)).probabilities(images)
         for place in (tmp_path, root / "student")
     ]
     np.testing.assert_array_equal(*answers)
     with pytest.raises(UserError, match="not the run that trained it, so its teacher is not known"):
-        classifier.find(tmp_path, with_teachers=True)
+        networks.find(tmp_path, with_teachers=True)
     with pytest.raises(UserError, match="no run in"):
-        classifier.find(tmp_path, "best")
+        networks.find(tmp_path, "best")
 
 
 def test_a_card_without_names_has_those_of_its_data_set_or_none(root, tmp_path):
     card, variables = saved_network.load(root / "student")
     saved_network.save(tmp_path, dataclasses.replace(card, class_names=None), variables)
-    assert classifier.find(tmp_path).class_names is None
+    assert networks.find(tmp_path).class_names is None
     wide = np.zeros((16, 10), np.float32)
     variables["params"]["fc"] = {"kernel": wide, "bias": wide[0]}
     card = dataclasses.replace(card, class_names=None, dataset="digits", num_classes=10)
     saved_network.save(tmp_path, card, variables)
-    assert classifier.find(tmp_path).class_names == tuple("0123456789")
+    assert networks.find(tmp_path).class_names == tuple("0123456789")
 
 
 @pytest.mark.parametrize(("place", "options", "says"), [
@@ -130,7 +133,7 @@ def test_a_card_without_names_has_those_of_its_data_set_or_none(root, tmp_path):
 ])  # fmt: skip
 def test_what_is_not_there_is_one_sentence(place, options, says, root):
     with pytest.raises(UserError, match=says):
-        classifier.find(root / place, **options)
+        networks.find(root / place, **options)
 
 
 def test_a_teacher_that_is_only_a_recording_is_refused(root, tmp_path):
@@ -140,14 +143,14 @@ def test_a_teacher_that_is_only_a_recording_is_refused(root, tmp_path):
     config["teacher"] |= {"weights": "", "replay": str(tmp_path / "recording")}
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match="had a recording of its teacher, which knows no other"):
-        classifier.find(tmp_path / "student", with_teachers=True)
+        networks.find(tmp_path / "student", with_teachers=True)
 
 
 def test_a_module_from_python_is_sent_to_python(root, tmp_path):
     card, variables = saved_network.load(root / "student")
     saved_network.save(tmp_path, dataclasses.replace(card, arch="python:Mine"), variables)
     with pytest.raises(UserError, match=r"is the module Mine, .*kd_jax.load\(DIRECTORY, module\)"):
-        classifier.find(tmp_path)
+        networks.find(tmp_path)
 
 
 def test_a_teacher_that_is_another_or_gone_is_refused(root, tmp_path, monkeypatch):
@@ -156,23 +159,23 @@ def test_a_teacher_that_is_another_or_gone_is_refused(root, tmp_path, monkeypatc
     path = tmp_path / "student" / "config.json"
     text = path.read_text().replace(str(root / "teacher"), str(tmp_path / "teacher"))
     path.write_text(text)
-    classifier.find(tmp_path / "student", with_teachers=True)  # moved, and the same
+    networks.find(tmp_path / "student", with_teachers=True)  # moved, and the same
     card, variables = saved_network.load(tmp_path / "teacher")
     variables["params"]["fc"]["bias"] = variables["params"]["fc"]["bias"] + 1
     saved_network.save(tmp_path / "teacher", card, variables)
     with pytest.raises(UserError, match="began with the teacher tiny, and it is another now"):
-        classifier.find(tmp_path / "student", with_teachers=True)
+        networks.find(tmp_path / "student", with_teachers=True)
     shutil.rmtree(tmp_path / "teacher")
     with pytest.raises(UserError, match="no network at"):
-        classifier.find(tmp_path / "student", with_teachers=True)
+        networks.find(tmp_path / "student", with_teachers=True)
 
 
 def test_answers_that_are_not_finite_are_refused(root):
-    stored = classifier.find(root / "student")
+    stored = networks.find(root / "student")
     variables = {**stored.variables, "params": dict(stored.variables["params"])}
     bias = np.full(3, np.float32(3e38))
     kernel = np.full((16, 3), np.float32(3e38))
     variables["params"]["fc"] = {"kernel": kernel, "bias": bias}
-    network = classifier.Classifier(dataclasses.replace(stored, variables=variables), 16)
+    network = networks.student(dataclasses.replace(stored, variables=variables))
     with pytest.raises(UserError, match=r"the tiny's logits are not finite for .*cannot classify"):
         network.probabilities(shown(root))

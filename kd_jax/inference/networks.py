@@ -1,8 +1,9 @@
-"""A stored network, with its teacher where that is asked for, ready to be shown any images."""
+"""Networks in directories: of a run or an import, with the teacher where that is asked for."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,20 @@ import numpy as np
 from kd_jax import models
 from kd_jax.data.dataset import DataSet
 from kd_jax.data.splits import Split
-from kd_jax.metrics import fidelity
+from kd_jax.distillation import augment
+from kd_jax.inference.classifier import Classifier
 from kd_jax.models import zoo
 from kd_jax.runtime import atomic_files
 from kd_jax.runtime import devices as devices_lib
-from kd_jax.runtime.errors import DivergedError, UserError, reachable
+from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.teachers import certificate, heads, load
 from kd_jax.teachers.teacher import Teachers
 from kd_jax.training import saved_student, workdir
-from kd_jax.training.evaluator import Predictor
-from kd_jax.training.teacher_source import ask_about
+from kd_jax.training.local_predictor import LocalPredictor
 from kd_jax.weights import saved_network
 
 KEPT, BEST, LAST = "kept", "best", "last"  # which variables of a run
+_BATCH = 64  # images that are looked at together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Stored:
       image_shape: `(H, W, C)` of its images.
       class_names: of its outputs; None where nobody knows them.
       origin: which of a run's networks it is, in words.
+      top1: percent on the test split, as its card claims; None without a claim.
       teachers: of its run; None where they were not asked for.
     """
 
@@ -45,10 +48,18 @@ class Stored:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...] | None
     origin: str
+    top1: float | None = None
     teachers: Teachers | None = None
 
 
-def find(directory: str | Path, which: str = KEPT, *, with_teachers: bool = False) -> Stored:
+def find(
+    directory: str | Path,
+    which: str = KEPT,
+    *,
+    with_teachers: bool = False,
+    option: str = "--model",
+    teacher_option: str = "--compare",
+) -> Stored:
     """Return the network in a directory.
 
     Args:
@@ -57,20 +68,21 @@ def find(directory: str | Path, which: str = KEPT, *, with_teachers: bool = Fals
       which: `kept`: the network that a finished run keeps, for which no data is read. `best` or
         `last`: a checkpoint, for which the run's data must be there.
       with_teachers: load the teachers of the run too.
+      option, teacher_option: that named the directory, and asked for its teachers.
 
     Raises:
       UserError: it is not there, or damaged; or the run had no teacher, or it is not there any
         more.
     """
-    path = reachable(directory, "--model")
+    path = reachable(directory, option)
     if not path.is_dir():
         what = "is a file" if path.exists() else "is not there"
         raise UserError(
-            f"--model={directory} {what}: expected the workdir of a run, or a directory made by "
+            f"{option}={directory} {what}: expected the workdir of a run, or a directory made by "
             "kd_jax.import_teacher"
         )
     if which != KEPT:
-        return _checkpoint(path, which, with_teachers)
+        return _checkpoint(path, which, teacher_option if with_teachers else None)
     if not (path / saved_network.CARD_FILE).exists() and (path / workdir.CONFIG_FILE).exists():
         raise UserError(
             f"the run in {path} is not finished, so it keeps no network yet: run its command again "
@@ -92,34 +104,36 @@ def find(directory: str | Path, which: str = KEPT, *, with_teachers: bool = Fals
         card.image_shape,
         heads.names_of(card),
         f"the network that was kept{claim}",
-        _teachers(path, card) if with_teachers else None,
+        card.claimed_top1,
+        _teachers(path, card, teacher_option) if with_teachers else None,
     )
 
 
-def _checkpoint(directory: Path, which: str, with_teachers: bool) -> Stored:
+def _checkpoint(directory: Path, which: str, teacher_option: str | None) -> Stored:
     run, step, variables = saved_student.student(directory, which)
-    if with_teachers and (run.teachers is None or run.teachers.is_recorded):
-        raise _no_teacher(directory, run.teachers is not None)
+    if teacher_option and (run.teachers is None or run.teachers.is_recorded):
+        raise _no_teacher(directory, run.teachers is not None, teacher_option)
     return Stored(
         run.student,
         variables,
         run.dataset.image_shape,
         run.dataset.class_names,
         f"the checkpoint of step {step}, {'the newest' if which == LAST else 'best on validation'}",
-        run.teachers if with_teachers else None,
+        teachers=run.teachers if teacher_option else None,
     )
 
 
-def _teachers(directory: Path, card: saved_network.ModelCard) -> Teachers:
+def _teachers(directory: Path, card: saved_network.ModelCard, option: str) -> Teachers:
     """Return the teachers of the run that kept a network: the very ones, or an error."""
     if not (directory / workdir.CONFIG_FILE).exists():
         raise UserError(
             f"{directory} holds a network and not the run that trained it, so its teacher is not "
-            "known: take the run's workdir, or leave --compare out"
+            f"known: take the run's workdir, name the teacher ({option}=PLACE), or leave {option} "
+            "out"
         )
     options = workdir.load_config(directory).teacher
     if not options.weights:
-        raise _no_teacher(directory, bool(options.replay))
+        raise _no_teacher(directory, bool(options.replay), option)
     # What the card tells of the data is all that the teachers are fitted to.
     empty = Split(np.empty((0, *card.image_shape), np.uint8), np.empty(0, np.int32))
     data = DataSet(
@@ -141,64 +155,61 @@ def _teachers(directory: Path, card: saved_network.ModelCard) -> Teachers:
     return teachers
 
 
-def _no_teacher(directory: Path, is_recorded: bool) -> UserError:
+def _no_teacher(directory: Path, is_recorded: bool, option: str) -> UserError:
     teacher = (
         "a recording of its teacher, which knows no other images" if is_recorded else "no teacher"
     )
-    return UserError(f"the run in {directory} had {teacher}: leave --compare out")
+    return UserError(
+        f"the run in {directory} had {teacher}: leave {option} out, or name one, {option}=PLACE"
+    )
 
 
-class Classifier:
-    """A stored network on one device."""
-
-    def __init__(self, stored: Stored, batch_size: int):
-        """Place a network, and its teachers where they were loaded.
-
-        Args:
-          stored: the network.
-          batch_size: images that are looked at together; fewer are filled up.
-        """
-        devices = jax.local_devices()[:1]
-        self._stored, self._batch_size = stored, batch_size
-        self._student = Predictor(stored.network.logits, devices, batch_size)
-        self._variables = devices_lib.replicate(stored.variables, devices)
-        if stored.teachers is not None:
-            self._teacher_variables = devices_lib.replicate(stored.teachers.variables, devices)
-            if stored.teachers.is_live:
-                self._teachers = Predictor(stored.teachers.ensemble.logits, devices, batch_size)
-
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Return the network's probability of each class.
-
-        Args:
-          images: uint8 `[N, H, W, C]`.
-
-        Returns:
-          float64 `[N, classes]`.
-
-        Raises:
-          UserError: a logit is not finite.
-        """
-        logits = self._student.logits(self._variables, images)
-        return _softmax(logits, f"the {self._stored.network.arch}'s")
-
-    def teacher_probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Return `probabilities` of the teachers, of several their ensemble's."""
-        teachers = self._stored.teachers
-        assert teachers is not None
-        if teachers.is_live:
-            logits = self._teachers.logits(self._teacher_variables, images)
-        else:
-            logits = ask_about(teachers, self._teacher_variables, images, self._batch_size)
-        return _softmax(
-            np.asarray(teachers.ensemble.mean(logits)), f"the teacher {teachers.arch}'s"
-        )
+def student(stored: Stored) -> Classifier:
+    """Return the network itself, on one device."""
+    network = stored.network
+    return Classifier(
+        name=network.arch,
+        origin=stored.origin,
+        image_shape=stored.image_shape,
+        num_classes=network.num_classes,
+        class_names=stored.class_names,
+        call=LocalPredictor(network.logits, stored.variables, most=_BATCH).logits,
+        facts={
+            "runtime": "JAX",
+            "params": sum(leaf.size for leaf in jax.tree.leaves(stored.variables["params"])),
+            "top1": stored.top1,
+        },
+    )
 
 
-def _softmax(logits: np.ndarray, whose: str) -> np.ndarray:
-    try:
-        fidelity.check_finite(logits, whose)
-    except DivergedError as error:
-        raise UserError(f"{error}: it cannot classify them; take another checkpoint") from None
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+def teacher(stored: Stored) -> Classifier:
+    """Return the teachers of the run, of several their ensemble, with the classes of its data."""
+    teachers = stored.teachers
+    assert teachers is not None
+    ask = _ask_live(teachers) if teachers.is_live else _ask_host(teachers)
+    return Classifier(
+        name=teachers.arch,
+        origin="the teacher of the run",
+        image_shape=stored.image_shape,
+        num_classes=stored.network.num_classes,
+        class_names=stored.class_names,
+        call=lambda images: np.asarray(teachers.ensemble.mean(ask(images))),
+        facts={"runtime": "JAX"},
+    )
+
+
+def _ask_live(teachers: Teachers) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what gives float32 `[teachers, n, classes]` by a program of JAX."""
+    return LocalPredictor(teachers.ensemble.logits, teachers.variables, most=_BATCH).logits
+
+
+def _ask_host(teachers: Teachers) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the same where a teacher runs outside of JAX."""
+    variables = jax.device_put(teachers.variables, jax.local_devices()[0])
+    question = jax.jit(lambda variables, images: teachers.ask(variables, augment.to_pixels(images)))
+
+    def ask(images: np.ndarray) -> np.ndarray:
+        parts = question(variables, images)
+        return np.moveaxis(teachers.answer([np.asarray(part) for part in parts]), 1, 0)
+
+    return ask

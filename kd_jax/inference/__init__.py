@@ -1,0 +1,1 @@
+"""A network from anywhere (run, directory, exported file), and its answers to any images."""

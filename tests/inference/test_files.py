@@ -1,0 +1,183 @@
+"""Exported files are opened by their own runtimes, with their names, or refused in a sentence."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from kd_jax import models
+from kd_jax.export import exporter, formats, function, latency, verification
+from kd_jax.inference import files, opening
+from kd_jax.runtime.console import logger
+from kd_jax.runtime.errors import UserError
+from kd_jax.weights import saved_network
+from networks import SHAPE, noise, of_network
+from tiny_runs import digits_config  # noqa: F401, `tiny` is in the zoo for files that have it
+
+NAMES = tuple(f"class {number}" for number in range(100))
+RUNTIMES = {"onnx": "onnxruntime", "tflite": "tensorflow", "stablehlo": "flatbuffers"}
+
+
+@pytest.fixture(scope="module")
+def source():
+    network = models.build("tiny", 100, (0.5,) * 3, (0.25,) * 3)
+    return of_network(network, network.init(0, SHAPE), NAMES)
+
+
+@pytest.fixture(scope="module")
+def exported(source, tmp_path_factory):
+    """A folder of files with their cards, as `--format=all` leaves it."""
+    place = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "_SECONDS", 0.0)
+        patch.setattr(latency, "_FEWEST", 2)
+        expected = verification.reference(source, None)
+        for name, module in RUNTIMES.items():
+            pytest.importorskip(module, reason="pip install 'kd_jax[export]'")
+            path = place / f"tiny{formats.FORMATS[name].suffix}"
+            outputs = "probabilities" if name == "onnx" else "logits"
+            exporter.export(source, formats.FORMATS[name], outputs, expected, path)
+    return place
+
+
+def copied(exported, suffix, place, *, with_card=True):
+    """Return a copy of a file, with its card or without."""
+    shutil.copy(exported / f"tiny{suffix}", place)
+    if with_card:
+        shutil.copy(exported / f"tiny{suffix}.card.json", place)
+    return place / f"tiny{suffix}"
+
+
+def softmax(logits):
+    exponentials = np.exp(logits.astype(np.float64))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("with_card", [True, False])
+@pytest.mark.parametrize("suffix", [".onnx", ".tflite", ".stablehlo"])
+def test_a_file_answers_as_the_network_that_it_was_made_of(
+    suffix, with_card, exported, source, tmp_path, caplog
+):
+    logger.propagate = True
+    path = copied(exported, suffix, tmp_path, with_card=with_card)
+    network = files.open_file(path, 1)
+    assert network.image_shape == SHAPE
+    assert network.num_classes == 100
+    has_names = with_card or suffix != ".stablehlo"  # whose format has no place for them
+    assert network.class_names == (NAMES if has_names else None)
+    assert ("holds no names of classes, and no card" in caplog.text) != has_names
+    assert (network.facts["top1"] is None) != with_card
+    images = noise(5).images
+    logits = function.student_logits(source.network, source.variables, images)
+    np.testing.assert_allclose(network.probabilities(images), softmax(logits), atol=1e-5)
+
+
+def test_a_file_of_weights_is_run_by_the_importer(tmp_path):
+    from kd_jax.export import pytorch_file
+
+    network = models.build("resnet8", 100, (0.5,) * 3, (0.25,) * 3)
+    source = of_network(network, network.init(0, SHAPE), NAMES)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(pytorch_file.content(source, "logits"))
+    opened = files.open_file(path, 1)
+    assert opened.class_names == NAMES
+    images = noise(2).images
+    logits = function.student_logits(source.network, source.variables, images)
+    np.testing.assert_allclose(opened.probabilities(images), softmax(logits), atol=1e-5)
+
+
+def test_a_card_that_tells_of_another_file_is_refused(exported, tmp_path):
+    path = copied(exported, ".onnx", tmp_path)
+    card = tmp_path / "tiny.onnx.card.json"
+    content = json.loads(card.read_text())
+    content["file"]["sha256"] = "0" * 64
+    card.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"is not the file that the card beside it describes"):
+        files.open_file(path, 1)
+    for text in ("no JSON", "[]", '{"file": {"sha256": 1}}', '{"file": 3, "class_names": 1}'):
+        card.write_text(text)
+        with pytest.raises(UserError, match="is not the card of an exported file"):
+            files.open_file(path, 1)
+
+
+@pytest.mark.parametrize(("name", "content", "says"), [
+    ("x.onnx", b"no model", "x.onnx cannot be opened as onnx"),
+    ("x.tflite", b"no model at all, but longer", "x.tflite cannot be opened as tflite"),
+    ("x.stablehlo", b"no program at all", "x.stablehlo cannot be opened as stablehlo"),
+    ("x.safetensors", b"no arrays", "x.safetensors cannot be opened as pytorch"),
+    ("x.pth", b"no arrays", "is not known to be an exported file: expected the workdir of a run"),
+    ("x.onnx", b"", "x.onnx cannot be opened as onnx"),
+])  # fmt: skip
+def test_what_is_no_exported_file_is_one_sentence(name, content, says, tmp_path):
+    pytest.importorskip("onnxruntime", reason="pip install 'kd_jax[export]'")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says) as raised:
+        files.open_file(tmp_path / name, 1)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_cut_file_is_refused(exported, tmp_path):
+    for suffix in (".onnx", ".tflite", ".stablehlo"):
+        path = copied(exported, suffix, tmp_path, with_card=False)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+        with pytest.raises(UserError, match=f"tiny{suffix} cannot be opened"):
+            files.open_file(path, 1)
+
+
+def test_a_graph_of_others_is_refused_by_its_input(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="pip install 'kd_jax[export]'")
+    from onnx import TensorProto, helper
+
+    shape = [1, 3, 8, 8]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "other",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(UserError, match=r"other.onnx takes float32 \[1, 3, 8, 8\] and returns"):
+        files.open_file(tmp_path / "other.onnx", 1)
+
+
+def test_a_runtime_that_is_missing_is_named(exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"runtime that is not installed here .*onnxruntime.*pip"):
+        files.open_file(exported / "tiny.onnx", 1)
+
+
+def test_of_a_folder_the_first_file_that_runs_here_is_taken(exported, tmp_path, monkeypatch):
+    place = tmp_path / "all"
+    shutil.copytree(exported, place)
+    (place / "tiny-int8.tflite").write_bytes(b"is not looked at")
+    assert files.open_folder(place, 1).name == "tiny.tflite"
+    (place / "tiny.tflite").write_bytes(b"damaged")
+    assert files.open_folder(place, 1).name == "tiny.onnx"
+    (place / "other.onnx").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds files of several networks \(other, tiny\): name"):
+        files.open_folder(place, 1)
+
+
+def test_a_teacher_may_be_any_place(exported, source, tmp_path):
+    saved_network.save(tmp_path / "network", source.card, source.variables)
+    opened = opening.classifiers(exported / "tiny.onnx", teacher=tmp_path / "network")
+    student, teacher = opened["student"], opened["teacher"]
+    images = noise(3).images
+    np.testing.assert_allclose(
+        student.probabilities(images), teacher.probabilities(images), atol=1e-5
+    )
+    opened = opening.classifiers(tmp_path / "network", teacher=str(exported / "tiny.stablehlo"))
+    assert [network.name for network in opened.values()] == ["tiny", "tiny.stablehlo"]
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"teacher": "own"}, "is no run, so its teacher is not known: name it, --compare=PLACE"),
+    ({"checkpoint": "best"}, "--checkpoint=best, but .*tiny.onnx is no run"),
+    ({"teacher": "absent"}, "--compare=absent is not there: expected the workdir of a run"),
+    ({"teacher": "tests"}, "is not the card of a stored network"),
+])  # fmt: skip
+def test_what_a_file_cannot_tell_is_one_sentence(options, says, exported):
+    with pytest.raises(UserError, match=says):
+        opening.classifiers(exported / "tiny.onnx", **options)
