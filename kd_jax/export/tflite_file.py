@@ -34,7 +34,8 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
     """Return a model of TensorFlow Lite, for any batch; a fresh interpreter has the batch 1.
 
     Args:
-      source: the network; for int8 also the training images that ranges are measured on.
+      source: the network; for int8 also the training images that ranges are measured on, unless it
+        was trained with ranges.
       outputs: `logits` or `probabilities`.
       numbers: `float32`; `float16`, for weights; or `int8`, for weights and maps.
 
@@ -45,6 +46,8 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
     with _quiet():
         tf = quiet_tensorflow.import_tensorflow()
     output = graph_rules.of_network(source, outputs)
+    if source.is_quantized:
+        output = graph_rules.with_known_ranges(output)
     as_pixels = numbers == INT8  # its converter makes the integers of floating-point inputs only
     spec = tf.TensorSpec(
         (None, *source.card.image_shape), tf.float32 if as_pixels else tf.uint8, "images"
@@ -53,6 +56,8 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
 
     @tf.function(input_signature=[spec], autograph=False)
     def serve(images: Any) -> dict[str, Any]:
+        if source.is_quantized:
+            images = _fake_quantize(tf, images, 0.0, 255.0)
         return {outputs: _call(tf, output, images)}
 
     module.serve = serve
@@ -64,9 +69,10 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
     if numbers == FLOAT16:
         converter.target_spec.supported_types = [tf.float16]
     if numbers == INT8:
+        converter.inference_input_type = tf.uint8
+    if numbers == INT8 and not source.is_quantized:
         converter.representative_dataset = lambda: _calibration(source)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = tf.uint8
     try:
         with _quiet():
             model = converter.convert()
@@ -79,11 +85,15 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
     return _with_facts(bytes(model), source)
 
 
+def calibration_indices(source: Source) -> np.ndarray:
+    """Return which training images ranges are measured on, each class in proportion."""
+    train = source.dataset.train
+    return stratified_indices(train.labels, min(CALIBRATION_IMAGES, len(train) - 1), seed=0)
+
+
 def _calibration(source: Source) -> Iterator[list[np.ndarray]]:
     """Yield training images one by one, and two that have all the range of a pixel."""
-    train = source.dataset.train
-    count = min(CALIBRATION_IMAGES, len(train) - 1)
-    chosen = stratified_indices(train.labels, count, seed=0)
+    train, chosen = source.dataset.train, calibration_indices(source)
     for index in chosen:
         yield [train.images[index][None].astype(np.float32)]
     image = train.images[chosen[0]][None].astype(np.float32)
@@ -180,6 +190,11 @@ def _call(tf: Any, output: Node, images: Any) -> Any:
     return values[id(output)]
 
 
+def _fake_quantize(tf: Any, x: Any, low: float, high: float) -> Any:
+    """Return a value with its range, which the converter makes a type of."""
+    return tf.quantization.fake_quant_with_min_max_vars(x, low, high)
+
+
 def _apply(tf: Any, node: Node, inputs: list[Any]) -> Any:
     x, options = inputs[0], node.options
     kernel, bias = node.kernel.astype(np.float32), node.bias.astype(np.float32)
@@ -199,6 +214,8 @@ def _apply(tf: Any, node: Node, inputs: list[Any]) -> Any:
             return tf.cast(x, tf.float32)
         case "relu" | "relu6" | "softmax":
             return getattr(tf.nn, node.op)(x)
+        case "fake_quantize":
+            return _fake_quantize(tf, x, **options)
         case "hard_sigmoid":
             return tf.nn.relu6(x + 3.0) * np.float32(1 / 6)
         case "hard_swish":

@@ -101,7 +101,7 @@ def _checkpoint(directory: Path, which: str, with_teachers: bool) -> Stored:
     if with_teachers and (run.teachers is None or run.teachers.is_recorded):
         raise _no_teacher(directory, run.teachers is not None)
     return Stored(
-        run.student,
+        run.student.as_trained(variables),
         variables,
         run.dataset.image_shape,
         run.dataset.class_names,

@@ -109,6 +109,7 @@ def write(member: Member, state: state_lib.TrainState, result: dict[str, Any]) -
         sha256=digest,
         arrays_sha256=digest,
         class_names=run.class_names,
+        quantize=run.config.student.quantize,
         certificate={
             **measures,
             "examples": len(dataset.test),
