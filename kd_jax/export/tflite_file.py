@@ -82,7 +82,22 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
             f"TensorFlow's converter does not take {source.card.arch} as {numbers} ({reason}): "
             "--format=onnx and --format=stablehlo do not need it"
         ) from error
+    if numbers == INT8 and source.is_quantized:
+        _check_integers(bytes(model), source.card.arch)
     return _with_facts(bytes(model), source)
+
+
+def _check_integers(model: bytes, arch: str) -> None:
+    """Raise `UnsupportedError` if a model computes anything but its outputs in floats."""
+    interpreter = _interpreter(model, 1)
+    outputs = {tensor["index"] for tensor in interpreter.get_output_details()}
+    for tensor in interpreter.get_tensor_details():
+        if tensor["dtype"] == np.float32 and tensor["index"] not in outputs:
+            raise graph.UnsupportedError(
+                f"{arch} has a result without a range ({tensor['name']}), which an int8 file "
+                "cannot hold: expected kd_jax.models.quantize.result or layers.activate around it "
+                "(docs/adding_a_model.md)"
+            )
 
 
 def calibration_indices(source: Source) -> np.ndarray:

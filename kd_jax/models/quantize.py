@@ -150,10 +150,11 @@ _rounded.defvjp(_rounded_forward, _rounded_backward)
 
 def _moved(running: jax.Array, x: jax.Array, axis_name: str | None) -> jax.Array:
     """Return a range after one more batch, the same on all devices."""
+    x = jax.lax.stop_gradient(x)
     low, high = jnp.min(x), jnp.max(x)
     if axis_name is not None:
         low, high = jax.lax.pmin(low, axis_name), jax.lax.pmax(high, axis_name)
-    of_batch = jax.lax.stop_gradient(jnp.stack([low, high]).astype(jnp.float32))
+    of_batch = jnp.stack([low, high]).astype(jnp.float32)
     moved = MOMENTUM * running + (1.0 - MOMENTUM) * of_batch
     return jnp.where(running[0] < running[1], moved, of_batch)
 

@@ -3,19 +3,24 @@
 import collections
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers import patched_zoo
+from kd_jax import models
 from kd_jax.distillation import augment
 from kd_jax.export import function, latency, request, source, tflite_file
 from kd_jax.export.request import Request
-from kd_jax.models import quantize
+from kd_jax.models import layers, quantize
+from kd_jax.models.norm import batch_norm
 from kd_jax.runtime.atomic_files import read_json
+from kd_jax.runtime.errors import UserError
 from kd_jax.training.train import train
-from networks import SHAPE, golden, noise
-from tiny_runs import digits_config
+from networks import SHAPE, golden, noise, of_network
+from tiny_runs import Tiny, digits_config
 
 GOLDEN = {
     "resnet8": "resnet8",
@@ -44,9 +49,8 @@ def trained(tmp_path_factory):
     return place
 
 
-def with_ranges(arch):
-    """Return a golden network as if it had been trained for int8, with ranges of noise."""
-    floats = golden(arch, GOLDEN[arch])
+def as_if_trained(floats):
+    """Return a network as if it had been trained for int8, with ranges of noise."""
     network = dataclasses.replace(floats.network, quantized=True)
     variables = network.with_ranges(floats.variables, SHAPE)
     pixels = augment.to_pixels(jnp.asarray(noise(64).images))
@@ -141,6 +145,7 @@ def test_the_file_of_a_trained_student_has_its_numbers(trained, monkeypatch):
     answers = tflite_file.runner(_written(content, trained), student, 1)(images)
     assert np.abs(answers - logits).max() <= 3.01 * sites[-1][0]
     assert np.mean(answers.argmax(-1) == logits.argmax(-1)) >= 0.97
+    assert_has_weights(interpreter, student.variables["params"])
 
 
 def _written(content, directory):
@@ -149,15 +154,11 @@ def _written(content, directory):
     return path
 
 
-def test_the_file_has_the_students_weights(trained):
-    student = source.read(trained, None, None)
-    content = tflite_file.content(student, "logits", "int8")
-    interpreter = opened(content, student.dataset.test.images[:1])
+def assert_has_weights(interpreter, params):
     stored = [interpreter.get_tensor(tensor["index"]).reshape(-1)
               for tensor in interpreter.get_tensor_details()
               if len(tensor["quantization_parameters"]["scales"]) > 1
               and tensor["dtype"] == np.int8]  # fmt: skip
-    params = student.variables["params"]
     for layer in (params["conv1"], params["layer1.0"]["conv1"], params["fc"]):
         kernel = layer["kernel"]
         scale = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1))) / 127
@@ -168,6 +169,7 @@ def test_the_file_has_the_students_weights(trained):
         assert len(same) == 1
 
 
+@pytest.mark.proof
 def test_the_card_has_both_accuracies_and_other_formats_are_in_floats(trained, tmp_path):
     cards = {}
     for name in ("tflite-int8", "stablehlo"):
@@ -182,13 +184,34 @@ def test_the_card_has_both_accuracies_and_other_formats_are_in_floats(trained, t
     assert any("trained with int8's numbers" in limit for limit in floats["limits"])
 
 
+class Forgetful(Tiny):
+    """Means without a range, in a network whose layers all have one."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False, dropout_keys=None):
+        norm = batch_norm(train, self.axis_name, self.dtype)
+        x = norm(name="bn1", activation="relu")(layers.Conv(8, 3, 2, name="conv1")(x))
+        return layers.Dense(self.num_classes, name="fc")(jnp.tanh(x).mean((1, 2)))
+
+
+@pytest.mark.proof
+def test_a_result_without_a_range_is_refused():
+    pytest.importorskip("tensorflow", reason="pip install 'kd_jax[export]'")
+    with patched_zoo(forgetful=Forgetful):
+        network = models.build("forgetful", 100, (0.5,) * 3, (0.25,) * 3)
+        network.check_quantized(SHAPE)
+        student = as_if_trained(of_network(network, network.init(0, SHAPE)))
+        with pytest.raises(UserError, match="forgetful has a result without a range"):
+            tflite_file.content(student, "logits", "int8")
+
+
 @pytest.mark.proof
 @pytest.mark.parametrize("outputs", ["logits", "probabilities"])
 @pytest.mark.parametrize("arch", GOLDEN)
 def test_the_files_of_every_family_have_the_students_numbers(arch, outputs, monkeypatch):
     """Of random weights. One integer more or less at each layer adds up on the way."""
     pytest.importorskip("tensorflow", reason="pip install 'kd_jax[export]'")
-    student, images = with_ranges(arch), noise(8, seed=1).images
+    student, images = as_if_trained(golden(arch, GOLDEN[arch])), noise(8, seed=1).images
     interpreter = opened(tflite_file.content(student, outputs, "int8"), images)
     assert outputs == "probabilities" or is_all_int8(interpreter)
     by_site = differences(sites_of(student, images, monkeypatch), interpreter)

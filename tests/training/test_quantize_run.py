@@ -51,7 +51,9 @@ def test_the_student_that_is_kept_computes_with_int8s_numbers(whole):
     assert run.student.as_trained(last).quantized
 
 
-@pytest.mark.parametrize("stop", [SWITCH - 3, SWITCH, SWITCH + 4])
+@pytest.mark.parametrize("stop", [
+    SWITCH - 3, *(pytest.param(step, marks=pytest.mark.proof) for step in (SWITCH, SWITCH + 4)),
+])  # fmt: skip
 def test_a_run_is_resumed_bit_for_bit_across_the_switch(whole, tmp_path, stop):
     with pytest.raises(StoppedError):
         train(int8_config(), tmp_path / "w", StopAfter(stop))
@@ -61,6 +63,7 @@ def test_a_run_is_resumed_bit_for_bit_across_the_switch(whole, tmp_path, stop):
     assert found.arrays_sha256 == expected.arrays_sha256
 
 
+@pytest.mark.proof
 def test_before_the_switch_the_training_is_that_of_floats(whole, tmp_path):
     config = int8_config(**{"student.quantize": "none", "student.quantize_share": 0.1})
     with pytest.raises(StoppedError):
@@ -69,6 +72,7 @@ def test_before_the_switch_the_training_is_that_of_floats(whole, tmp_path):
     assert [step for step in floats if floats[step] != ints[step]] == [SWITCH + 1, SWITCH + 2]
 
 
+@pytest.mark.proof
 def test_a_checkpoint_of_before_the_switch_is_in_floats(tmp_path):
     with pytest.raises(StoppedError):
         train(int8_config(), tmp_path / "w", StopAfter(SWITCH - 2))
