@@ -20,16 +20,16 @@ class Cadence:
       total_steps: of the whole run.
       log_every, save_every: steps.
       validation_steps: the end of every `eval_every_epochs` epochs, and the last step.
-      quantize_from: `RunSetup.quantize_from`: no call goes on beyond it.
       steps_per_call: steps that the devices make before they return to Python.
+      quantize_from: `RunSetup.quantize_from`: no call goes on beyond it.
     """
 
     total_steps: int
     log_every: int
     save_every: int
     validation_steps: frozenset[int]
-    quantize_from: int | None
     steps_per_call: int
+    quantize_from: int | None = None
 
     @classmethod
     def of(cls, run: RunSetup) -> Cadence:
