@@ -13,6 +13,7 @@ import pytest
 
 from helpers import patched_zoo
 from kd_jax import models
+from kd_jax.kernels import jaxprs, lowering, native
 from kd_jax.models import layers, quantize
 from kd_jax.models.norm import batch_norm
 from kd_jax.runtime import devices as devices_lib
@@ -193,6 +194,21 @@ def test_int8_holds_every_family_with_batch_norm(arch):
     assert all(quantize.is_range(path) and ints[path] == (2,) for path in more)
     norms = {path[:-1] for path in floats if path[-1] == "var"}
     assert {(*norm, "output_range") for norm in norms} <= more
+
+
+def test_no_compiled_pass_is_in_a_quantised_step():
+    network = models.build("mobilenetv2_x0_5", 10, (0.5,) * 3, (0.25,) * 3)
+    pixels = jax.ShapeDtypeStruct((32, *SHAPE), jnp.float32)
+
+    def primitives(network):
+        variables = network.abstract_variables(SHAPE)
+        step = jax.make_jaxpr(lambda v, x: (network.train_logits(v, x, None), network.logits(v, x)))
+        with lowering.forced("cpu"):
+            program = step(variables, pixels).jaxpr
+        return {equation.primitive.name for equation, _ in jaxprs.equations(program)}
+
+    assert "ffi_call" not in primitives(dataclasses.replace(network, quantized=True))
+    assert not native.digest() or "ffi_call" in primitives(network)
 
 
 class Grouped(nn.Module):
