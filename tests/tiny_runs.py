@@ -16,7 +16,7 @@ from kd_jax.distillation import ensemble
 from kd_jax.distillation import state as state_lib
 from kd_jax.distillation import step as step_lib
 from kd_jax.kernels import lowering as lowering_lib
-from kd_jax.models import layers, resnet
+from kd_jax.models import layers, quantize, resnet
 from kd_jax.models.norm import batch_norm
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.training import optimizer as optimizer_lib
@@ -42,8 +42,9 @@ class Tiny(nn.Module):
             layers.Conv(8, 3, 2, dtype=self.dtype, name="conv1")(x)
         )
         x = resnet.BasicBlock(16, 2, norm, self.dtype, name="layer1.0")(x)
-        x = layers.dropout(jnp.mean(x, axis=(1, 2)), self.dropout_rate, dropout_keys)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
+        x = quantize.result(self, "mean", jnp.mean(x, axis=(1, 2)))
+        x = layers.dropout(x, self.dropout_rate, dropout_keys)
+        return layers.Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 
 
 def tiny(mean=(0.5,) * 3, std=(0.25,) * 3, **options):

@@ -220,6 +220,7 @@ def _check_combinations(config: ConfigDict) -> list[str]:
             "config.dataset.validation=half_of_test: to stop early on the test split is to choose "
             "by it"
         )
+    problems += _check_quantization(config)
     if config.teacher.record and config.teacher.replay:
         problems.append(
             f"config.teacher.record is {config.teacher.record} and config.teacher.replay is "
@@ -239,6 +240,42 @@ def _check_combinations(config: ConfigDict) -> list[str]:
         problems.append(
             "config.teacher.ensemble names further teachers, expected the first in "
             "config.teacher.weights"
+        )
+    return problems
+
+
+def _check_quantization(config: ConfigDict) -> list[str]:
+    """Check what goes together with a student that is trained for int8."""
+    student = config.student
+    share, name = student.quantize_share, f"config.student.quantize is {student.quantize}"
+    if student.quantize == "none":
+        default = schema.BY_PATH["student.quantize_share"].default
+        return [] if share == default else [
+            f"config.student.quantize_share is {share}, expected {default} unless "
+            "config.student.quantize=int8"
+        ]  # fmt: skip
+    problems = []
+    if not zoo.is_quantizable(student.arch):
+        problems.append(
+            f"{name} and config.student.arch is {student.arch}, expected none with it: "
+            "student.quantize works with the zoo's networks that have batch norm (ResNet, VGG, "
+            "MobileNetV2 and V3)"
+        )
+    if student.dtype != "float32":
+        problems.append(
+            f"{name} and config.student.dtype is {student.dtype}, expected float32 with it: other "
+            "numbers cannot hold those of int8 exactly"
+        )
+    if config.patience:
+        problems.append(
+            f"{name} and config.patience is {config.patience}, expected 0 with it: the best on "
+            "validation could be from before the student was quantised"
+        )
+    if share == 1 and not student.weights:
+        problems.append(
+            f"config.student.quantize_share is {share} without config.student.weights, expected "
+            "less: batch norm keeps the running statistics that it has when rounding begins, and "
+            "before the first step there are none"
         )
     return problems
 

@@ -311,6 +311,19 @@ FIELDS = (
         form="a regular expression", cohort_mutable=True,
     ),
     Field(
+        "student.quantize", "none",
+        "`int8`: the last part of training computes with the numbers of an int8 file, and the "
+        "student that is kept has their ranges, see docs/export.md. For networks of the zoo with "
+        "batch norm.",
+        choices=("none", "int8"), source="Jacob et al. 2018",
+    ),
+    Field(
+        "student.quantize_share", 0.1,
+        "Share of the run, its last part, in which a student with `quantize` computes with int8's "
+        "numbers.",
+        range=left_open(0, 1), source="Krishnamoorthi 2018, section 3.2",
+    ),
+    Field(
         "batch_norm.sync", True,
         "Statistics over the whole batch. False: over each device's part, which saves two "
         "reductions a norm; the number of devices then changes the training, and must not change "

@@ -13,6 +13,7 @@ import optax
 
 from kd_jax.distillation.state import TrainState
 from kd_jax.distillation.student import StudentGradients, StudentSpec, average_step
+from kd_jax.models import quantize
 from kd_jax.models.norm import running_average
 
 
@@ -42,6 +43,8 @@ def apply_gradients(
     if config.student.ema_decay:
         variables = {"params": params, "batch_stats": batch_stats}
         average = running_average(average, variables, state.step, config.student.ema_decay)
+        if spec.network.quantized:  # ranges are averages already, and an average begins at 0
+            average = quantize.with_ranges_of(average, variables)
     state = dataclasses.replace(
         state,
         step=state.step + 1,

@@ -11,7 +11,7 @@ from typing import Any
 
 import kd_jax
 from kd_jax import models
-from kd_jax.export import function
+from kd_jax.export import function, tflite_file
 from kd_jax.export.formats import Format
 from kd_jax.export.source import Source
 from kd_jax.export.verification import Reference
@@ -79,6 +79,7 @@ def make(
             "verified": len(expected.labels),
         },
         "teacher": teacher and {name: teacher[name] for name in _TEACHER if name in teacher},
+        "quantisation": _quantisation(source) if entry.is_int8 else None,
         "measures": {name: value for name, value in measures.items() if name != "per_class"},
         "per_class": dict(zip(names, per_class, strict=True)),
         "tolerance": entry.tolerance._asdict(),
@@ -89,8 +90,38 @@ def make(
             "cores": processor.cores(),
         },
         "versions": _versions(),
-        "limits": [entry.limits, *_limits(source, expected, is_arrays)],
+        "limits": [
+            entry.limits,
+            *_limits_of_numbers(source, entry.is_int8),
+            *_limits(source, expected, is_arrays),
+        ],
     }  # fmt: skip
+
+
+def _quantisation(source: Source) -> dict[str, Any]:
+    """Return where the ranges of an int8 file are from."""
+    if source.is_quantized:
+        return {"ranges": "trained", "images": None, "split": "train"}
+    count = len(tflite_file.calibration_indices(source)) + 1
+    return {"ranges": "measured after training", "images": count, "split": "train"}
+
+
+def _limits_of_numbers(source: Source, is_int8: bool) -> list[str]:
+    """Return what a reader must know of the numbers that a file computes with."""
+    if is_int8 and not source.is_quantized:
+        return [
+            "Quantised after training, with the ranges that training images have, and not trained "
+            "again."
+        ]
+    if is_int8:
+        return ["The last part of training was with the int8 numbers of this file."]
+    if source.was_quantized:
+        return [
+            "The network was trained with int8's numbers. This file has its weights as they are, "
+            "without that rounding, so it answers a little differently from the network that the "
+            "run measured."
+        ]
+    return []
 
 
 def _versions() -> dict[str, str]:
@@ -131,6 +162,7 @@ def markdown(card: dict[str, Any]) -> str:
     """
     file, network, dataset = card["file"], card["network"], card["dataset"]
     measures, normalisation = card["measures"], card["normalisation"]
+    float_top1 = measures.get("float_top1")
     where = "inside the file" if normalisation["inside"] else "not in the file: the caller does it"
     step = f", step {network['step']:,}" if network["step"] is not None else ""
     rows = [
@@ -146,10 +178,12 @@ def markdown(card: dict[str, Any]) -> str:
         ["output", card["outputs"]],
         ["data set", f"{dataset['name']}, {dataset['classes']} classes"],
         ["teacher", _teacher(card["teacher"])],
+        *_quantisation_row(card["quantisation"]),
     ]  # fmt: skip
     results = [
-        ["measure", "this file", "the network in float32"],
+        ["measure", "this file", "the network" if float_top1 else "the network in float32"],
         ["top-1 %", f"{measures['top1']:.2f}", f"{measures['network_top1']:.2f}"],
+        *([["top-1 % without rounding", "", f"{float_top1:.2f}"]] if float_top1 else []),
         ["top-5 %", f"{measures['top5']:.2f}", ""],
         ["ECE %", f"{measures['ece']:.2f}", f"{measures['network_ece']:.2f}"],
         ["same class as the network %", f"{measures['agreement']:.2f}", ""],
@@ -166,6 +200,13 @@ def markdown(card: dict[str, Any]) -> str:
         "## Versions\n" + ", ".join(f"{name} {v}" for name, v in card["versions"].items()) + ".",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _quantisation_row(quantisation: dict[str, Any] | None) -> list[list[str]]:
+    if quantisation is None:
+        return []
+    images = f" on {quantisation['images']} training images" if quantisation["images"] else ""
+    return [["ranges of int8", f"{quantisation['ranges']}{images}"]]
 
 
 def _teacher(teacher: dict[str, Any] | None) -> str:

@@ -42,7 +42,9 @@ def export(
 ) -> dict[str, Any]:
     """Write a verified file and its two cards; return the content of the card.
 
-    The file is written and run under another name. What misses the tolerance is removed.
+    The file is written and run under another name. What misses the tolerance is removed. Of a
+    network that was trained with int8's numbers an int8 file has the ranges, and is compared with
+    it; all others have its weights as they are, and are compared with those.
 
     Args:
       source: the network.
@@ -55,6 +57,8 @@ def export(
       MissedError: the file does not keep the tolerance of its format.
       UserError: the network has no such form, or the file cannot be written.
     """
+    if source.is_quantized and not entry.is_int8:
+        source, expected = source.in_floats(), expected.in_floats()
     logger.info("writing %s", out)
     content = FAMILIES[entry.family].content(source, outputs, **entry.arguments)
     # Weights are loaded by a class that returns logits, whatever was asked for.

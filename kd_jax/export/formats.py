@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from kd_jax.runtime.errors import UserError
 
+INT8 = "int8"
 ALL, ARRAYS = "all", "safetensors"  # all formats; the one that holds no program
 
 
@@ -50,6 +51,11 @@ class Format(NamedTuple):
     runtime: str
     tolerance: Tolerance
     limits: str
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether its files hold int8 numbers."""
+        return self.arguments.get("numbers") == INT8
 
 
 _BATCHES = "Any batch, by resizing the input; a fresh interpreter has a batch of 1."
@@ -108,10 +114,9 @@ _ENTRIES = (
     _TFLITE._replace(
         name="tflite-int8",
         suffix="-int8.tflite",
-        arguments={"numbers": "int8"},
+        arguments={"numbers": INT8},
         tolerance=Tolerance(probability=None, same=0.0, lost=5.0),
-        limits=f"{_BATCHES} Weights and maps are int8, with the ranges that training images have: "
-        "quantised after training, and not trained again.",
+        limits=f"{_BATCHES} Weights and maps are int8.",
     ),
 )
 FORMATS = {entry.name: entry for entry in _ENTRIES}

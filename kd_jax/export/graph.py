@@ -20,6 +20,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.models import quantize
 from kd_jax.runtime.errors import UserError
 
 BATCH = 1009  # images that a network is traced with: a prime, so no other size equals it
@@ -126,6 +127,8 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Operand]) -
 
 def _results(equation: Any, inputs: list[Operand]) -> list[Operand]:
     name, params = equation.primitive.name, equation.params
+    if params.get("name") == quantize.NAME and isinstance(inputs[0], Node):
+        return [_rounded(inputs[0], inputs[1])]
     if inner := next((params[key] for key in _INNER if key in params), None):
         return _evaluate(inner.jaxpr, inner.consts, inputs)
     shapes = [variable.aval.shape for variable in equation.outvars]
@@ -145,6 +148,14 @@ def _results(equation: Any, inputs: list[Operand]) -> list[Operand]:
     if name not in _BROADCASTING:
         first = _repeated(equation, first)
     return [read(equation, first, *inputs[1:])]
+
+
+def _rounded(x: Node, ends: Operand) -> Node:
+    """Return what `quantize.fake_quantize` makes of a value: `low` and `high` are on its grid."""
+    assert isinstance(ends, np.ndarray)
+    step, least, most = map(float, quantize.grid(ends))
+    options = {"low": least * step, "high": most * step}
+    return Node("fake_quantize", (x,), x.shape, options)
 
 
 def _unsupported(equation: Any, detail: str) -> UnsupportedError:

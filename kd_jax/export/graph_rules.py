@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kd_jax.export import function, graph
-from kd_jax.export.graph import BATCH, Node, Operand, in_order
+from kd_jax.export.graph import BATCH, Node, Operand, elementwise, in_order
 from kd_jax.export.source import Source
 
 _LINEAR = ("conv", "dense", "affine")  # have a kernel and a bias
@@ -155,6 +155,36 @@ def _is_of_channels(constant: np.ndarray, x: Node) -> bool:
     return constant.ndim <= len(x.shape) and (
         constant.size == 1 or constant.shape[-1] == constant.size == x.shape[-1]
     )
+
+
+def with_known_ranges(output: Node) -> Node:
+    """Return an equal graph in which the range of every result is known.
+
+    For a network that was trained with int8's numbers: it has the ranges of what its layers return,
+    and two operations of the graph are made of several.
+    """
+    for rule in (_scaling_convolution, _rounded_hard_sigmoid):
+        output = _rewritten(output, rule)
+    return output
+
+
+def _scaling_convolution(node: Node, uses: dict[int, int]) -> Node | None:
+    """Make one operation of the factors and summands of channels of images."""
+    if node.op != "affine" or len(node.shape) != 4:
+        return None
+    channels = node.shape[-1]
+    options = {"strides": (1, 1), "padding": ((0, 0), (0, 0)), "groups": channels}
+    kernel = np.broadcast_to(node.kernel, channels).reshape(1, 1, 1, channels)
+    return dataclasses.replace(node, op="conv", options=options, kernel=kernel)
+
+
+def _rounded_hard_sigmoid(node: Node, uses: dict[int, int]) -> Node | None:
+    """Round between 0 and 6 before the division by 6: that is rounding between 0 and 1 after it."""
+    if node.op != "hard_sigmoid":
+        return None
+    clipped = Node("relu6", (elementwise("add", node.input, np.full((), 3.0)),), node.shape)
+    rounded = Node("fake_quantize", (clipped,), node.shape, {"low": 0.0, "high": 6.0})
+    return elementwise("mul", rounded, np.full((), 1 / 6))
 
 
 def of_network(source: Source, outputs: str) -> Node:

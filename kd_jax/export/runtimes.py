@@ -93,13 +93,18 @@ def _check_form(
     return (height, width, channels), classes
 
 
-def _tflite(content: bytes, threads: int, name: str) -> Program:
+def tflite_interpreter(content: bytes, threads: int) -> Any:
+    """Return an interpreter: of LiteRT where it is installed, else of TensorFlow."""
     with quiet_tensorflow.silence():
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
             Interpreter = quiet_tensorflow.import_tensorflow().lite.Interpreter  # noqa: N806
-        interpreter = Interpreter(model_content=content, num_threads=threads)
+        return Interpreter(model_content=content, num_threads=threads)
+
+
+def _tflite(content: bytes, threads: int, name: str) -> Program:
+    interpreter = tflite_interpreter(content, threads)
     (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
     forms = (tuple(map(int, details["shape"])) for details in (given, result))
     shape, num_classes = _check_form(name, given["dtype"], *forms)
@@ -122,7 +127,7 @@ def _tflite(content: bytes, threads: int, name: str) -> Program:
 
     (signature,) = interpreter.get_signature_list().values()
     (output,) = signature["outputs"]
-    runtime = "LiteRT" if "ai_edge_litert" in Interpreter.__module__ else "TensorFlow Lite"
+    runtime = "LiteRT" if "ai_edge_litert" in type(interpreter).__module__ else "TensorFlow Lite"
     texts = _texts_of_archive(content)
     return Program(call, shape, num_classes, _known(output), texts, runtime)
 

@@ -15,7 +15,7 @@ from kd_jax import models
 from kd_jax.config import default_config
 from kd_jax.data import arrays, catalog
 from kd_jax.data import dataset as dataset_lib
-from kd_jax.models import zoo
+from kd_jax.models import quantize, zoo
 from kd_jax.runtime import atomic_files
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable
@@ -35,6 +35,7 @@ class Source:
       outputs: index of the network's output for each class of the data set.
       step: of the checkpoint that was taken; None for the network that a run or an import left.
       teacher: content of the run's `teacher.json`; None if there is none.
+      was_quantized: whether the network was trained with int8's numbers, and this is without.
     """
 
     card: saved_network.ModelCard
@@ -43,11 +44,25 @@ class Source:
     outputs: tuple[int, ...]
     step: int | None
     teacher: dict[str, Any] | None
+    was_quantized: bool = False
 
     @property
     def network(self) -> models.Network:
-        """The network, computed in float32 whatever it was trained in."""
+        """The network, in float32 whatever it was trained in; with int8's numbers if in those."""
         return self.card.network()
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the network was trained with int8's numbers, and has their ranges."""
+        return self.card.quantize == saved_network.INT8
+
+    def in_floats(self) -> Source:
+        """Return the same weights in a network that rounds nothing."""
+        card = dataclasses.replace(self.card, quantize="none")
+        variables = quantize.without_ranges(self.variables)
+        return dataclasses.replace(
+            self, card=card, variables=variables, was_quantized=self.is_quantized
+        )
 
     def texts(self) -> dict[str, str]:
         """Return what a file says of the network, where its format has a place for texts."""
@@ -133,7 +148,15 @@ def _of_checkpoint(directory: Path, checkpoint: str, data_dir: str | None) -> So
     """Return the student of a run as one of its checkpoints has it."""
     run, step, variables = saved_student.student(directory, checkpoint, data_dir)
     variables = jax.device_get(variables)
-    card = saved_student.card(run, variables, f"the {checkpoint} checkpoint of a run, step {step}")
+    is_quantized = quantize.have_ranges(variables)
+    if not is_quantized:  # those of a run that has not come to that are empty
+        variables = quantize.without_ranges(variables)
+    card = saved_student.card(
+        run,
+        variables,
+        f"the {checkpoint} checkpoint of a run, step {step}",
+        quantize=saved_network.INT8 if is_quantized else "none",
+    )
     return _with_outputs(directory, card, variables, run.dataset, run.class_names, step)
 
 

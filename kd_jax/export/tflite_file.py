@@ -17,7 +17,7 @@ import numpy as np
 from kd_jax.data.splits import stratified_indices
 from kd_jax.export import graph, graph_rules
 from kd_jax.export.graph import Node, Operand
-from kd_jax.export.runtimes import FACTS_FILE, LABELS_FILE
+from kd_jax.export.runtimes import FACTS_FILE, LABELS_FILE, tflite_interpreter
 from kd_jax.export.source import Source
 from kd_jax.runtime import quiet_tensorflow
 from kd_jax.runtime.errors import UserError
@@ -30,7 +30,8 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
     """Return a model of TensorFlow Lite, for any batch; a fresh interpreter has the batch 1.
 
     Args:
-      source: the network; for int8 also the training images that ranges are measured on.
+      source: the network; for int8 also the training images that ranges are measured on, unless it
+        was trained with ranges.
       outputs: `logits` or `probabilities`.
       numbers: `float32`; `float16`, for weights; or `int8`, for weights and maps.
 
@@ -41,6 +42,8 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
     with quiet_tensorflow.silence():
         tf = quiet_tensorflow.import_tensorflow()
     output = graph_rules.of_network(source, outputs)
+    if source.is_quantized:
+        output = graph_rules.with_known_ranges(output)
     as_pixels = numbers == INT8  # its converter makes the integers of floating-point inputs only
     spec = tf.TensorSpec(
         (None, *source.card.image_shape), tf.float32 if as_pixels else tf.uint8, "images"
@@ -49,6 +52,8 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
 
     @tf.function(input_signature=[spec], autograph=False)
     def serve(images: Any) -> dict[str, Any]:
+        if source.is_quantized:
+            images = _fake_quantize(tf, images, 0.0, 255.0)
         return {outputs: _call(tf, output, images)}
 
     module.serve = serve
@@ -60,9 +65,10 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
     if numbers == FLOAT16:
         converter.target_spec.supported_types = [tf.float16]
     if numbers == INT8:
+        converter.inference_input_type = tf.uint8
+    if numbers == INT8 and not source.is_quantized:
         converter.representative_dataset = lambda: _calibration(source)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = tf.uint8
     try:
         with quiet_tensorflow.silence():
             model = converter.convert()
@@ -72,14 +78,33 @@ def content(source: Source, outputs: str, numbers: str = FLOAT32) -> bytes:
             f"TensorFlow's converter does not take {source.card.arch} as {numbers} ({reason}): "
             "--format=onnx and --format=stablehlo do not need it"
         ) from error
+    if numbers == INT8 and source.is_quantized:
+        _check_integers(bytes(model), source.card.arch)
     return _with_facts(bytes(model), source)
+
+
+def _check_integers(model: bytes, arch: str) -> None:
+    """Raise `UnsupportedError` if a model computes anything but its outputs in floats."""
+    interpreter = tflite_interpreter(model, 1)
+    outputs = {tensor["index"] for tensor in interpreter.get_output_details()}
+    for tensor in interpreter.get_tensor_details():
+        if tensor["dtype"] == np.float32 and tensor["index"] not in outputs:
+            raise graph.UnsupportedError(
+                f"{arch} has a result without a range ({tensor['name']}), which an int8 file "
+                "cannot hold: expected kd_jax.models.quantize.result or layers.activate around it "
+                "(docs/adding_a_model.md)"
+            )
+
+
+def calibration_indices(source: Source) -> np.ndarray:
+    """Return which training images ranges are measured on, each class in proportion."""
+    train = source.dataset.train
+    return stratified_indices(train.labels, min(CALIBRATION_IMAGES, len(train) - 1), seed=0)
 
 
 def _calibration(source: Source) -> Iterator[list[np.ndarray]]:
     """Yield training images one by one, and two that have all the range of a pixel."""
-    train = source.dataset.train
-    count = min(CALIBRATION_IMAGES, len(train) - 1)
-    chosen = stratified_indices(train.labels, count, seed=0)
+    train, chosen = source.dataset.train, calibration_indices(source)
     for index in chosen:
         yield [train.images[index][None].astype(np.float32)]
     image = train.images[chosen[0]][None].astype(np.float32)
@@ -119,6 +144,11 @@ def _call(tf: Any, output: Node, images: Any) -> Any:
     return values[id(output)]
 
 
+def _fake_quantize(tf: Any, x: Any, low: float, high: float) -> Any:
+    """Return a value with its range, which the converter makes a type of."""
+    return tf.quantization.fake_quant_with_min_max_vars(x, low, high)
+
+
 def _apply(tf: Any, node: Node, inputs: list[Any]) -> Any:
     x, options = inputs[0], node.options
     kernel, bias = node.kernel.astype(np.float32), node.bias.astype(np.float32)
@@ -138,6 +168,8 @@ def _apply(tf: Any, node: Node, inputs: list[Any]) -> Any:
             return tf.cast(x, tf.float32)
         case "relu" | "relu6" | "softmax":
             return getattr(tf.nn, node.op)(x)
+        case "fake_quantize":
+            return _fake_quantize(tf, x, **options)
         case "hard_sigmoid":
             return tf.nn.relu6(x + 3.0) * np.float32(1 / 6)
         case "hard_swish":

@@ -28,12 +28,21 @@ class Reference:
       labels: int `[N]`, as indices of the network's outputs.
       logits: float32 `[N, outputs]`.
       split_size: examples of the test split that the images are from.
+      float_logits: of the same weights without rounding, for a network that was trained with int8's
+        numbers; None for others.
     """
 
     images: np.ndarray
     labels: np.ndarray
     logits: np.ndarray
     split_size: int
+    float_logits: np.ndarray | None = None
+
+    def in_floats(self) -> Reference:
+        """Return what the same weights say without rounding."""
+        if self.float_logits is None:
+            return self
+        return dataclasses.replace(self, logits=self.float_logits, float_logits=None)
 
 
 def reference(source: Source, count: int | None) -> Reference:
@@ -57,6 +66,14 @@ def reference(source: Source, count: int | None) -> Reference:
         chosen = stratified_indices(labels, count, seed=0)
         images, labels = images[chosen], labels[chosen]
     logger.info("verifying on %s of %s test images", f"{len(images):,}", f"{len(test):,}")
+    logits = _logits(source, images)
+    float_logits = _logits(source.in_floats(), images) if source.is_quantized else None
+    outputs = np.asarray(source.outputs)[labels]
+    return Reference(images, outputs, logits, len(test), float_logits)
+
+
+def _logits(source: Source, images: np.ndarray) -> np.ndarray:
+    """Return what the network says of images; raise `UserError` if it is not finite."""
     logits = function.student_logits(source.network, source.variables, images)
     try:
         fidelity.check_finite(logits, "the network's")
@@ -65,7 +82,7 @@ def reference(source: Source, count: int | None) -> Reference:
             f"{error}, so there is nothing to export: take an earlier checkpoint "
             "(--checkpoint=best)"
         ) from None
-    return Reference(images, np.asarray(source.outputs)[labels], logits, len(test))
+    return logits
 
 
 def measure(answers: np.ndarray, outputs: str, expected: Reference) -> dict[str, Any]:
@@ -79,8 +96,9 @@ def measure(answers: np.ndarray, outputs: str, expected: Reference) -> dict[str,
     Returns:
       `top1`, `top5`, `ece` (percent), `nll` (nats); `agreement`, the percentage of images with the
       class that the network gives, and `same`, which counts ties as equal; `kl_to_network` (nats);
-      `largest_difference` of a probability; `network_top1`, `network_ece`; and `per_class`, for
-      each output the percentage that is correct, None without an image.
+      `largest_difference` of a probability; `network_top1`, `network_ece`; `float_top1` of the same
+      weights without rounding, where the network rounds; and `per_class`, for each output the
+      percentage that is correct, None without an image.
 
     Raises:
       DivergedError: answers are not finite.
@@ -93,6 +111,9 @@ def measure(answers: np.ndarray, outputs: str, expected: Reference) -> dict[str,
     rows = np.arange(len(logits))
     is_same = of_network[rows, first] - of_network[rows, chosen] <= TIE
     network = fidelity.summary(expected.logits, expected.labels)
+    in_floats = {}
+    if expected.float_logits is not None:
+        in_floats["float_top1"] = fidelity.summary(expected.float_logits, expected.labels)["top1"]
     counts = fidelity.confusion(logits, expected.labels, np.arange(logits.shape[-1]))
     return {
         **fidelity.summary(logits, expected.labels),
@@ -102,6 +123,7 @@ def measure(answers: np.ndarray, outputs: str, expected: Reference) -> dict[str,
         "largest_difference": float(differences.max()),
         "network_top1": network["top1"],
         "network_ece": network["ece"],
+        **in_floats,
         "per_class": [
             round(100.0 * float(row[label]) / float(row.sum()), 4) if row.sum() else None
             for label, row in enumerate(counts)

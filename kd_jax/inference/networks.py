@@ -114,7 +114,7 @@ def _checkpoint(directory: Path, which: str, teacher_option: str | None) -> Stor
     if teacher_option and (run.teachers is None or run.teachers.is_recorded):
         raise _no_teacher(directory, run.teachers is not None, teacher_option)
     return Stored(
-        run.student,
+        run.student.as_trained(variables),
         variables,
         run.dataset.image_shape,
         run.dataset.class_names,

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.models import quantize
 from kd_jax.runtime.errors import UserError
 
 
@@ -54,6 +55,8 @@ def first_value(
     Raises:
       UserError: the leaf is no kernel, scale, bias or statistic.
     """
+    if quantize.is_range(path):
+        return np.zeros(shape, np.float32)
     rng = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])
     bound = getattr(module, "uniform_bound", lambda _: None)(path)
     if bound is not None:

@@ -1,4 +1,4 @@
-"""Convolution and dropout: the layers that every network is built from."""
+"""Convolution, linear layer and dropout: the layers that every network is built from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax.kernels.activations import ACTIVATIONS
 from kd_jax.kernels.conv import conv2d
+from kd_jax.models import quantize
 
 _HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _DENSE_STD = 0.01  # first values of linear layers in the references of VGG and MobileNet
@@ -23,6 +25,10 @@ def kernel_std(path: tuple[str, ...], shape: tuple[int, ...]) -> float:
     """
     del path
     return math.sqrt(2.0 / (shape[0] * shape[1] * shape[3])) if len(shape) == 4 else _DENSE_STD
+
+
+def _dot_general(x: jax.Array, kernel: jax.Array, *options: Any, **more: Any) -> jax.Array:
+    return jax.lax.dot_general(x, quantize.weights(kernel), *options, **more)
 
 
 class Conv(nn.Module):
@@ -43,9 +49,40 @@ class Conv(nn.Module):
         bias = (
             self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         )
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(
+            x, quantize.weights(kernel), bias, dtype=self.dtype
+        )
         x = conv2d(x, kernel, self.stride, self.groups)
         return x if bias is None else x + bias
+
+
+class Dense(nn.Dense):
+    """Flax's linear layer, followed by an activation of `ACTIVATIONS`."""
+
+    activation: str = "none"
+    dot_general: Any = _dot_general
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the activation of `x @ kernel + bias`."""
+        return activate(self, "output", super().__call__(x), self.activation)
+
+
+def activate(module: nn.Module, name: str, x: jax.Array, activation: str) -> jax.Array:
+    """Return the activation of a result, which is kept as int8 where the network is quantised.
+
+    TensorFlow Lite makes `relu` and `relu6` part of the operation before. Of the others the input
+    is kept too.
+
+    Args:
+      module: bound, that the result is of.
+      name: of the result, in this module.
+      x: of any shape.
+      activation: a name in `ACTIVATIONS`.
+    """
+    if activation not in ("none", "relu", "relu6"):
+        x = quantize.result(module, f"{name}_linear", x)
+    return quantize.result(module, name, ACTIVATIONS[activation](x))
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:

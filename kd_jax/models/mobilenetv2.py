@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.kernels import inverted_residual
-from kd_jax.models import layers
+from kd_jax.models import layers, quantize
 from kd_jax.models.norm import BatchNorm, batch_norm
 
 
@@ -63,7 +63,9 @@ class InvertedResidual(nn.Module):
         y = self.norm(name=f"conv.{part}.1", activation="relu6")(y)
         y = conv(self.features, name=f"conv.{part + 1}")(y)
         y = self.norm(name=f"conv.{part + 2}")(y)
-        return x + y if self.stride == 1 and x.shape[-1] == self.features else y
+        if self.stride != 1 or x.shape[-1] != self.features:
+            return y
+        return quantize.result(self, "sum", x + y)
 
 
 class MobileNetV2(nn.Module):
@@ -98,5 +100,6 @@ class MobileNetV2(nn.Module):
         last = layers.round_to_multiple(LAST * max(1.0, self.width))
         x = conv(last, name=f"features.{number}.0")(x)
         x = norm(name=f"features.{number}.1", activation="relu6")(x)
-        x = layers.dropout(jnp.mean(x, axis=(1, 2)), self.dropout_rate, dropout_keys)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier.1")(x)
+        x = quantize.result(self, "mean", jnp.mean(x, axis=(1, 2)))
+        x = layers.dropout(x, self.dropout_rate, dropout_keys)
+        return layers.Dense(self.num_classes, dtype=self.dtype, name="classifier.1")(x)

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.kernels import activations
-from kd_jax.models import layers
-from kd_jax.models.norm import ACTIVATIONS, BatchNorm, batch_norm
+from kd_jax.models import layers, quantize
+from kd_jax.models.norm import BatchNorm, batch_norm
 
 
 class Row(NamedTuple):
@@ -81,6 +81,11 @@ def _activation(hard: bool) -> str:
     return "hard_swish" if hard else "relu"
 
 
+def hard_sigmoid(x: jax.Array) -> jax.Array:
+    """Return the hard sigmoid, whose range is known where the network is quantised."""
+    return quantize.within(activations.hard_sigmoid(x), (0.0, 1.0))
+
+
 class TorchvisionBlock(nn.Module):
     """Inverted residual with squeeze-excite after the activation, with biases."""
 
@@ -104,15 +109,19 @@ class TorchvisionBlock(nn.Module):
         y = self.norm(name=f"block.{part}.1", activation=activation)(y)
         part += 1
         if row.squeeze:
-            scale = jnp.mean(y, axis=(1, 2), keepdims=True)
+            scale = quantize.result(self, "squeezed", jnp.mean(y, axis=(1, 2), keepdims=True))
             hidden = layers.round_to_multiple(row.expanded / 4)
             scale = conv(hidden, use_bias=True, name=f"block.{part}.fc1")(scale)
-            scale = conv(row.expanded, use_bias=True, name=f"block.{part}.fc2")(nn.relu(scale))
-            y = y * activations.hard_sigmoid(scale)
+            scale = layers.activate(self, "hidden", scale, "relu")
+            scale = conv(row.expanded, use_bias=True, name=f"block.{part}.fc2")(scale)
+            scale = quantize.result(self, "scale", scale)
+            y = quantize.result(self, "excited", y * hard_sigmoid(scale))
             part += 1
         y = conv(row.features, name=f"block.{part}.0")(y)
         y = self.norm(name=f"block.{part}.1")(y)
-        return x + y if row.stride == 1 and x.shape[-1] == row.features else y
+        if row.stride != 1 or x.shape[-1] != row.features:
+            return y
+        return quantize.result(self, "sum", x + y)
 
 
 class CifarBlock(nn.Module):
@@ -126,7 +135,7 @@ class CifarBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         row, activation = self.row, _activation(self.row.hard)
         conv = functools.partial(layers.Conv, dtype=self.dtype)
-        dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
+        dense = functools.partial(layers.Dense, use_bias=False, dtype=self.dtype)
         residual = row.stride == 1 and x.shape[-1] == row.features
         last_norm = ".lastBN" if residual else ""
         y = x
@@ -143,13 +152,14 @@ class CifarBlock(nn.Module):
         between = "none" if row.squeeze else activation
         y = self.norm(name=f"{depthwise}.1", activation=between)(y)
         if row.squeeze:
-            scale = jnp.mean(y, axis=(1, 2))
-            scale = nn.relu(dense(row.expanded // 4, name=f"{depthwise}.2.fc.0")(scale))
+            scale = quantize.result(self, "squeezed", jnp.mean(y, axis=(1, 2)))
+            scale = dense(row.expanded // 4, activation="relu", name=f"{depthwise}.2.fc.0")(scale)
             scale = dense(row.expanded, name=f"{depthwise}.2.fc.2")(scale)
-            y = ACTIVATIONS[activation](y * activations.hard_sigmoid(scale)[:, None, None, :])
+            y = y * hard_sigmoid(scale)[:, None, None, :]
+            y = layers.activate(self, "excited", y, activation)
         y = conv(row.features, name=linear)(y)
         y = self.norm(name=linear_norm)(y)
-        return x + y if residual else y
+        return quantize.result(self, "sum", x + y) if residual else y
 
 
 class MobileNetV3(nn.Module):
@@ -186,16 +196,17 @@ class MobileNetV3(nn.Module):
             x = block(row, norm, self.dtype, name=f"{features}.{i}")(x)
         x = conv(6 * self.rows[-1].features, name=f"{features}.{len(self.rows) + 1}.0")(x)
         x = norm(name=f"{features}.{len(self.rows) + 1}.1", activation="hard_swish")(x)
-        x = jnp.mean(x, axis=(1, 2), keepdims=True)
+        x = quantize.result(self, "mean", jnp.mean(x, axis=(1, 2), keepdims=True))
 
-        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        dense = functools.partial(layers.Dense, dtype=self.dtype)
         if self.cifar:
             x = conv(self.last_channels, name="last_stage_layers.1")(x)[:, 0, 0]
+            x = layers.activate(self, "last", x, "hard_swish")
             head = "classifier.1"
         else:
-            x = dense(self.last_channels, name="classifier.0")(x[:, 0, 0])
+            x = dense(self.last_channels, activation="hard_swish", name="classifier.0")(x[:, 0, 0])
             head = "classifier.3"
-        x = layers.dropout(activations.hard_swish(x), self.dropout_rate, dropout_keys)
+        x = layers.dropout(x, self.dropout_rate, dropout_keys)
         return dense(self.num_classes, name=head)(x)
 
 

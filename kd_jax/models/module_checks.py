@@ -7,13 +7,14 @@ wrong results without any message raises `UserError`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
 import jax.numpy as jnp
 
+from kd_jax.models.layers import Conv, Dense
 from kd_jax.models.norm import BatchNorm, Norms
 from kd_jax.runtime.errors import UserError
 
@@ -88,3 +89,29 @@ def check_norms(
             "kd_jax and would go on with the statistics of each batch: expected "
             "kd_jax.models.norm.batch_norm to make it, or a pattern that leaves its parameters free"
         )
+
+
+def check_quantized(arch: str, init: Callable[[], Mapping[str, Any]]) -> None:
+    """Raise `UserError` if a layer with parameters is not one whose numbers are int8's.
+
+    Args:
+      arch: name of the network, for the error.
+      init: calls every module, and returns the shapes of their variables.
+    """
+    called: dict[tuple[str, ...], nn.Module] = {}
+
+    def record(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        called[context.module.path] = context.module
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        variables = init()
+    for path in flax.traverse_util.flatten_dict(dict(variables["params"])):
+        layer = called.get(path[:-1])
+        if not isinstance(layer, Conv | Dense | BatchNorm):
+            raise UserError(
+                f"config.student.quantize is int8, and {arch} has the layer "
+                f"{'/'.join(path[:-1])}, a {type(layer).__name__}, which computes in "
+                "floating-point numbers: expected none, or a network of Conv, Dense and batch_norm "
+                "of kd_jax.models (docs/adding_a_model.md)"
+            )

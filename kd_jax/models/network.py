@@ -6,6 +6,7 @@ same view, each under its own normalisation.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax.kernels import chunks, jaxprs, lowering
-from kd_jax.models import initialization, module_checks, norm, zoo
+from kd_jax.models import initialization, module_checks, norm, quantize, zoo
 from kd_jax.runtime.errors import UserError
 
 Variables = Mapping[str, Any]
@@ -31,6 +33,7 @@ class Network:
       mean, std: of the pixels in [0, 1], one value for each channel.
       kept_norms: paths, joined by `/`, of batch norms that stay in eval mode in training: their
         running statistics are used and do not change.
+      quantized: whether it computes with int8's numbers, see `quantize`; only networks of the zoo.
     """
 
     arch: str
@@ -38,6 +41,7 @@ class Network:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     kept_norms: frozenset[str] = frozenset()
+    quantized: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -56,7 +60,19 @@ class Network:
 
     def normalise(self, pixels: jax.Array) -> jax.Array:
         """Return `(pixels - mean) / std`; `pixels` is `[batch, H, W, C]` in [0, 1]."""
-        return (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+        normalised = (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+        darkest, brightest = ((value - np.array(self.mean)) / self.std for value in (0.0, 1.0))
+        return quantize.within(normalised, (darkest.min(), brightest.max()))
+
+    def as_trained(self, variables: Variables) -> Network:
+        """Return this network with the numbers that its variables were trained with."""
+        return dataclasses.replace(self, quantized=quantize.have_ranges(variables))
+
+    def _numbers(self, train: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Return the context that the module is traced in."""
+        if not self.quantized:
+            return contextlib.nullcontext()
+        return quantize.active(train, getattr(self.module, "axis_name", None))
 
     def init(self, seed: int, image_shape: tuple[int, int, int]) -> Variables:
         """Return fresh float32 variables in host memory, for images of shape `[H, W, C]`.
@@ -80,7 +96,8 @@ class Network:
 
     def first_variables(self, key: jax.Array, images: jax.Array) -> Variables:
         """Return the variables that the module draws by itself."""
-        return self.module.init(key, images)
+        with self._numbers():
+            return self.module.init(key, images)
 
     def abstract_variables(self, image_shape: tuple[int, int, int]) -> dict[str, Any]:
         """Return shapes and dtypes of what `init` returns. Draws and computes nothing.
@@ -101,6 +118,21 @@ class Network:
         if devices > 1 or self.kept_norms:
             _, norms = self.trace(image_shape)
             module_checks.check_norms(self.arch, self.module, norms, devices, self.kept_norms)
+
+    def check_quantized(self, image_shape: tuple[int, int, int]) -> None:
+        """Raise `UserError` unless int8 can hold the network, see `module_checks`."""
+        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        module_checks.check_quantized(
+            self.arch,
+            lambda: jax.eval_shape(lambda x: self.first_variables(jax.random.key(0), x), images),
+        )
+
+    def with_ranges(self, variables: Variables, image_shape: tuple[int, int, int]) -> Variables:
+        """Return variables with an empty range for each result that int8 keeps, see `quantize`."""
+        quantized = dataclasses.replace(self, quantized=True)
+        shapes = quantized.abstract_variables(image_shape)
+        empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+        return quantize.with_ranges_of(variables, empty)
 
     def trace(self, image_shape: tuple[int, int, int]) -> tuple[Variables, norm.Norms]:
         """Return shapes and dtypes of a Linen module's variables, and its norms."""
@@ -126,7 +158,8 @@ class Network:
                 logits = self.module.apply(variables, self.normalise(pixels), train=False)
             return jnp.asarray(logits, jnp.float32)
 
-        return chunks.in_chunks(forward, pixels)
+        with self._numbers():
+            return chunks.in_chunks(forward, pixels)
 
     def train_logits(
         self,
@@ -154,7 +187,7 @@ class Network:
                 mutable=["batch_stats"],
             )
 
-        with norm.keeping(self.kept_norms):
+        with norm.keeping(self.kept_norms), self._numbers(train=True):
             (logits, updates), norms = norm.record_norms(forward)
         statistics = norm.split_statistics(both_collections(updates)["batch_stats"], norms)
         axis = getattr(self.module, "axis_name", None)
@@ -180,7 +213,8 @@ class Network:
             before = {path: flat[path] for path in of_batch}
             momentum = self.module.batch_norm_momentum
             of_batch = norm.running_average(before, of_batch, step, momentum)
-            kept = [path for path in before if "/".join(path[:-1]) in self.kept_norms]
+            norms = {path: "/".join(path[:-1]) for path in before}
+            kept = [path for path in before if self.quantized or norms[path] in self.kept_norms]
             of_batch |= {path: before[path] for path in kept}
         averaged_by_module = flax.traverse_util.flatten_dict(new.running)
         return flax.traverse_util.unflatten_dict({**averaged_by_module, **of_batch})
@@ -195,6 +229,7 @@ def build(
     axis_name: str | None = None,
     dropout_rate: float = 0.0,
     dtype: str = "float32",
+    quantized: bool = False,
 ) -> Network:
     """Return the network `arch` with a head of `num_classes`.
 
@@ -205,6 +240,7 @@ def build(
       axis_name: the pmap axis over which batch norm is synchronised in training.
       dropout_rate: before the head, in training.
       dtype: of the computations; parameters, batch statistics and logits stay float32.
+      quantized: whether it computes with int8's numbers.
 
     Raises:
       UserError: `arch` is not in the zoo.
@@ -215,7 +251,8 @@ def build(
         dropout_rate=dropout_rate,
         dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
     )
-    return Network(arch, module, tuple(map(float, mean)), tuple(map(float, std)))
+    mean, std = tuple(map(float, mean)), tuple(map(float, std))
+    return Network(arch, module, mean, std, quantized=quantized)
 
 
 def both_collections(variables: Variables) -> dict[str, Any]:

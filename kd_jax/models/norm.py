@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 from kd_jax.kernels import batch_norm as compiled
 from kd_jax.kernels import forms, lowering
-from kd_jax.kernels.activations import ACTIVATIONS
 from kd_jax.kernels.batch_norm import EPSILON
+from kd_jax.models import layers, quantize
 
 Norms = dict[str, nn.BatchNorm]  # by path, joined by `/`
 _kept: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("kept", default=frozenset())
@@ -52,10 +52,11 @@ class BatchNorm(nn.BatchNorm):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """Return the activation of the normalised `x` `[..., channels]`."""
-        eval_mode = not self.train or "/".join(self.path) in _kept.get()
+        is_kept = quantize.is_active() or "/".join(self.path) in _kept.get()
+        eval_mode = is_kept or not self.train
         if eval_mode or self.is_initializing() or not self._takes_compiled(x):
             y = super().__call__(x, use_running_average=eval_mode)
-            return ACTIVATIONS[self.activation](y)
+            return layers.activate(self, "output", y, self.activation)
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -136,7 +137,8 @@ class Statistics:
 
     Attributes:
       of_batch: of the norms made by `batch_norm`: statistics of this batch, still to be averaged.
-      running: of everything else: running averages that the module has updated itself.
+      running: of everything else, ranges of `quantize` among them: running averages that the module
+        has updated itself.
     """
 
     of_batch: Any
@@ -162,6 +164,7 @@ def split_statistics(batch_stats: Mapping[str, Any], norms: Norms) -> Statistics
     of_batch: dict[Any, Any] = {}
     running: dict[Any, Any] = {}
     for path, leaf in flax.traverse_util.flatten_dict(dict(batch_stats)).items():
-        part = of_batch if "/".join(path[:-1]) in kd_jax_norms else running
+        is_range = quantize.is_range(("batch_stats", *path))
+        part = of_batch if "/".join(path[:-1]) in kd_jax_norms and not is_range else running
         part[path] = leaf
     return Statistics(*map(flax.traverse_util.unflatten_dict, (of_batch, running)))

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.models import layers
+from kd_jax.models import layers, quantize
 from kd_jax.models.norm import BatchNorm, batch_norm
 
 _WIDTHS = (16, 32, 64)
@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
         if self.stride != 1 or x.shape[-1] != self.features:
             x = conv(1, self.stride, name="downsample.0")(x)
             x = self.norm(name="downsample.1")(x)
-        return nn.relu(x + y)
+        return layers.activate(self, "sum", x + y, "relu")
 
 
 class ResNet(nn.Module):
@@ -72,6 +72,6 @@ class ResNet(nn.Module):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"layer{stage + 1}.{block}"
                 x = BasicBlock(features, stride, norm, self.dtype, name=name)(x)
-        x = jnp.mean(x, axis=(1, 2))
+        x = quantize.result(self, "mean", jnp.mean(x, axis=(1, 2)))
         x = layers.dropout(x, self.dropout_rate, dropout_keys)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
+        return layers.Dense(self.num_classes, dtype=self.dtype, name="fc")(x)

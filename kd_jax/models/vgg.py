@@ -64,10 +64,15 @@ class VGG(nn.Module):
         # no pixel is left.
         zeros = nn.initializers.zeros
         for layer in (0, 3):
-            x = nn.Dense(HIDDEN, kernel_init=zeros, dtype=self.dtype, name=f"classifier.{layer}")(x)
-            x = nn.relu(x)
+            x = layers.Dense(
+                HIDDEN,
+                kernel_init=zeros,
+                dtype=self.dtype,
+                activation="relu",
+                name=f"classifier.{layer}",
+            )(x)
             keys = None
             if dropout_keys is not None:
                 keys = jax.vmap(lambda key, n=layer: jax.random.fold_in(key, n))(dropout_keys)
             x = layers.dropout(x, self.dropout_rate, keys)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier.6")(x)
+        return layers.Dense(self.num_classes, dtype=self.dtype, name="classifier.6")(x)

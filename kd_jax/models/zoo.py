@@ -100,6 +100,7 @@ MODELS: dict[str, Architecture] = {
     "bit_r101x1": _bit(101, 1, Cost(42_492_480, 159_170_560, 2048)),
     "bit_r152x2": _bit(152, 2, Cost(232_238_208, 934_903_808, 4096)),
 }
+_NOT_QUANTIZED = ("kd_jax.models.bit:of_depth",)  # group norm is no part of a convolution
 NAMES = MODELS.keys()  # a view: contains whatever `MODELS` contains
 
 
@@ -107,6 +108,14 @@ def check_arch(arch: str) -> None:
     """Raise `UserError` unless `arch` is in the zoo."""
     if arch not in MODELS:
         raise UserError(f"unknown architecture {arch!r}: expected one of {', '.join(MODELS)}")
+
+
+def is_quantizable(arch: str) -> bool:
+    """Tell whether `student.quantize` may be asked of an architecture.
+
+    Of one that a user added to the zoo its layers decide, see `module_checks.check_quantized`.
+    """
+    return arch in MODELS and MODELS[arch].module not in _NOT_QUANTIZED
 
 
 def constructor(arch: str) -> Callable[..., Any]:

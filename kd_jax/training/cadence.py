@@ -21,6 +21,7 @@ class Cadence:
       log_every, save_every: steps.
       validation_steps: the end of every `eval_every_epochs` epochs, and the last step.
       steps_per_call: steps that the devices make before they return to Python.
+      quantize_from: `RunSetup.quantize_from`: no call goes on beyond it.
     """
 
     total_steps: int
@@ -28,6 +29,7 @@ class Cadence:
     save_every: int
     validation_steps: frozenset[int]
     steps_per_call: int
+    quantize_from: int | None = None
 
     @classmethod
     def of(cls, run: RunSetup) -> Cadence:
@@ -44,6 +46,7 @@ class Cadence:
                 for k in range(1, validations + 1)
             )
             | {run.total_steps},
+            quantize_from=run.quantize_from,
             # Where the teacher answers between the steps there is something to do after each.
             steps_per_call=config.steps_per_call if teacher_source.is_live(run) else 1,
         )
@@ -85,5 +88,9 @@ class Cadence:
     def calls(self, start: int, end: int) -> Iterator[range]:
         """Return the calls from step `start` to `end`; each ends where there is work to do."""
         steps = range(start + 1, end + 1)
-        stops = (step for step in steps if self.should_log(step) or self.should_save(step))
+        stops = (
+            step
+            for step in steps
+            if self.should_log(step) or self.should_save(step) or step == self.quantize_from
+        )
         return dispatch.calls(start, end, self.steps_per_call, stops)

@@ -41,6 +41,8 @@ class FirstCall:
         steps: int,
         place: Path | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        quantized: bool = False,
     ):
         """Begin.
 
@@ -49,9 +51,10 @@ class FirstCall:
           steps: that it makes.
           place: of the times; None: beside JAX's compilation cache, if there is one.
           clock: gives seconds.
+          quantized: whether they are made with int8's numbers, which is another program.
         """
         self._place, self._clock = place or _beside_the_cache(), clock
-        self._kind, self._program = _kind_of(runs, steps), _program_of(runs, steps)
+        self._kind, self._program = _kind_of(runs, steps), _program_of(runs, steps, quantized)
         self.seconds = 0.0
         self.from_cache = False
 
@@ -174,7 +177,7 @@ def _kind_of(runs: list[RunSetup], steps: int) -> str:
     )
 
 
-def _program_of(runs: list[RunSetup], steps: int) -> str:
+def _program_of(runs: list[RunSetup], steps: int, quantized: bool) -> str:
     """Return what tells a program from others, before it is traced."""
     first = runs[0]
     what = {
@@ -187,6 +190,7 @@ def _program_of(runs: list[RunSetup], steps: int) -> str:
             for run in runs
         ],
         "steps": steps,
+        "is_quantized": quantized,
         "kind": _kind_of(runs, steps),
         "processes": processes.count(),
         "data": (len(first.dataset.train), first.dataset.image_shape, first.resident),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,6 @@ def prepare(
     """
     first = runs[0]
     ensemble = first.teachers.ensemble if first.teachers else None
-    step = several(step_lib.make_cohort_step([run.spec for run in runs], ensemble))
     options = [run.config.distill for run in runs]
     labels, logits = None, None
     variables: tuple[Any, ...] = ()
@@ -91,27 +91,39 @@ def prepare(
     elif variables:
         assert first.teachers is not None
         logger.info("the teacher %s answers in the step", first.teachers.arch)
+
+    def step_of(quantized: bool) -> Callable[..., tuple[Any, Any]]:
+        specs = [run.spec(quantized=quantized) for run in runs]
+        return several(step_lib.make_cohort_step(specs, ensemble))
+
     if processes.count() == 1:
-        program = devices.pmap(step, first.devices, (False, False, True), donate_argnums=0)
+
+        @functools.cache
+        def program(quantized: bool) -> Callable[..., Any]:
+            step = step_of(quantized)
+            return devices.pmap(step, first.devices, (False, False, True), donate_argnums=0)
 
         def call_alone(states: state_lib.States, batch: Any, steps: range) -> tuple[Any, Any, None]:
             if add_answers is not None:
                 batch = add_answers(steps.start, batch)
-            return *program(states, constants, batch), None
+            return *program(first.is_quantized(steps.start))(states, constants, batch), None
 
         return call_alone
 
-    def voting(
-        states: state_lib.States, constants: state_lib.Constants, batch: Any, vote: jax.Array
-    ) -> tuple[state_lib.States, state_lib.Metrics, jax.Array]:
-        return *step(states, constants, batch), jax.lax.pmax(vote, devices.AXIS)
+    @functools.cache
+    def together(quantized: bool) -> Callable[..., Any]:
+        step = step_of(quantized)
 
-    together = devices.pmap(voting, first.devices, (False, False, True, True), donate_argnums=0)
+        def voting(
+            states: state_lib.States, constants: state_lib.Constants, batch: Any, vote: jax.Array
+        ) -> tuple[state_lib.States, state_lib.Metrics, jax.Array]:
+            return *step(states, constants, batch), jax.lax.pmax(vote, devices.AXIS)
+
+        return devices.pmap(voting, first.devices, (False, False, True, True), donate_argnums=0)
 
     def call(states: state_lib.States, batch: Any, steps: range) -> tuple[Any, Any, jax.Array]:
-        del steps
         vote = np.full(len(first.devices), stop.requested is not None, np.int32)
-        return together(states, constants, batch, vote)
+        return together(first.is_quantized(steps.start))(states, constants, batch, vote)
 
     return call
 

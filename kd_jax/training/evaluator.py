@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from kd_jax import models
 from kd_jax.distillation import augment
 from kd_jax.metrics import fidelity
+from kd_jax.models import quantize
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime.errors import DivergedError, UserError
 from kd_jax.training.setup import RunSetup
@@ -164,7 +166,13 @@ class Evaluator:
         """
         self._run = run
         batch_size = run.config.batch_size // run.config.accumulate
-        self._student = Predictor(run.student.logits, run.devices, batch_size)
+
+        @functools.cache
+        def student_of(quantized: bool) -> Predictor:
+            network = dataclasses.replace(run.student, quantized=quantized)
+            return Predictor(network.logits, run.devices, batch_size)
+
+        self._student_of = student_of
         self._common: _Common = shared._common if shared else _Common(run, batch_size)
 
     @property
@@ -195,14 +203,16 @@ class Evaluator:
         """Return the student's logits, float32 `[N, classes]`, see `Predictor.logits`.
 
         Args:
-          variables: `params` and `batch_stats`, replicated over the devices.
+          variables: `params` and `batch_stats`, replicated over the devices; a student that has
+            been trained with int8's numbers is measured with them.
           split: `train`, `val` or `test`.
           lam: weight of each image in its mixture with the next; None: no mixture.
 
         Raises:
           DivergedError: not all are finite.
         """
-        logits = self._student.logits(variables, self.images(split), lam)
+        student = self._student_of(quantize.have_ranges(variables))
+        logits = student.logits(variables, self.images(split), lam)
         fidelity.check_finite(logits, f"on the {split} split the student's")
         return logits
 

@@ -76,25 +76,29 @@ def loop(
             step = steps.stop
             if patience.is_over():
                 break
-            is_compiled = len(steps) in sizes
-            sizes.add(len(steps))
-            if not is_compiled:  # this call compiles: it is no part of the rate
+            if steps.start == run.quantize_from:
+                logger.info("from step %d on the student computes with int8's numbers", steps.start)
+                sizes.clear()  # another program follows
+            if len(steps) in sizes:
+                states, metrics, votes = call(states, feeder.next(), steps)
+            else:  # this call compiles: it is no part of the rate
                 _stop_timing(trackers, steps.start, metrics)
-                first = FirstCall([member.run for member in members], len(steps))
+                is_quantized = run.is_quantized(steps.start)
+                runs = [member.run for member in members]
+                first = FirstCall(runs, len(steps), quantized=is_quantized)
                 with first.measured():
                     states, metrics, votes = call(states, feeder.next(), steps)
                     jax.block_until_ready(metrics)
                 work.add(COMPILATION, first.seconds)
-                if len(sizes) == 1 and run.devices[0].platform == "cpu":
+                if not sizes and run.devices[0].platform == "cpu":
                     logger.info("%s", forms.describe())
+                sizes.add(len(steps))
                 if steps.start == 0:
                     for member, heard in zip(members, listeners, strict=True):
                         heard.on_images(0, functools.partial(view_images.of, member.run))
                 for tracker in trackers:
                     tracker.start_timing(step)
                 stop.has_unsaved_work(True)
-            else:
-                states, metrics, votes = call(states, feeder.next(), steps)
             for tracker in trackers:
                 tracker.flush()
             stop_reason = in_flight.add(metrics, votes)

@@ -71,7 +71,7 @@ def machine(devices: list[jax.Device]) -> str:
     first = devices[0]
     if first.platform != "cpu":
         return f"{len(devices)} {first.device_kind}"
-    cores = devices_lib.cpu_cores()
+    cores = processor.cores()
     return f"{len(devices)} device(s) of {cores} CPU core(s), processor {processor.describe()}"
 
 

@@ -114,6 +114,7 @@ def write(member: Member, state: state_lib.TrainState, result: dict[str, Any]) -
         f"a run of kd_jax {kd_jax.__version__}",
         claimed_top1=measures["top1"],
         certificate=certificate if measures["top1"] is not None else None,
+        quantize=run.config.student.quantize,
     )
 
     def write_files() -> None:

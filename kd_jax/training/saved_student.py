@@ -21,6 +21,7 @@ def card(
     *,
     claimed_top1: float | None = None,
     certificate: dict[str, Any] | None = None,
+    quantize: str = "none",
 ) -> saved_network.ModelCard:
     """Return the card of a run's student.
 
@@ -29,7 +30,7 @@ def card(
       variables: of the student, in host memory.
       source: where it comes from, in words.
       claimed_top1: percent on the test split; None without a claim.
-      certificate: see `ModelCard`.
+      certificate, quantize: see `ModelCard`.
     """
     digest = saved_network.digest_of(variables)
     return saved_network.ModelCard(
@@ -45,6 +46,7 @@ def card(
         arrays_sha256=digest,
         class_names=run.class_names,
         certificate=certificate,
+        quantize=quantize,
     )
 
 

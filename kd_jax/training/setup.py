@@ -25,7 +25,7 @@ from kd_jax.data import catalog, prefetch, sampler, tfds_source
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.distillation import state as state_lib
 from kd_jax.distillation.student import StudentSpec
-from kd_jax.models import user_module
+from kd_jax.models import quantize, user_module
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import processes, source_digest
 from kd_jax.runtime.errors import UserError
@@ -107,9 +107,21 @@ class RunSetup:
         return float(self._learning_rates[step - 1])
 
     @property
-    def spec(self) -> StudentSpec:
-        """The student and how it is trained, as a step takes them."""
-        return StudentSpec(self.config, self.student, self.optimizer, self.given.loss)
+    def quantize_from(self) -> int | None:
+        """Number of updates before the student is quantised; None: it never is."""
+        options = self.config.student
+        if options.quantize == "none":
+            return None
+        return self.total_steps - max(1, round(options.quantize_share * self.total_steps))
+
+    def is_quantized(self, step: int) -> bool:
+        """Tell whether the update after `step` others is made with int8's numbers."""
+        return self.quantize_from is not None and step >= self.quantize_from
+
+    def spec(self, *, quantized: bool) -> StudentSpec:
+        """Return the student and how it is trained, as a step takes them."""
+        student = dataclasses.replace(self.student, quantized=quantized)
+        return StudentSpec(self.config, student, self.optimizer, self.given.loss)
 
     def feeder(self, calls: Iterable[range]) -> prefetch.Feeder:
         """Return what gives the batch of each call in turn."""
@@ -137,6 +149,8 @@ class RunSetup:
         """Return the state before the first step, on one device."""
         seed = _init_seed(self.config)
         variables = self.start or self.student.init(seed, self.dataset.image_shape)
+        if self.quantize_from is not None:
+            variables = self.student.with_ranges(variables, self.dataset.image_shape)
         return state_lib.init_state(self.config, variables, self.optimizer)
 
 
@@ -173,7 +187,7 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
         teachers = load.load(config.teacher, name, given.teachers)
     options = config.student
     if options.weights:
-        start = load.read(options.weights, options.arch, name, "config.student")
+        start = _in_floats(*load.read(options.weights, options.arch, name, "config.student"))
     devices = devices_lib.select(config.num_devices, config.batch_size, config.accumulate)
     dataset = (
         like.dataset if like else dataset_lib.load(config.dataset, given.source, given.validation)
@@ -232,6 +246,8 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
     kept = frozen_norms(options.freeze, student, dataset.image_shape)
     student = dataclasses.replace(student, kept_norms=kept)
     models.check_norms(student, dataset.image_shape, processes.count() * len(devices))
+    if options.quantize != "none":
+        student.check_quantized(dataset.image_shape)
     examples, batch_size = len(dataset.train), config.batch_size
     total_steps = length.total_steps(config, examples)
     warmup_steps = length.warmup_steps(config, examples)
@@ -266,6 +282,13 @@ def frozen_norms(
     free = {path[:-1] for path in params if not re.search(pattern, "/".join(path))}
     norms = {path[1:-1] for path in shapes if path[0] == "batch_stats"}
     return frozenset("/".join(norm) for norm in norms & {path[:-1] for path in params} - free)
+
+
+def _in_floats(
+    card: saved_network.ModelCard, variables: models.Variables
+) -> tuple[saved_network.ModelCard, models.Variables]:
+    """Return a network to start from, without ranges: a run measures its own."""
+    return dataclasses.replace(card, quantize="none"), quantize.without_ranges(variables)
 
 
 def _init_seed(config: ConfigDict) -> int:

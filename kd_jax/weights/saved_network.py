@@ -27,6 +27,7 @@ from kd_jax.runtime.errors import UserError
 
 CARD_FILE = "model.json"
 ARRAYS_FILE = "model.safetensors"
+INT8 = "int8"
 _SEPARATOR = "/"
 
 
@@ -48,6 +49,7 @@ class ModelCard:
       class_names: names of its outputs, in their order; None if unknown.
       certificate: measures of the run that trained it, on the test split (percent, nats, number of
         examples, fingerprint of the data); None for imported weights.
+      quantize: `int8` if it was trained with int8's numbers, and has their ranges; or `none`.
     """
 
     arch: str
@@ -62,10 +64,19 @@ class ModelCard:
     certificate: dict[str, Any] | None = None
     arrays_sha256: str = ""
     class_names: tuple[str, ...] | None = None
+    quantize: str = "none"
 
     def network(self, dtype: str = "float32") -> models.Network:
         """Return the network of the variables, see `models.build`."""
-        return models.build(self.arch, self.num_classes, self.mean, self.std, dtype=dtype)
+        quantized = self.quantize == INT8
+        if quantized and dtype != "float32":
+            raise UserError(
+                f"the network {self.source} computes with int8's numbers, which {dtype} cannot "
+                "hold exactly: take float32 for it"
+            )
+        return models.build(
+            self.arch, self.num_classes, self.mean, self.std, dtype=dtype, quantized=quantized
+        )
 
 
 def save(directory: str | Path, card: ModelCard, variables: Mapping[str, Any]) -> None:
@@ -178,6 +189,8 @@ def _check_values(card: ModelCard) -> None:
     for number in (card.num_classes, *card.image_shape):
         if type(number) is not int or number < 1:
             raise ValueError(f"{number!r} is no number of classes, pixels or channels")
+    if card.quantize not in ("none", INT8):
+        raise ValueError(f"its quantize is {card.quantize!r}")
     if len(card.mean) != card.image_shape[2] or len(card.std) != card.image_shape[2]:
         raise ValueError("it has not one mean and one std for each channel")
     if not all(map(math.isfinite, (*card.mean, *card.std))) or min(card.std) <= 0:
