@@ -104,7 +104,7 @@ class RunSetup:
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate that the update to this step, from 1, was made with."""
-        return float(self._learning_rates[step - 1])
+        return float(f"{self._learning_rates[step - 1]:.6g}")  # float32 has no more digits
 
     @property
     def quantize_from(self) -> int | None:

@@ -55,7 +55,7 @@ def _views(config: ConfigDict, mixup: str) -> Any:
     return _compiled(json.dumps(read))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def _compiled(text: str) -> Any:
     config = ConfigDict(json.loads(text))
     return jax.jit(lambda batch, seed, step: views.make(None, batch, seed, step, config))
