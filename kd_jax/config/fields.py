@@ -221,6 +221,13 @@ FIELDS = (
         range=closed(0, 4096), unit="pixels",
     ),
     Field(
+        "teacher.crop_fraction", 0.0,
+        "With an input size, of a teacher from another library: 0: the whole view is resized to "
+        "it. Otherwise the short side is resized to the size divided by this, and the centre is "
+        "cropped; 0.875 is torchvision's 256 to 224.",
+        range=closed(0, 1),
+    ),
+    Field(
         "teacher.dtype", "float32", "Precision of the teacher's computations.", choices=_DTYPES
     ),
     Field(
@@ -402,6 +409,24 @@ FIELDS = (
     Field(
         "distill.label_smoothing", 0.0, "Share of a label that is spread over all classes.",
         range=right_open(0, 1), source="Szegedy et al. 2016, section 7", cohort_mutable=True,
+    ),
+    Field(
+        "distill.features", (),
+        "Pairs of a module of the teacher and one of the student whose outputs are compared, such "
+        "as (('layer3', 'features.8'),); a wrong path names the near ones.",
+        form="pairs of paths", cohort_mutable=True,
+    ),
+    Field(
+        "distill.feature_loss", "mse",
+        "`mse`: squared error behind a linear projector, which is not kept. `attention`: of the "
+        "maps of where both are active.",
+        choices=("mse", "attention"),
+        source="`mse`: Romero et al. 2015; `attention`: Zagoruyko and Komodakis 2017",
+        cohort_mutable=True,
+    ),
+    Field(
+        "distill.feature_weight", 1.0, "Weight of the features' loss, which is added.",
+        range=left_open(0, 1e6), cohort_mutable=True,
     ),
     Field(
         "mixup.kind", "batch",
