@@ -221,6 +221,13 @@ FIELDS = (
         range=closed(0, 4096), unit="pixels",
     ),
     Field(
+        "teacher.crop_fraction", 0.0,
+        "With an input size, of a teacher from another library: 0: the whole view is resized to "
+        "it. Otherwise the short side is resized to the size divided by this, and the centre is "
+        "cropped; 0.875 is torchvision's 256 to 224.",
+        range=closed(0, 1),
+    ),
+    Field(
         "teacher.dtype", "float32", "Precision of the teacher's computations.", choices=_DTYPES
     ),
     Field(

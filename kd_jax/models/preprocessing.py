@@ -20,12 +20,15 @@ class Preprocessing:
       mean, std: of pixels in [0, 1], one value for each channel in the order red, green, blue.
       channels: `rgb`, or `bgr`.
       input_size: height and width that the network wants, in pixels; 0: as they come.
+      crop_fraction: 0: the whole image is resized to that, whatever its shape. Otherwise its short
+        side is resized to `input_size / crop_fraction`, and the centre is cropped.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     channels: str = "rgb"
     input_size: int = 0
+    crop_fraction: float = 0.0
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         """Return the input of the network, float32 `[n, size, size, C]`.
@@ -33,10 +36,23 @@ class Preprocessing:
         Args:
           pixels: float32 `[n, H, W, C]` in [0, 1], red first.
         """
-        count, height, width, channels = pixels.shape
+        sides = pixels.shape[1:3]
         size = self.input_size
-        if size and (height, width) != (size, size):
-            shape = (count, size, size, channels)
-            pixels = jax.image.resize(pixels, shape, "bilinear")  # antialiased where it shrinks
+        if size and self.crop_fraction:
+            short = size / self.crop_fraction
+            height, width = (round(side * short / min(sides)) for side in sides)
+            pixels = _resize(pixels, height, width)
+            top, left = (height - size) // 2, (width - size) // 2
+            pixels = pixels[:, top : top + size, left : left + size]
+        elif size:
+            pixels = _resize(pixels, size, size)
         normalised = (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
         return normalised[..., ::-1] if self.channels == "bgr" else normalised
+
+
+def _resize(pixels: jax.Array, height: int, width: int) -> jax.Array:
+    count, *sides, channels = pixels.shape
+    if sides == [height, width]:
+        return pixels
+    shape = (count, height, width, channels)
+    return jax.image.resize(pixels, shape, "bilinear")  # antialiased where it shrinks

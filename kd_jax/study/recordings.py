@@ -32,6 +32,7 @@ FOLDER = "answers"  # of a study's directory
 _TEACHER_FIELDS = (
     "dataset.name", "dataset.train_split", "dataset.test_split", "teacher.arch", "teacher.weights",
     "teacher.ensemble", "teacher.normalisation", "teacher.channels", "teacher.input_size",
+    "teacher.crop_fraction",
     "teacher.dtype", "teacher.record_dtype", "teacher.record_top",
 )  # fmt: skip
 

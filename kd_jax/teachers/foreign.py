@@ -114,7 +114,8 @@ def card_of(network: ForeignNetwork, options: ConfigDict, dataset: str) -> saved
       options: `config.teacher`.
       dataset: name of the data set, without a version.
     """
-    preprocessing = (options.channels, options.input_size or network.input_size)
+    preprocessing: tuple[Any, ...] = (options.channels, options.input_size or network.input_size)
+    preprocessing += (options.crop_fraction,) if options.crop_fraction else ()
     digest = hashlib.sha256(f"{network.digest} {preprocessing}".encode()).hexdigest()
     facts = catalog.facts(dataset)
     mean, std = network.mean or facts.mean or (), network.std or facts.std or ()
@@ -136,11 +137,19 @@ def card_of(network: ForeignNetwork, options: ConfigDict, dataset: str) -> saved
 def teacher_of(
     network: ForeignNetwork, card: saved_network.ModelCard, options: ConfigDict
 ) -> Teacher:
-    """Return the teacher that a network is under the normalisation of its card."""
+    """Return the teacher that a network is under the normalisation of its card.
+
+    Raises:
+      UserError: it takes images of any size, and they are to be cropped to one.
+    """
     channels = network.channels if options.channels == "own" else options.channels
-    preprocessing = Preprocessing(
-        card.mean, card.std, channels, options.input_size or network.input_size
-    )
+    size = options.input_size or network.input_size
+    if options.crop_fraction and not size:
+        raise UserError(
+            f"config.teacher.crop_fraction is {options.crop_fraction:g}, expected 0: the teacher "
+            f"{network.name} names no size of its images; or set config.teacher.input_size"
+        )
+    preprocessing = Preprocessing(card.mean, card.std, channels, size, options.crop_fraction)
     if network.apply is not None:
         function = FunctionNetwork(network.name, network.apply, preprocessing)
         return Teacher(card, function, network.variables, foreign=network)
@@ -211,7 +220,7 @@ def count_outputs(
     card = saved_network.ModelCard(
         network.name, 0, image_shape, (0.5,) * 3, (0.5,) * 3, "", None, network.source, ""
     )
-    options = ConfigDict({"channels": "own", "input_size": input_size})
+    options = ConfigDict({"channels": "own", "input_size": input_size, "crop_fraction": 0.0})
     return _outputs_of(teacher_of(network, card, options), image_shape)
 
 

@@ -86,10 +86,11 @@ def _draft(
 def _teacher_of(card: saved_network.ModelCard, weights: Any, options: ConfigDict) -> Teacher:
     if isinstance(weights, ForeignNetwork):
         return foreign.teacher_of(weights, card, options)
-    if options.channels != "own" or options.input_size:
+    if options.channels != "own" or options.input_size or options.crop_fraction:
         raise UserError(
-            f"config.teacher.channels is {options.channels} and config.teacher.input_size is "
-            f"{options.input_size}: expected own and 0, since {card.source} is a network of the zoo"
+            f"config.teacher.channels is {options.channels}, config.teacher.input_size "
+            f"{options.input_size} and config.teacher.crop_fraction {options.crop_fraction:g}: "
+            f"expected own, 0 and 0, since {card.source} is a network of the zoo"
         )
     return Teacher(card, card.network(options.dtype), weights)
 

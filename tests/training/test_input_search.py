@@ -66,6 +66,39 @@ def test_a_mistaken_input_is_named(normalisation, channels):
     assert sentence.endswith(say)
 
 
+def framed(crop, normalisation="cifar100"):
+    """Return a teacher of 32-pixel images that reads only their first row."""
+    mean, std = (np.float32(each) for each in catalog.NORMALISATIONS[normalisation])
+
+    def apply(variables, x):
+        row = (x * std + mean)[:, 0]
+        return -jnp.abs(row.mean(1) - 128 / 255)
+
+    preprocessing = Preprocessing(*catalog.NORMALISATIONS["cifar100"], "rgb", 32, crop)
+    card = saved_network.ModelCard(
+        "python:framed", 3, (64, 64, 3), preprocessing.mean, preprocessing.std, "arrays", None,
+        "a test", "",
+    )  # fmt: skip
+    return Teacher(card, FunctionNetwork(card.arch, apply, preprocessing), (), foreign=object())
+
+
+@pytest.mark.parametrize(("now", "other", "border"), [(0.0, 0.875, 1), (0.875, 0.0, 0)])
+@pytest.mark.parametrize("normalisation", ["cifar100", "byte"])
+def test_another_way_to_the_input_size_is_named(now, other, border, normalisation):
+    """Whose label is at the edge sees it only in the whole image, whose is within in the crop."""
+    centre, labels = colours()
+    images = np.tile(centre, (1, 8, 8, 1))
+    noise = np.random.default_rng(2).choice([20, 240], images.shape).astype(np.uint8)
+    inside = np.zeros((1, 64, 64, 1), bool)
+    inside[:, 3:-3, 3:-3] = True
+    images[::2] = np.where(inside == bool(border), images, noise)[::2]  # not all, as in life
+    sentence, candidates = input_search.advise(framed(now, normalisation), images, labels)
+    assert len(candidates) == 12 + 2
+    assert sentence.endswith(f"config.teacher.crop_fraction={other:g}")
+    assert ("normalisation=byte and" in sentence) == (normalisation == "byte")
+    assert {each.crop_fraction for each in candidates} == {now, other}
+
+
 def test_where_nothing_is_better_nothing_is_named():
     images, labels = colours()
     sentence, candidates = input_search.advise(thresholds("cifar100"), images, labels)
