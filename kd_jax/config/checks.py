@@ -29,6 +29,7 @@ def check(config: ConfigDict) -> None:
         problems += _check_networks(config)
         problems += _check_sequences(config)
         problems += _check_combinations(config)
+        problems += _check_features(config)
     if problems:
         raise UserError("; ".join(problems))
 
@@ -278,6 +279,35 @@ def _check_quantization(config: ConfigDict) -> list[str]:
             "before the first step there are none"
         )
     return problems
+
+
+def _check_features(config: ConfigDict) -> list[str]:
+    """Check that features are pairs, and that one teacher can be asked for them in the step."""
+    features, distill, teacher = config.distill.features, config.distill, config.teacher
+    if not features:
+        return []
+    are_pairs = all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(p, str) and p for p in pair)
+        for pair in features
+    )
+    if not are_pairs:
+        return [
+            f"config.distill.features is {features!r}, expected pairs of a path of the teacher and "
+            "one of the student, such as (('layer3', 'features.8'),)"
+        ]
+    reasons = {
+        f"config.distill.view={distill.view}": distill.view != "same",
+        "config.teacher.ensemble": bool(teacher.ensemble),
+        "config.teacher.record": bool(teacher.record),
+        "config.teacher.replay": bool(teacher.replay),
+        "config.distill.label_weight=1": distill.label_weight == 1,
+    }
+    return [
+        f"config.distill.features is {features!r}, expected none with {what}: they are of one "
+        "teacher, which is asked in the step about the student's own pixels"
+        for what, is_so in reasons.items()
+        if is_so
+    ]
 
 
 def ways_to_a_teacher(arch: str, dataset: str) -> str:

@@ -411,6 +411,24 @@ FIELDS = (
         range=right_open(0, 1), source="Szegedy et al. 2016, section 7", cohort_mutable=True,
     ),
     Field(
+        "distill.features", (),
+        "Pairs of a module of the teacher and one of the student whose outputs are compared, such "
+        "as (('layer3', 'features.8'),); a wrong path names the near ones.",
+        form="pairs of paths", cohort_mutable=True,
+    ),
+    Field(
+        "distill.feature_loss", "mse",
+        "`mse`: squared error behind a linear projector, which is not kept. `attention`: of the "
+        "maps of where both are active.",
+        choices=("mse", "attention"),
+        source="`mse`: Romero et al. 2015; `attention`: Zagoruyko and Komodakis 2017",
+        cohort_mutable=True,
+    ),
+    Field(
+        "distill.feature_weight", 1.0, "Weight of the features' loss, which is added.",
+        range=left_open(0, 1e6), cohort_mutable=True,
+    ),
+    Field(
         "mixup.kind", "batch",
         "Where a lambda is drawn: for the batch, for each group of neighbours in it (8 groups are "
         "what 8 devices with a lambda each would do), or for each example. `none`: no mixup.",

@@ -161,10 +161,15 @@ def _is_tuple(text: str) -> bool:
         return not re.search(r"[,\s]", text)
     except (TypeError, MemoryError, RecursionError):
         return False
+    parts = value if isinstance(value, tuple | list) else (value,)
     return all(
-        isinstance(part, float | str) or (isinstance(part, int) and abs(part) < _LARGEST)
-        for part in (value if isinstance(value, tuple | list) else (value,))
+        _is_plain(part) or (isinstance(part, tuple) and all(map(_is_plain, part))) for part in parts
     )
+
+
+def _is_plain(part: Any) -> bool:
+    """Tell whether a part of a tuple is a text or a number that absl takes."""
+    return isinstance(part, float | str) or (isinstance(part, int) and abs(part) < _LARGEST)
 
 
 def _short(text: str) -> str:

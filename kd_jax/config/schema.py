@@ -128,7 +128,11 @@ def from_json(text: str) -> ConfigDict:
 
 def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
     """Make tuples of lists, which is what JSON makes of tuples."""
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return {name: _as_tuple(value) for name, value in fields.items()}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from kd_jax.distillation.features import Features, Projectors
 from kd_jax.models import Variables
 
 
@@ -41,6 +43,19 @@ class TrainState:
         return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
 
+@flax.struct.dataclass
+class FeatureTrainState(TrainState):
+    """State of a run that matches features through projectors.
+
+    Attributes:
+      projectors: of the student's features, see `features.Features`; never evaluated or kept.
+      projector_opt_state: of their optax chain.
+    """
+
+    projectors: Projectors
+    projector_opt_state: Any
+
+
 # One entry for each student of a cohort: its state, and its metrics (float32 scalars by name).
 States = tuple[TrainState, ...]
 Metrics = tuple[dict[str, jax.Array], ...]
@@ -63,11 +78,14 @@ class Constants(NamedTuple):
 
 
 def init_state(
-    config: ConfigDict, variables: Variables, optimizer: optax.GradientTransformation
+    config: ConfigDict,
+    variables: Variables,
+    optimizer: optax.GradientTransformation,
+    features: Features | None = None,
 ) -> TrainState:
     """Return the state before the first step, from the student's first variables."""
-    metrics = ("loss", "grad_norm", *(("agreement",) if config.distill.label_weight < 1 else ()))
-    return TrainState(
+    metrics = ["loss", "grad_norm", *(["agreement"] if config.distill.label_weight < 1 else [])]
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(config.seed, jnp.int32),
         params=variables["params"],
@@ -75,4 +93,17 @@ def init_state(
         average=jax.tree.map(jnp.copy, variables) if config.student.ema_decay else {},
         opt_state=jax.jit(optimizer.init)(variables["params"]),
         metric_sums={name: jnp.zeros(()) for name in (*metrics, "steps")},
+    )
+    if features is None:
+        return state
+    seed = config.seed if config.student.init_seed is None else config.student.init_seed
+    projectors = features.first_projectors(seed)
+    parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    parts["metric_sums"]["feature_loss"] = jnp.zeros(())
+    if not projectors:
+        return TrainState(**parts)
+    return FeatureTrainState(
+        **parts,
+        projectors=projectors,
+        projector_opt_state=jax.jit(features.optimizer.init)(projectors),
     )

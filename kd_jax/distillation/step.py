@@ -29,7 +29,7 @@ from kd_jax.distillation.inputs import Answered, StepInputs, make_inputs, teache
 from kd_jax.distillation.state import Constants, Metrics, States, TrainState
 from kd_jax.distillation.student import StudentGradients, StudentSpec, student_gradients
 from kd_jax.distillation.update import apply_gradients
-from kd_jax.models import Network
+from kd_jax.models import Network, capture
 from kd_jax.runtime.devices import AXIS
 
 AnyBatch = Batch | Streamed | Answered
@@ -56,6 +56,7 @@ def make_cohort_step(
     config = students[0].config
     if all(spec.config.distill.label_weight == 1 for spec in students):
         teacher = None  # all learn from labels alone: there is nothing to ask it
+    wanted = {path for spec in students if spec.features for path in spec.features.teacher_paths}
 
     def gradients_of(
         states: States, constants: Constants, batch: AnyBatch
@@ -65,9 +66,10 @@ def make_cohort_step(
         view = views.make(constants.images, batch, seed, step, config)
         indices = batch.batch if isinstance(batch, Streamed) else batch
         logits = answers
+        outputs: capture.Outputs = {}
         if teacher is not None and answers is None:
-            logits = teacher_forward(teacher, constants, indices, view)
-        inputs = make_inputs(view, logits, constants, indices)
+            logits, outputs = teacher_forward(teacher, constants, indices, view, sorted(wanted))
+        inputs = make_inputs(view, logits, constants, indices, outputs)
         num_examples = None if constants.labels is None else len(constants.labels)
         return cohort_gradients(students, teacher, states, inputs, num_examples)
 
@@ -164,10 +166,10 @@ def mean_over_devices(
     """
     if not statistics_are_equal:
         return _pmean(gradients)
-    means = _pmean([(each.params, each.metrics) for each in gradients])
+    means = _pmean([(each.params, each.metrics, each.projectors) for each in gradients])
     return [
-        StudentGradients(params, metrics, each.batch_stats)
-        for (params, metrics), each in zip(means, gradients, strict=True)
+        StudentGradients(params, metrics, each.batch_stats, projectors)
+        for (params, metrics, projectors), each in zip(means, gradients, strict=True)
     ]
 
 

@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 
 from kd_jax.distillation import augment, losses
 from kd_jax.distillation.ensemble import Ensemble
+from kd_jax.distillation.features import Features
 from kd_jax.distillation.inputs import StepInputs
 from kd_jax.distillation.objective import UserLoss, student_loss
-from kd_jax.distillation.state import TrainState
+from kd_jax.distillation.state import FeatureTrainState, TrainState
 from kd_jax.distillation.warmup import distillation_factor
-from kd_jax.models import Network
+from kd_jax.models import Network, capture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +29,14 @@ class StudentSpec:
       network: the network that is trained.
       optimizer: one optax chain.
       loss: for `distill.loss` python, see `objective.user_loss`; None for all others.
+      features: that it matches besides; None: none.
     """
 
     config: ConfigDict
     network: Network
     optimizer: optax.GradientTransformation
     loss: UserLoss | None = None
+    features: Features | None = None
 
 
 class StudentGradients(NamedTuple):
@@ -42,13 +45,16 @@ class StudentGradients(NamedTuple):
     Attributes:
       params: gradients of the loss, a tree like the parameters.
       metrics: float32 scalars: `loss`, a mean over examples whatever `distill.reduction` is, and
-        with a teacher `agreement`, the fraction of examples on which both choose the same class.
+        with a teacher `agreement`, the fraction of examples on which both choose the same class;
+        with features `feature_loss`, which is a part of `loss` by its weight.
       batch_stats: `models.norm.Statistics` of the batch.
+      projectors: gradients of the loss to `FeatureTrainState.projectors`; empty without.
     """
 
     params: Any
     metrics: dict[str, jax.Array]
     batch_stats: Any
+    projectors: Any = ()
 
 
 def student_gradients(
@@ -86,31 +92,45 @@ def student_gradients(
         dropout_key = augment.stream_key(state.seed, state.step, augment.STREAM_DROPOUT)
         dropout_keys = augment.position_keys(dropout_key, inputs.position)
 
-    def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+    def loss_of(params: Any, projectors: Any) -> tuple[jax.Array, tuple[Any, jax.Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, batch_stats = network.train_logits(
-            variables, inputs.pixels, dropout_keys, average_step(config, state)
-        )
-        loss = jnp.mean(
-            student_loss(
-                config,
-                logits,
-                targets,
-                target_weights,
-                label_probs,
-                inputs.labels,
-                spec.loss,
-                warmup=warmup,
-            )
-        )
-        return scale * loss, (loss, logits, batch_stats)
 
-    grads, (loss, logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
-    metrics = {"loss": loss}
+        def forward() -> tuple[jax.Array, Any]:
+            return network.train_logits(
+                variables, inputs.pixels, dropout_keys, average_step(config, state)
+            )
+
+        outputs: capture.Outputs = {}
+        if spec.features is None:
+            logits, batch_stats = forward()
+        else:
+            (logits, batch_stats), outputs = capture.outputs(forward)
+        losses = student_loss(
+            config,
+            logits,
+            targets,
+            target_weights,
+            label_probs,
+            inputs.labels,
+            spec.loss,
+            warmup=warmup,
+        )
+        metrics = {}
+        if spec.features is not None:
+            apart = spec.features.loss_of(projectors, inputs.teacher_outputs, outputs)
+            losses += spec.features.weight * apart
+            metrics["feature_loss"] = jnp.mean(apart)
+        loss = jnp.mean(losses)
+        return scale * loss, ({"loss": loss, **metrics}, logits, batch_stats)
+
+    projectors = state.projectors if isinstance(state, FeatureTrainState) else {}
+    (grads, projector_grads), (metrics, logits, batch_stats) = jax.grad(
+        loss_of, argnums=(0, 1), has_aux=True
+    )(state.params, projectors)
     if consensus is not None:
         same = jnp.argmax(logits, axis=-1) == jnp.argmax(consensus, axis=-1)
         metrics["agreement"] = jnp.mean(same.astype(jnp.float32))
-    return StudentGradients(grads, metrics, batch_stats)
+    return StudentGradients(grads, metrics, batch_stats, projector_grads)
 
 
 def average_step(config: ConfigDict, state: TrainState) -> jax.Array | None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.distillation.state import TrainState
+from kd_jax.distillation.state import FeatureTrainState, TrainState
 from kd_jax.distillation.student import StudentGradients, StudentSpec, average_step
 from kd_jax.models import quantize
 from kd_jax.models.norm import running_average
@@ -54,5 +54,19 @@ def apply_gradients(
         opt_state=opt_state,
         metric_sums=sums,
     )
+    if isinstance(state, FeatureTrainState):
+        state = _update_projectors(spec, state, gradients)
     count = sums["steps"]
     return state, {name: total / count for name, total in sums.items() if name != "steps"}
+
+
+def _update_projectors(
+    spec: StudentSpec, state: FeatureTrainState, gradients: StudentGradients
+) -> FeatureTrainState:
+    """Return the state with new projectors. Their gradient is clipped by its own norm."""
+    assert spec.features is not None
+    updates, opt_state = spec.features.optimizer.update(
+        gradients.projectors, state.projector_opt_state, state.projectors
+    )
+    projectors = optax.apply_updates(state.projectors, updates)
+    return dataclasses.replace(state, projectors=projectors, projector_opt_state=opt_state)

@@ -11,7 +11,9 @@ because batch norm makes the images depend on each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,16 +28,28 @@ _REUSE = 2  # least ratio of the bytes of maps to those of weights
 _PROBE = (
     1009  # images that a network is traced with: a prime, so that no size of a kernel equals it
 )
+_whole: contextvars.ContextVar[bool] = contextvars.ContextVar("whole", default=False)
 
 
-def in_chunks(forward: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """Context in which `in_chunks` does not cut: what is inside a chunk already."""
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
+def in_chunks(forward: Callable[[jax.Array], Any], images: jax.Array) -> Any:
     """Return `forward(images)`; on CPU, computed in chunks of a few images.
 
     Args:
-      forward: maps images `[n, H, W, C]` to `[n, ...]`, each independently of the others.
+      forward: maps images `[n, H, W, C]` to a tree of `[n, ...]`, each independently of the others.
       images: `[n, H, W, C]`.
     """
-    if lowering.current() != "cpu" or len(images) == 1:  # at export the batch has no number
+    # At export the batch has no number.
+    if lowering.current() != "cpu" or len(images) == 1 or _whole.get():
         return forward(images)
     count = len(images)
     size = min(count, _images_of_chunk(forward, images))
@@ -46,10 +60,10 @@ def in_chunks(forward: Callable[[jax.Array], jax.Array], images: jax.Array) -> j
     padding = [(0, chunks * size - count)] + [(0, 0)] * (images.ndim - 1)
     chunked = jnp.pad(images, padding).reshape(chunks, size, *images.shape[1:])
     results = jax.lax.map(forward, chunked)
-    return results.reshape(chunks * size, *results.shape[2:])[:count]
+    return jax.tree.map(lambda x: x.reshape(chunks * size, *x.shape[2:])[:count], results)
 
 
-def _images_of_chunk(forward: Callable[[jax.Array], jax.Array], images: jax.Array) -> int:
+def _images_of_chunk(forward: Callable[[jax.Array], Any], images: jax.Array) -> int:
     """Return the number of images in a chunk: a power of two, which divides most batches."""
     probe = jax.ShapeDtypeStruct((_PROBE, *images.shape[1:]), images.dtype)
     traced = jax.make_jaxpr(forward)(probe)

@@ -24,6 +24,7 @@ from kd_jax.config import checks
 from kd_jax.data import catalog, prefetch, sampler, tfds_source
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.distillation import state as state_lib
+from kd_jax.distillation.features import Features
 from kd_jax.distillation.student import StudentSpec
 from kd_jax.models import quantize, user_module
 from kd_jax.runtime import devices as devices_lib
@@ -32,7 +33,7 @@ from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import heads, load
 from kd_jax.teachers.recording import Recording
 from kd_jax.teachers.teacher import Teachers
-from kd_jax.training import length
+from kd_jax.training import feature_setup, length
 from kd_jax.training import optimizer as optimizer_lib
 from kd_jax.training.given import NOTHING, Given
 from kd_jax.weights import saved_network
@@ -54,6 +55,7 @@ class RunSetup:
       total_steps: of the run.
       resident: whether the images lie on the devices, or are streamed to them.
       given: objects from Python that the config cannot name.
+      features: that the student matches besides; None: none.
     """
 
     config: ConfigDict
@@ -67,6 +69,7 @@ class RunSetup:
     total_steps: int
     resident: bool
     given: Given
+    features: Features | None = None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -121,7 +124,7 @@ class RunSetup:
     def spec(self, *, quantized: bool) -> StudentSpec:
         """Return the student and how it is trained, as a step takes them."""
         student = dataclasses.replace(self.student, quantized=quantized)
-        return StudentSpec(self.config, student, self.optimizer, self.given.loss)
+        return StudentSpec(self.config, student, self.optimizer, self.given.loss, self.features)
 
     def feeder(self, calls: Iterable[range]) -> prefetch.Feeder:
         """Return what gives the batch of each call in turn."""
@@ -151,7 +154,7 @@ class RunSetup:
         variables = self.start or self.student.init(seed, self.dataset.image_shape)
         if self.quantize_from is not None:
             variables = self.student.with_ranges(variables, self.dataset.image_shape)
-        return state_lib.init_state(self.config, variables, self.optimizer)
+        return state_lib.init_state(self.config, variables, self.optimizer, self.features)
 
 
 def prepare(config: ConfigDict) -> None:
@@ -250,8 +253,11 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
         student.check_quantized(dataset.image_shape)
     examples, batch_size = len(dataset.train), config.batch_size
     total_steps = length.total_steps(config, examples)
-    warmup_steps = length.warmup_steps(config, examples)
-    optimizer = optimizer_lib.build(config, total_steps, warmup_steps, examples / batch_size)
+    lengths = total_steps, length.warmup_steps(config, examples), examples / batch_size
+    optimizer = optimizer_lib.build(config, *lengths)
+    features = None
+    if config.distill.features:
+        features = feature_setup.build(config, teachers, student, dataset.image_shape, lengths)
     return RunSetup(
         config=config,
         devices=devices,
@@ -264,6 +270,7 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
         total_steps=total_steps,
         resident=prefetch.is_resident(config.dataset, dataset.train.images.nbytes),
         given=given,
+        features=features,
     )
 
 

@@ -139,6 +139,8 @@ def _build(configs: Sequence[ConfigDict], places: Sequence[Path], given: Given) 
     teacher_source.check(first)
     runs = [first, *(setup.build(config, like=first, given=given) for config in configs[1:])]
     for place, run in zip(places, runs, strict=True):
+        if run.features:
+            logger.info("features: %s", "; ".join(map(str, run.features.pairs)))
         teacher_source.check_use(run, first)
         fingerprint, start = run.dataset.fingerprint, run.start_digest
         processes.on_first(functools.partial(provenance.check_data, place, fingerprint))
