@@ -21,12 +21,13 @@ def measure(call: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> dic
     Returns:
       batch size as text -> `p50_ms`, `p95_ms`, `runs`.
     """
-    return {str(batch): _of_batch(call, images, batch) for batch in BATCHES}
+    return {str(batch): of_batch(call, images, batch) for batch in BATCHES}
 
 
-def _of_batch(
+def of_batch(
     call: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int
 ) -> dict[str, float]:
+    """Return `p50_ms`, `p95_ms` and `runs` of one batch size, see `measure`."""
     chosen = np.ascontiguousarray(images[np.arange(batch) % len(images)])
     for _ in range(_WARM_UP):
         call(chosen)

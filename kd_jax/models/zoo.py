@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from kd_jax.runtime.errors import UserError
 
@@ -26,15 +26,28 @@ class Cost(NamedTuple):
       params: parameters before the head.
       madds: multiply-adds of the convolutions and linear layers before the head.
       features: inputs of the head, which is linear with a bias.
+      flattened: parameters that read one pixel of the last map, where the network flattens it
+        instead of averaging; its map is a 32nd of the image each way.
     """
 
     params: int
     madds: int
     features: int
+    flattened: int = 0
 
-    def total_params(self, num_classes: int) -> int:
-        """Return the number of parameters with a head of `num_classes`."""
-        return self.params + (self.features + 1) * num_classes
+    @overload
+    def total_params(self, num_classes: int) -> int: ...
+    @overload
+    def total_params(self, num_classes: int, image_size: int) -> int | None: ...
+    def total_params(self, num_classes: int, image_size: int = IMAGE_SHAPE[0]) -> int | None:
+        """Return the number of parameters with a head of `num_classes`.
+
+        None where nothing is left of an image of this height and width.
+        """
+        pixels = (image_size // 32) ** 2 if self.flattened else 1
+        if not pixels:
+            return None
+        return self.params + (pixels - 1) * self.flattened + (self.features + 1) * num_classes
 
     def total_madds(self, num_classes: int) -> int:
         """Return the number of multiply-adds with a head of `num_classes`."""
@@ -84,10 +97,10 @@ MODELS: dict[str, Architecture] = {
     "resnet32": _resnet(5, Cost(466_256, 69_124_096, 64)),
     "resnet44": _resnet(7, Cost(660_688, 97_435_648, 64)),
     "resnet56": _resnet(9, Cost(855_120, 125_747_200, 64)),
-    "vgg11_bn": _vgg(11, Cost(9_751_296, 153_288_704, 512)),
-    "vgg13_bn": _vgg(13, Cost(9_936_192, 228_786_176, 512)),
-    "vgg16_bn": _vgg(16, Cost(15_248_448, 313_720_832, 512)),
-    "vgg19_bn": _vgg(19, Cost(20_560_704, 398_655_488, 512)),
+    "vgg11_bn": _vgg(11, Cost(9_751_296, 153_288_704, 512, 512 * 512)),
+    "vgg13_bn": _vgg(13, Cost(9_936_192, 228_786_176, 512, 512 * 512)),
+    "vgg16_bn": _vgg(16, Cost(15_248_448, 313_720_832, 512, 512 * 512)),
+    "vgg19_bn": _vgg(19, Cost(20_560_704, 398_655_488, 512, 512 * 512)),
     "mobilenetv2_x0_5": _mobilenetv2(0.5, Cost(687_680, 27_956_224, 1280)),
     "mobilenetv2_x0_75": _mobilenetv2(0.75, Cost(1_355_424, 59_297_280, 1280)),
     "mobilenetv2_x1_0": _mobilenetv2(1.0, Cost(2_223_872, 87_963_648, 1280)),

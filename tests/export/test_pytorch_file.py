@@ -93,3 +93,89 @@ def test_pytorch_reads_the_file(tmp_path):
     stem.load_state_dict(arrays, strict=True)
     kernel = golden_state_dict("resnet8")["conv1.weight"]
     np.testing.assert_array_equal(stem.conv1.weight.detach(), kernel)
+
+
+# Howard et al. 2019, table 2: kernel, expanded, out, squeeze-excite, hard swish, stride.
+TABLE_2 = (
+    (3, 16, 16, True, False, 2), (3, 72, 24, False, False, 2), (3, 88, 24, False, False, 1),
+    (5, 96, 40, True, True, 2), (5, 240, 40, True, True, 1), (5, 240, 40, True, True, 1),
+    (5, 120, 48, True, True, 1), (5, 144, 48, True, True, 1), (5, 288, 96, True, True, 2),
+    (5, 576, 96, True, True, 1), (5, 576, 96, True, True, 1),
+)  # fmt: skip
+
+
+def mobilenet_v3_small(torch, num_classes):
+    """Return a PyTorch module with the names and the function of torchvision's class."""
+    nn = torch.nn
+
+    class SqueezeExcite(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            hidden = max(8, (width // 4 + 4) // 8 * 8)  # a quarter, in eights
+            hidden += 8 * (hidden < 0.9 * width / 4)
+            self.fc1, self.fc2 = nn.Conv2d(width, hidden, 1), nn.Conv2d(hidden, width, 1)
+
+        def forward(self, x):
+            pooled = x.mean((2, 3), keepdim=True)
+            return x * nn.functional.hardsigmoid(self.fc2(self.fc1(pooled).relu()))
+
+    def convolution(inputs, outputs, size, stride=1, groups=1, activation=None):
+        conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+        norm = nn.BatchNorm2d(outputs, eps=1e-3)
+        return nn.Sequential(conv, norm, *([activation()] if activation else []))
+
+    class Residual(nn.Module):
+        def __init__(self, inputs, size, expanded, outputs, squeeze, hard, stride):
+            super().__init__()
+            activation = nn.Hardswish if hard else nn.ReLU
+            parts = []
+            if expanded != inputs:
+                parts.append(convolution(inputs, expanded, 1, activation=activation))
+            parts.append(convolution(expanded, expanded, size, stride, expanded, activation))
+            if squeeze:
+                parts.append(SqueezeExcite(expanded))
+            parts.append(convolution(expanded, outputs, 1))
+            self.block = nn.Sequential(*parts)
+            self.is_residual = stride == 1 and inputs == outputs
+
+        def forward(self, x):
+            return x + self.block(x) if self.is_residual else self.block(x)
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layers, width = [convolution(3, 16, 3, 2, activation=nn.Hardswish)], 16
+            for row in TABLE_2:
+                layers.append(Residual(width, *row))
+                width = row[2]
+            layers.append(convolution(width, 576, 1, activation=nn.Hardswish))
+            self.features = nn.Sequential(*layers)
+            self.classifier = nn.Sequential(
+                nn.Linear(576, 1024), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(1024, num_classes)
+            )
+
+        def forward(self, x):
+            return self.classifier(self.features(x).mean((2, 3)))
+
+    return Network().eval()
+
+
+def test_torchvisions_class_gives_the_golden_logits(tmp_path):
+    """A PyTorch user loads the file, strictly, and has the answers of the reference."""
+    torch = pytest.importorskip("torch", reason="pip install torch to load the file with it")
+    from safetensors.torch import load_file
+
+    path = tmp_path / "x.safetensors"
+    source = golden("mobilenet_v3_small", GOLDEN["mobilenet_v3_small"])
+    path.write_bytes(pytorch_file.content(source, "logits"))
+    try:
+        from torchvision.models import mobilenet_v3_small as original
+    except ImportError:
+        network = mobilenet_v3_small(torch, num_classes=100)
+    else:
+        network = original(num_classes=100).eval()
+    network.load_state_dict(load_file(path), strict=True)
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(golden_images().transpose(0, 3, 1, 2))).numpy()
+    expected = golden_logits(GOLDEN["mobilenet_v3_small"])
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
