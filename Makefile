@@ -83,7 +83,7 @@ $(DOCS_STAMP): $(STAMP) requirements-docs.txt
 	@touch $@
 
 docs: $(DOCS_STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # --quiet would count no warnings, and never fail
 
 # The versions that the tests run with: on the oldest Python, and with the newest JAX. What is locked
 # stays as it is where it still fits; `make lock LOCK=--upgrade` takes the newest of everything.
