@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 # The longest files first, on two workers; what glibc keeps for each thread would be gigabytes.
 PYTEST := MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo study test test-all test-next test-fast torture bench guard check lock format clean
+.PHONY: setup demo study test test-all test-next test-fast torture bench guard check docs lock format clean
 BENCH_STAMP := $(VENV)/.ready-bench
 
 # The newest JAX needs a newer Python. A shim of pyenv may be there and not start, so each is tried.
@@ -76,6 +76,15 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+DOCS_STAMP := $(VENV)/.ready-docs
+
+$(DOCS_STAMP): $(STAMP) requirements-docs.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # --quiet would count no warnings, and never fail
+
 # The versions that the tests run with: on the oldest Python, and with the newest JAX. What is locked
 # stays as it is where it still fits; `make lock LOCK=--upgrade` takes the newest of everything.
 COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal \
@@ -94,4 +103,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(NEXT) runs .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(NEXT) runs site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
