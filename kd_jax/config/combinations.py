@@ -116,6 +116,11 @@ def _check_quantization(config: ConfigDict) -> list[str]:
             "less: batch norm keeps the running statistics that it has when rounding begins, and "
             "before the first step there are none"
         )
+    if config.distill.features:
+        problems.append(
+            f"{name} and config.distill.features is {config.distill.features!r}, expected () with "
+            "it: features are compared of students in floating point"
+        )
     return problems
 
 
