@@ -1,7 +1,8 @@
 """A run that is to be longer, or shorter, than it was planned.
 
 It may be, if the steps that it has made are those of a run that was planned so from the start: if
-the learning rate, and the weight of the distillation loss, of each of them are the same numbers.
+the learning rate, and the weight of the distillation loss, of each of them are the same numbers,
+and if rounding to int8's numbers begins after them or at the same step.
 That holds under the schedule `constant`, under `wsd` before its decay and under `step` before its
 first drop. Under the others every step's learning rate depends on the length.
 """
@@ -37,6 +38,13 @@ def total_steps(config: ConfigDict, examples: int) -> int:
 def warmup_steps(config: ConfigDict, examples: int) -> int:
     """Return the steps of warm-up that a run asks for; of a short run fewer are used."""
     return round(config.warmup_epochs * examples / config.batch_size)
+
+
+def quantize_from(config: ConfigDict, steps: int) -> int:
+    """Return how many updates of a run of `steps` are made before its student is quantised."""
+    options = config.student
+    is_quantized = options.quantize != "none"
+    return steps - is_quantized * max(1, round(options.quantize_share * steps))
 
 
 def learning_rates(config: ConfigDict, examples: int) -> np.ndarray:
@@ -88,6 +96,13 @@ def check_steps_made(place: Path, config: ConfigDict, examples: int) -> None:
         raise UserError(
             f"{refusal}, and with config.patience={config.patience} it would count a validation "
             f"that a run of {new} steps does not make: {_train_on(place)}"
+        )
+    begins, would_begin = quantize_from(before, old), quantize_from(config, new)
+    if begins != would_begin and min(begins, would_begin) < done:
+        raise UserError(
+            f"{refusal}; it computes with int8's numbers from step {begins} on, and a run of "
+            f"{new} from step {would_begin} on, so this would be another training: "
+            f"{_train_on(place)}"
         )
     for was, would_be in zip(
         _factors(before, examples, done), _factors(config, examples, done), strict=True

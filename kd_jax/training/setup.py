@@ -110,16 +110,13 @@ class RunSetup:
         return float(f"{self._learning_rates[step - 1]:.6g}")  # float32 has no more digits
 
     @property
-    def quantize_from(self) -> int | None:
-        """Number of updates before the student is quantised; None: it never is."""
-        options = self.config.student
-        if options.quantize == "none":
-            return None
-        return self.total_steps - max(1, round(options.quantize_share * self.total_steps))
+    def quantize_from(self) -> int:
+        """Number of updates before the student is quantised; all of them if it never is."""
+        return length.quantize_from(self.config, self.total_steps)
 
     def is_quantized(self, step: int) -> bool:
         """Tell whether the update after `step` others is made with int8's numbers."""
-        return self.quantize_from is not None and step >= self.quantize_from
+        return step >= self.quantize_from
 
     def spec(self, *, quantized: bool) -> StudentSpec:
         """Return the student and how it is trained, as a step takes them."""
@@ -152,7 +149,7 @@ class RunSetup:
         """Return the state before the first step, on one device."""
         seed = _init_seed(self.config)
         variables = self.start or self.student.init(seed, self.dataset.image_shape)
-        if self.quantize_from is not None:
+        if self.quantize_from < self.total_steps:
             variables = self.student.with_ranges(variables, self.dataset.image_shape)
         return state_lib.init_state(self.config, variables, self.optimizer, self.features)
 

@@ -132,6 +132,31 @@ def test_a_cohort_is_quantised_together(whole, tmp_path):
 
 
 @pytest.mark.proof
+def test_a_run_that_is_quantised_already_has_its_length(tmp_path):
+    def config(steps):
+        return int8_config(**{"total_steps": steps, "schedule.name": "constant"})
+
+    with pytest.raises(StoppedError):
+        train(config(30), tmp_path / "w", StopAfter(SWITCH - 2))
+    train(config(40), tmp_path / "w")  # 24 steps of floats, of which 16 were made
+    train(config(40), tmp_path / "at_once")
+    first, second = (saved_network.load_card(tmp_path / name) for name in ("w", "at_once"))
+    assert first.arrays_sha256 == second.arrays_sha256
+    with pytest.raises(UserError, match="numbers from step 24 on, and a run of 50 from step 30 on"):
+        train(config(50), tmp_path / "w")
+
+
+@pytest.mark.proof
+def test_features_are_matched_beside_it(whole, tmp_path):
+    options = {
+        "distill.label_weight": 0.0, "teacher.weights": str(whole[0]),
+        "distill.features": (("layer1.0", "layer1.0"),),
+    }  # fmt: skip
+    train(int8_config(**options), tmp_path / "w")
+    assert saved_network.load_card(tmp_path / "w").quantize == "int8"
+
+
+@pytest.mark.proof
 def test_a_run_may_start_from_a_quantised_student_in_floats_or_again(whole, tmp_path):
     for name, options in {
         "floats": {"student.quantize": "none", "student.quantize_share": 0.1},
