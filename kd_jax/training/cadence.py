@@ -85,6 +85,13 @@ class Cadence:
                 break
         return frozenset(sizes)
 
+    def programs(self, start: int, end: int) -> int:
+        """Return how many programs the calls from step `start` to `end` are."""
+        middle = self.quantize_from
+        if middle is None or not start < middle < end:
+            return len(self.call_sizes(start, end))
+        return len(self.call_sizes(start, middle)) + len(self.call_sizes(middle, end))
+
     def calls(self, start: int, end: int) -> Iterator[range]:
         """Return the calls from step `start` to `end`; each ends where there is work to do."""
         steps = range(start + 1, end + 1)

@@ -136,6 +136,7 @@ def _rows(
         ["what", "value"],
         ["student", planned_teachers.cost(student, shape)],
         *([["teacher", each.words] for each in planned] or [["teacher", "-"]]),
+        *_feature_rows(config),
         ["examples, classes, image", f"{examples:,}, {num_classes}, {'x'.join(map(str, shape))}"],
         ["batch", f"{config.batch_size} on {devices} device(s)"],
         ["steps, epochs", f"{total_steps:,}, {total_steps * config.batch_size / examples:.1f}"],
@@ -162,6 +163,11 @@ def _name_of_teachers(planned: list[Planned]) -> str:
     name = "the teachers" if len(planned) > 1 else "the teacher"
     counted = all(each.network is not None or not each.in_step for each in planned)
     return name if counted else f"{name}, as far as known"
+
+
+def _feature_rows(config: ConfigDict) -> list[list[str]]:
+    pairs = len(config.distill.features)
+    return [["features", f"{pairs} pair(s), which are not counted here"]] if pairs else []
 
 
 def _streamed_images(config: ConfigDict) -> int:

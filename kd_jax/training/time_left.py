@@ -41,7 +41,7 @@ class TimeLeft:
         self._cadence, self._members, self._clock = cadence, members, clock
         self._end = cadence.total_steps if end is None else end
         self._at_the_end = at_the_end
-        self._sizes = cadence.call_sizes(start, self._end)
+        self._programs = cadence.programs(start, self._end)
         self._took: dict[str, list[float]] = {}
 
     @contextlib.contextmanager
@@ -67,7 +67,7 @@ class TimeLeft:
             VALIDATION: self._members
             * (self._cadence.validations_in(step, self._end) + self._at_the_end),
             CHECKPOINT: self._members * self._cadence.saves_in(step, self._end),
-            COMPILATION: max(0, len(self._sizes) - len(self._took.get(COMPILATION, ()))),
+            COMPILATION: max(0, self._programs - len(self._took.get(COMPILATION, ()))),
         }
         return rest + sum(count * self._each(kind) for kind, count in counts.items())
 

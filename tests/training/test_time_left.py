@@ -1,5 +1,7 @@
 """The time left counts what is still to be done, by how long each kind of it took."""
 
+import dataclasses
+
 import pytest
 
 from kd_jax.training.cadence import Cadence
@@ -96,6 +98,14 @@ def test_the_counts_are_those_of_the_calls(start):
     assert run.validations_in(start, 1000) == sum(run.should_validate(step) for step in steps)
     assert run.saves_in(start, 1000) == sum(run.should_save(step) for step in steps)
     assert run.call_sizes(start, 1000) == {len(call) for call in run.calls(start, 1000)}
+
+
+def test_a_student_that_is_quantised_compiles_again():
+    run = dataclasses.replace(cadence(), quantize_from=900)
+    assert [run.programs(*steps) for steps in ((0, 1000), (900, 1000), (0, 900))] == [2, 1, 1]
+    left = TimeLeft(run)
+    left.add(COMPILATION, 30.0)
+    assert left.seconds(1, 0.0) == 30.0
 
 
 @pytest.mark.parametrize(
