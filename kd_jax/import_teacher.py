@@ -18,6 +18,8 @@ from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable, run_command
 from kd_jax.weights import published
 
+_LONG_MB = 100  # of a file that takes seconds to read; a wrong one is to be one sentence
+
 _ARCH = flags.DEFINE_string("arch", None, "Architecture, a name in the zoo.")
 _SRC = flags.DEFINE_string(
     "src", None, "File (.pth, .pt, .safetensors, .npz), or `published` to fetch it."
@@ -77,7 +79,8 @@ def main(argv: Sequence[str]) -> None:
     if source == "published":
         src = published.fetch(arch, _DATASET.value)
     size = src.stat().st_size / 1e6 if src.is_file() else 0.0
-    logger.info("reading %s (%.1f MB) as %s", src, size, arch)
+    if size > _LONG_MB:
+        logger.info("reading %s (%.0f MB) as %s", src, size, arch)
     card, variables = load.import_file(
         arch,
         src,
