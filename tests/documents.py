@@ -56,5 +56,5 @@ def flags_of(module):
     """Return the names of the flags that the module of a command defines, from its source."""
     path = ROOT.joinpath(*module.split("."))
     source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
-    names = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
+    names = set(re.findall(r'flags\.DEFINE_\w+\((?:\s*_\w+\()?\s*"(\w+)"', source))
     return names | ({"config"} if "overrides.define(" in source else set())
