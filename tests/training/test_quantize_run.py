@@ -147,16 +147,6 @@ def test_a_run_that_is_quantised_already_has_its_length(tmp_path):
 
 
 @pytest.mark.proof
-def test_features_are_matched_beside_it(whole, tmp_path):
-    options = {
-        "distill.label_weight": 0.0, "teacher.weights": str(whole[0]),
-        "distill.features": (("layer1.0", "layer1.0"),),
-    }  # fmt: skip
-    train(int8_config(**options), tmp_path / "w")
-    assert saved_network.load_card(tmp_path / "w").quantize == "int8"
-
-
-@pytest.mark.proof
 def test_a_run_may_start_from_a_quantised_student_in_floats_or_again(whole, tmp_path):
     for name, options in {
         "floats": {"student.quantize": "none", "student.quantize_share": 0.1},
@@ -176,6 +166,10 @@ WRONG = {
         {"student.arch": "python:Net"}, "student.quantize works with the zoo's networks",
     ),
     "bfloat16": ({"student.dtype": "bfloat16"}, "dtype is bfloat16, expected float32"),
+    "features": (
+        {"distill.features": (("layer1.0", "layer1.0"),), "teacher.weights": "t",
+         "distill.label_weight": 0.0}, "expected \\(\\) with it: features are compared",
+    ),
     "patience": ({"patience": 3}, "config.patience is 3, expected 0 with it"),
     "all of it, from nothing": (
         {"student.quantize_share": 1.0}, "quantize_share is 1.0 without config.student.weights",
