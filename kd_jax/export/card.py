@@ -21,6 +21,11 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "safetensors", "onnx", "onnxrunti
              "tensorflow-cpu", "ai-edge-litert")  # fmt: skip
 _MOST_CLASSES = 100  # in the table of the card for people
 _TEACHER = ("arch", "source", "sha256", "top1", "top5", "nll", "ece", "examples", "split")
+_OF_TEACHER = {
+    "agreement": "same class as the teacher %",
+    "agreement_top5": "the teacher's class among the first five %",
+    "kl_to_teacher": "KL to the teacher, nats",
+}
 _INPUT = "uint8 [n, {}, {}, {}], RGB, 0 to 255"
 
 
@@ -78,7 +83,8 @@ def make(
             "examples": expected.split_size,
             "verified": len(expected.labels),
         },
-        "teacher": teacher and {name: teacher[name] for name in _TEACHER if name in teacher},
+        "teacher": teacher and _certificate(teacher),
+        "training": source.training,
         "quantisation": _quantisation(source) if entry.is_int8 else None,
         "measures": {name: value for name, value in measures.items() if name != "per_class"},
         "per_class": dict(zip(names, per_class, strict=True)),
@@ -86,6 +92,8 @@ def make(
         "latency": latency,
         "machine": {
             "processor": processor.describe(),
+            "model": processor.model(),
+            "system": platform.system(),
             "architecture": platform.machine(),
             "cores": processor.cores(),
         },
@@ -96,6 +104,14 @@ def make(
             *_limits(source, expected, is_arrays),
         ],
     }  # fmt: skip
+
+
+def _certificate(teacher: dict[str, Any]) -> dict[str, Any]:
+    """Return what a card says of a teacher; of several also of each."""
+    said = {name: teacher[name] for name in _TEACHER if name in teacher}
+    if members := teacher.get("members"):
+        said["members"] = [_certificate(member) for member in members]
+    return said
 
 
 def _quantisation(source: Source) -> dict[str, Any]:
@@ -177,7 +193,10 @@ def markdown(card: dict[str, Any]) -> str:
                           f"{normalisation['std']}; {where}"],
         ["output", card["outputs"]],
         ["data set", f"{dataset['name']}, {dataset['classes']} classes"],
+        ["of the data, the network", f"fingerprint {dataset['fingerprint'][:16]}, sha256 "
+                                     f"{network['sha256'][:16]}"],
         ["teacher", _teacher(card["teacher"])],
+        ["training", _training(card["training"])],
         *_quantisation_row(card["quantisation"]),
     ]  # fmt: skip
     results = [
@@ -189,6 +208,8 @@ def markdown(card: dict[str, Any]) -> str:
         ["same class as the network %", f"{measures['agreement']:.2f}", ""],
         ["largest difference of a probability", f"{measures['largest_difference']:.2g}", ""],
     ]
+    fidelity = (card["training"] or {}).get("fidelity") or {}
+    results += [[_OF_TEACHER[name], "", f"{value:.4g}"] for name, value in fidelity.items()]
     parts = [
         f"# {file['name']}",
         text_tables.markdown(rows, names=2),
@@ -217,6 +238,17 @@ def _teacher(teacher: dict[str, Any] | None) -> str:
     return f"{teacher['arch']}, sha256 {teacher.get('sha256', '')[:16]}{top1}{examples}"
 
 
+def _training(training: dict[str, Any] | None) -> str:
+    """Return how long a network was trained, and where the config is not the default."""
+    if training is None:
+        return "not known: the network was not trained by a run that is here"
+    length = "" if training["steps"] is None else f"{training['steps']:,} steps"
+    if training["epochs"] is not None:
+        length += f", {training['epochs']:g} epochs"
+    fields = ", ".join(f"{path}={value}" for path, value in training["fields"].items())
+    return _cell("; ".join(filter(None, [length, fields or "the default config"])))
+
+
 def _latency(card: dict[str, Any]) -> str:
     machine = card["machine"]
     if card["latency"] is None:
@@ -227,7 +259,7 @@ def _latency(card: dict[str, Any]) -> str:
         for batch, times in card["latency"]["batches"].items()
     ]
     return (
-        f"{machine['architecture']}, processor class {machine['processor']}, "
+        f"{machine['model'] or machine['architecture']}, processor class {machine['processor']}, "
         f"{card['latency']['threads']} threads, {card['file']['runtime']}.\n\n"
         + text_tables.markdown(rows, names=0)
     )

@@ -15,6 +15,7 @@ from kd_jax import models
 from kd_jax.config import default_config
 from kd_jax.data import arrays, catalog
 from kd_jax.data import dataset as dataset_lib
+from kd_jax.export import training
 from kd_jax.models import quantize, zoo
 from kd_jax.runtime import atomic_files
 from kd_jax.runtime.console import logger
@@ -35,6 +36,7 @@ class Source:
       outputs: index of the network's output for each class of the data set.
       step: of the checkpoint that was taken; None for the network that a run or an import left.
       teacher: content of the run's `teacher.json`; None if there is none.
+      training: how its run trained it, see `training.of_run`; None where no run is known.
       was_quantized: whether the network was trained with int8's numbers, and this is without.
     """
 
@@ -44,6 +46,7 @@ class Source:
     outputs: tuple[int, ...]
     step: int | None
     teacher: dict[str, Any] | None
+    training: dict[str, Any] | None = None
     was_quantized: bool = False
 
     @property
@@ -183,6 +186,7 @@ def _with_outputs(
         outputs=tuple(outputs or range(dataset.num_classes)),
         step=step,
         teacher=atomic_files.read_json(directory / workdir.TEACHER_FILE),
+        training=training.of_run(directory, step),
     )
 
 

@@ -24,7 +24,7 @@ from absl import flags
 
 from kd_jax.data import catalog
 from kd_jax.models import zoo
-from kd_jax.runtime import processor, text_tables
+from kd_jax.runtime import errors, processor, text_tables
 from kd_jax.runtime.errors import UserError, run_command
 from kd_jax.weights import published
 
@@ -155,7 +155,11 @@ def _forms(num_classes: int, image_size: int) -> Iterator[tuple[str, int, Mappin
         if _MEASURE.value and any(map(_fits, forms.values())):
             from kd_jax.export import zoo_files
 
-            measured = zoo_files.measure(arch, num_classes, image_size, processor.cores())
+            try:
+                measured = zoo_files.measure(arch, num_classes, image_size, processor.cores())
+            except UserError as error:  # the others can be measured all the same
+                errors.tell(f"{arch} is left out: {error}")
+                continue
             forms = {name: _Form(*each) for name, each in measured.items()}
         yield arch, params, forms
 

@@ -133,6 +133,15 @@ def describe() -> str:
     return f"{kind.name} ({detected().name} limited by {VARIABLE})"
 
 
+def model() -> str | None:
+    """Return the name that the maker gives the processor, where Linux tells it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.*)$", _CPU_INFO.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return found[1].strip() if found else None
+
+
 def cache_key() -> str:
     """Return what tells apart the programs that XLA compiles for two machines: a part of a path.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -66,7 +67,17 @@ def test_a_file_and_its_cards_say_what_the_run_measured(finished, tmp_path):
     assert card["network"]["madds"] == result["madds"]
     assert card["dataset"]["verified"] == card["dataset"]["examples"] == 360
     assert list(card["per_class"]) == [str(digit) for digit in range(10)]
+    fields = card["training"]["fields"]
+    assert fields["dataset.name"] == "digits"
+    assert fields["distill.label_weight"] == 1.0
+    assert "num_devices" not in fields
+    assert card["training"]["steps"] == result["steps"]
+    assert card["training"]["fidelity"] is None  # it had no teacher
+    assert set(card["latency"]["batches"]) == {"1", "32"}
+    assert {"p50_ms", "p95_ms", "runs"} <= set(card["latency"]["batches"]["1"])
+    assert card["latency"]["threads"] >= 1
     text = (tmp_path / "x.stablehlo.card.md").read_text()
+    assert "distill.label_weight=1.0" in text
     assert f"{card['measures']['top1']:.2f}" in text
     assert card["file"]["sha256"] in text
     assert tree_digest(finished) == before
@@ -100,7 +111,7 @@ def test_a_stored_network_needs_no_run(finished, tmp_path):
         shutil.copy(finished / name, tmp_path / "network" / name)
     export(tmp_path / "network", "stablehlo", tmp_path / "x", images=IMAGES)
     card = read_json(tmp_path / "x.card.json")
-    assert card["teacher"] is None
+    assert card["teacher"] is card["training"] is None
     assert card["dataset"]["name"] == "digits"
 
 
@@ -108,9 +119,15 @@ def test_a_card_names_the_teacher_of_the_run(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     certificate = {"arch": "resnet44", "sha256": "466747de", "top1": 71.63, "examples": 10_000}
     atomic_files.write_json(tmp_path / "run" / "teacher.json", certificate)
+    result = read_json(tmp_path / "run" / "result.json")
+    result |= {"agreement": 91.5, "agreement_top5": 99.25, "kl_to_teacher": 0.125}
+    atomic_files.write_json(tmp_path / "run" / "result.json", result)
     export(tmp_path / "run", "stablehlo", tmp_path / "x", images=IMAGES)
-    assert read_json(tmp_path / "x.card.json")["teacher"] == certificate
+    card = read_json(tmp_path / "x.card.json")
+    assert card["teacher"] == certificate
+    assert card["training"]["fidelity"]["kl_to_teacher"] == 0.125
     text = (tmp_path / "x.card.md").read_text()
+    assert re.search(r"same class as the teacher % +\| +\| +91.5 \|", text)
     assert "resnet44, sha256 466747de, 71.63 % top-1 on 10,000 test images" in text
 
 

@@ -46,8 +46,8 @@ def test_names_are_those_of_the_entries():
     assert list(zoo.NAMES) == list(zoo.MODELS)
 
 
-@pytest.mark.parametrize("size", [32, 64, 72, 96])
-@pytest.mark.parametrize("arch", ["resnet8", "vgg11_bn", "mobilenet_v3_small"])
+@pytest.mark.parametrize("size", [64, 72])
+@pytest.mark.parametrize("arch", ["resnet8", "vgg11_bn"])
 def test_parameters_of_other_sizes_of_images_are_those_of_the_code(arch, size):
     network = models.build(arch, 7, (0.5,) * 3, (0.25,) * 3)
     counted = models.count_params(network, (size, size, 3))

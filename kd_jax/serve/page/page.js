@@ -15,8 +15,12 @@ function milliseconds(value) {
   return `${value >= 100 ? value.toFixed(0) : value.toPrecision(3)} ms`;
 }
 
+function kinds() {
+  return limits.types.map((type) => type.replace("image/", "").toUpperCase()).join(", ");
+}
+
 function size(bytes) {
-  return bytes >= 1e6 ? `${Number((bytes / 1e6).toPrecision(3))} MB` : `${Math.ceil(bytes / 1e3)} kB`;
+  return bytes >= 1e6 ? `${Number((bytes / 1e6).toPrecision(3))}\u00a0MB` : `${Math.ceil(bytes / 1e3)}\u00a0kB`;
 }
 
 function addCard(who, network) {
@@ -91,6 +95,10 @@ async function classify(file) {
     say("", `The image has ${size(file.size)}, and at most ${size(limits.bytes)} are taken.`);
     return;
   }
+  if (limits && file.type && !limits.types.includes(file.type)) {
+    say("", `${file.name || "That"} is not an image of a kind that is taken: expected ${kinds()}.`);
+    return;
+  }
   say("Classifying …");
   let answer;
   try {
@@ -151,8 +159,7 @@ async function start() {
   get("about").textContent = models.teacher
     ? `${models.student.name} beside the teacher ${models.teacher.name}`
     : models.student.name;
-  const kinds = limits.types.map((type) => type.replace("image/", "").toUpperCase());
-  get("bounds").textContent = `${kinds.join(", ")}; up to ${size(limits.bytes)}`;
+  get("bounds").textContent = `${kinds()}; up to ${size(limits.bytes)}`;
   listen();
 }
 
