@@ -14,11 +14,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core.tracers import current_trace
 
 from kd_jax.kernels import chunks, lowering
 from kd_jax.models.function_network import FunctionNetwork
 from kd_jax.models.network import Network, Variables
-from kd_jax.runtime.errors import UserError, in_short
+from kd_jax.runtime.errors import UserError
 
 Outputs = dict[str, jax.Array]
 AnyNetwork = Network | FunctionNetwork
@@ -27,12 +28,18 @@ _TRACED = 2  # images that a network is traced with
 
 
 def outputs(call: Callable[[], Any]) -> tuple[Any, Outputs]:
-    """Return the result of a call, and what each module returned in it, by path."""
+    """Return the result of a call, and what each module returned in it, by path.
+
+    Without modules that are called inside a transformation, such as `nn.remat` or `nn.scan`: their
+    outputs cannot leave it.
+    """
     found: Outputs = {}
+    outside = current_trace()
 
     def catch(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
         result = method(*args, **kwargs)
-        if context.method_name == "__call__" and isinstance(result, jax.Array):
+        is_output = context.method_name == "__call__" and isinstance(result, jax.Array)
+        if is_output and current_trace() == outside:
             found["/".join(context.module.path)] = result
         return result
 
@@ -75,25 +82,14 @@ def shapes(
       network: to be traced, in eval mode and by plain convolutions: on every machine the same.
       variables: of the network, or their shapes and dtypes.
       image_shape: `(H, W, C)`.
-
-    Raises:
-      UserError: a module is called inside a transformation, such as `nn.remat`, which its output
-        cannot leave.
     """
     pixels = jax.ShapeDtypeStruct((_TRACED, *image_shape), jnp.float32)
 
     def traced(variables: Any, pixels: jax.Array) -> Outputs:
         return outputs(lambda: network.logits(variables, pixels))[1]
 
-    try:
-        with lowering.forced("plain"):
-            found = jax.eval_shape(traced, variables, pixels)
-    except jax.errors.UnexpectedTracerError as error:
-        raise UserError(
-            f"the outputs of the modules of {network.arch} cannot be had, since some are called "
-            f"inside a transformation such as nn.remat or nn.scan ({in_short(error, 100)}): "
-            "expected a network without"
-        ) from None
+    with lowering.forced("plain"):
+        found = jax.eval_shape(traced, variables, pixels)
     return {
         path: out.shape[1:]
         for path, out in found.items()

@@ -247,7 +247,7 @@ def test_outputs_under_compiled_passes_are_those_of_plain_layers():
                 np.testing.assert_allclose(found[path], outputs[path], atol=1e-4)
 
 
-def test_modules_within_a_transformation_are_refused():
+def test_modules_within_a_transformation_are_not_to_be_had():
     class Inside(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -261,5 +261,7 @@ def test_modules_within_a_transformation_are_refused():
             return nn.Dense(10, name="head")(nn.remat(Inside)(name="body")(x).mean((1, 2)))
 
     network = models.Network("remat", Rematerialised(), MEAN, STD)
-    with pytest.raises(UserError, match=r"inside a transformation such as nn\.remat"):
-        capture.shapes(network, network.abstract_variables(SHAPE), SHAPE)
+    known = capture.shapes(network, network.abstract_variables(SHAPE), SHAPE)
+    assert known == {"head": (10,)}
+    with pytest.raises(UserError, match="remat has no module 'body'"):
+        capture.resolve("body", known, network.arch)
