@@ -12,7 +12,7 @@ import pytest
 from helpers import patched_zoo
 from kd_jax import models
 from kd_jax.distillation import augment
-from kd_jax.export import function, latency, request, source, tflite_file
+from kd_jax.export import function, latency, request, runtimes, source, tflite_file
 from kd_jax.export.request import Request
 from kd_jax.models import layers, quantize
 from kd_jax.models.norm import batch_norm
@@ -142,16 +142,10 @@ def test_the_file_of_a_trained_student_has_its_numbers(trained, monkeypatch):
         assert steps.max() <= 3
         assert np.mean(steps == 0) > 0.8
     logits = function.student_logits(student.network, student.variables, images)
-    answers = tflite_file.runner(_written(content, trained), student, 1)(images)
+    answers = runtimes.opened("tflite", content, 1).call(images)
     assert np.abs(answers - logits).max() <= 3.01 * sites[-1][0]
     assert np.mean(answers.argmax(-1) == logits.argmax(-1)) >= 0.97
     assert_has_weights(interpreter, student.variables["params"])
-
-
-def _written(content, directory):
-    path = directory / "x.tflite"
-    path.write_bytes(content)
-    return path
 
 
 def assert_has_weights(interpreter, params):
