@@ -64,7 +64,7 @@ def test_help_is_given_without_jax(name):
     done = run_without_jax(f"kd_jax.{name}", "--help")
     assert done.returncode == 0, done.stderr
     assert f"python -m kd_jax.{name}" in done.stdout
-    assert ("Flags:" in done.stdout) == (name not in ("config", "recipes", "summary"))
+    assert ("Flags:" in done.stdout) == (name not in ("config", "recipes"))
 
 
 @pytest.mark.parametrize("arguments", [("config",), ("recipes",), ("recipes", "diff", "funmatch",
