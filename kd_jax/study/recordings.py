@@ -129,6 +129,8 @@ def _views(run: spec.Run) -> str | None:
     has_teacher = run.teacher or config.teacher.weights or config.teacher.arch
     if not has_teacher or config.distill.label_weight == 1 or config.distill.view == "fixed":
         return None
+    if config.distill.features:  # of a teacher that is asked in the step
+        return None
     fields = {path: config_lib.get_field(config, path) for path in (*VIEW_FIELDS, *_TEACHER_FIELDS)}
     if config.teacher.record_top:  # the rest's mass is of one temperature
         fields["distill.temperature"] = float(config.distill.temperature)

@@ -27,7 +27,8 @@ from kd_jax.weights import saved_network
 
 # Schedules under which every step's learning rate depends on the length.
 _SHAPED_BY_LENGTH = ("cosine", "cosine_by_epoch", "linear")
-_OF_A_FINISHED_RUN = (workdir.RESULT_FILE, saved_network.CARD_FILE, saved_network.ARRAYS_FILE)
+# The result is moved last: after a kill in between, the next start moves the rest.
+_OF_A_FINISHED_RUN = (saved_network.CARD_FILE, saved_network.ARRAYS_FILE, workdir.RESULT_FILE)
 
 
 def total_steps(config: ConfigDict, examples: int) -> int:

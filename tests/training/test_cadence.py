@@ -26,7 +26,11 @@ def cadence_of(total_steps, batch_size=32, examples=100, every="1", teachers=Non
     )
     dataset = types.SimpleNamespace(train=range(examples))
     run = types.SimpleNamespace(
-        config=config, dataset=dataset, total_steps=total_steps, teachers=teachers
+        config=config,
+        dataset=dataset,
+        total_steps=total_steps,
+        teachers=teachers,
+        quantize_from=None,
     )
     return Cadence.of(run)
 
