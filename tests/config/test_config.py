@@ -225,7 +225,8 @@ def test_members_of_a_cohort_differ_behind_the_view():
     assert "distill.view" not in config_lib.COHORT_MUTABLE
     assert config_lib.in_groups(config_lib.COHORT_MUTABLE) == [
         "learning_rate", "warmup_epochs", "weight_decay", "keep_checkpoints", "trackers",
-        "schedule.*", "optimizer.*", "student.* but student.quantize, student.quantize_share", "distill.* but distill.view",
+        "schedule.*", "optimizer.*", "student.* but student.quantize, student.quantize_share",
+        "distill.* but distill.view",
     ]  # fmt: skip
 
 
