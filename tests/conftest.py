@@ -24,6 +24,7 @@ import pytest  # noqa: E402
 
 import tiny_runs  # noqa: E402
 from helpers import patched_zoo  # noqa: E402
+from kd_jax.data import sources  # noqa: E402
 from kd_jax.runtime.console import logger  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
@@ -47,6 +48,14 @@ def _tiny(request):
     whole_runs = hasattr(request.module, "digits_config")
     with patched_zoo(tiny=tiny_runs.Tiny) if whole_runs else contextlib.nullcontext():
         yield
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Images and labels to train with from Python."""
+    assert len(jax.devices()) == 4  # and JAX runs, so that a config cannot change them
+    whole = sources.digits()
+    return whole.train.images[:300], whole.train.labels[:300]
 
 
 @pytest.fixture(autouse=True)

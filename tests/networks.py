@@ -11,6 +11,14 @@ from kd_jax.weights import saved_network, torch_import
 
 SHAPE = (32, 32, 3)
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+# One network of each family, and its golden weights; larger ones have the same operations.
+GOLDEN = {
+    "resnet8": "resnet8",
+    "vgg11_bn": "vgg11_bn",
+    "mobilenetv2_x0_5": "mobilenetv2_x0_5",
+    "mobilenet_v3_small": "mobilenet_v3_small_torchvision",
+    "mobilenet_v3_small_cifar": "mobilenet_v3_small_cifar",
+}
 
 
 def noise(count, seed=0):

@@ -17,17 +17,9 @@ from kd_jax.export import formats, function, graph, graph_rules, runtimes
 from kd_jax.export.exporter import FAMILIES
 from kd_jax.models import bit
 from kd_jax.runtime.errors import UserError
-from networks import SHAPE, golden, noise, of_network
+from networks import GOLDEN, SHAPE, golden, noise, of_network
 from tiny_runs import digits_config  # noqa: F401, `tiny` is in the zoo for files that have it
 
-# One of each family; larger ones have the same operations.
-GOLDEN = {
-    "resnet8": "resnet8",
-    "vgg11_bn": "vgg11_bn",
-    "mobilenetv2_x0_5": "mobilenetv2_x0_5",
-    "mobilenet_v3_small": "mobilenet_v3_small_torchvision",
-    "mobilenet_v3_small_cifar": "mobilenet_v3_small_cifar",
-}
 NAMES = tuple(f"class {number}" for number in range(100))
 
 

@@ -19,16 +19,8 @@ from kd_jax.models.norm import batch_norm
 from kd_jax.runtime.atomic_files import read_json
 from kd_jax.runtime.errors import UserError
 from kd_jax.training.train import train
-from networks import SHAPE, golden, noise, of_network
+from networks import GOLDEN, SHAPE, golden, noise, of_network
 from tiny_runs import Tiny, digits_config
-
-GOLDEN = {
-    "resnet8": "resnet8",
-    "vgg11_bn": "vgg11_bn",
-    "mobilenetv2_x0_5": "mobilenetv2_x0_5",
-    "mobilenet_v3_small": "mobilenet_v3_small_torchvision",
-    "mobilenet_v3_small_cifar": "mobilenet_v3_small_cifar",
-}
 
 
 @pytest.fixture(autouse=True)

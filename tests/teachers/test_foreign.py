@@ -11,7 +11,6 @@ from flax import nnx
 
 import kd_jax as kd
 from kd_jax.config import default_config
-from kd_jax.data import sources
 from kd_jax.models import preprocessing
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import foreign
@@ -22,13 +21,6 @@ OPTIONS = {
     "student": "resnet8", "batch_size": 32, "steps": 20, "log_every_steps": 1, "num_devices": 2,
     "progress_line": False,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def digits():
-    assert len(jax.devices()) == 4  # and JAX runs, so that a config cannot change them
-    whole = sources.digits()
-    return whole.train.images[:300], whole.train.labels[:300]
 
 
 def losses(run):

@@ -8,7 +8,6 @@ import pytest
 
 import kd_jax as kd
 from kd_jax.api.teachers import TeacherSpec
-from kd_jax.data import sources
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers.teacher import ForeignNetwork
@@ -28,13 +27,6 @@ class Plain(nn.Module):
     def __call__(self, x):
         x = nn.relu(nn.Conv(12, (3, 3), strides=2, name="trunk")(x))
         return nn.Dense(10, name="head")(x.mean((1, 2)))
-
-
-@pytest.fixture(scope="module")
-def digits():
-    assert len(jax.devices()) == 4  # and JAX runs, so that a config cannot change them
-    whole = sources.digits()
-    return whole.train.images[:300], whole.train.labels[:300]
 
 
 def teacher():

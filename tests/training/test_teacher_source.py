@@ -2,13 +2,11 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
 import kd_jax as kd
 from kd_jax.api.teachers import TeacherSpec
-from kd_jax.data import sources
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import recording
@@ -19,13 +17,6 @@ OPTIONS = {
     "student": "resnet8", "batch_size": 32, "steps": 6, "log_every_steps": 1,
     "checkpoint_every_steps": 2, "num_devices": 2, "progress_line": False,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def digits():
-    assert len(jax.devices()) == 4  # and JAX runs, so that a config cannot change them
-    whole = sources.digits()
-    return whole.train.images[:300], whole.train.labels[:300]
 
 
 def live():
