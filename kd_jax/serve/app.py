@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -236,31 +235,43 @@ async def _receive(request: Request, limits: Limits) -> bytes:
     Raises:
       Refused: it is too long, does not come in time, or is cut off.
     """
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(limits.seconds):
-            async for part in request.stream():
-                size += len(part)
-                if size <= limits.bytes:
-                    parts.append(part)
-                else:
-                    parts.clear()
-                if size > _DISCARDED * limits.bytes:
-                    break
-    except TimeoutError:
-        raise Refused(408, f"the image did not come within {limits.seconds:g} s") from None
-    except ClientDisconnect:
-        raise Refused(400, "the connection was closed before the image was whole") from None
+    parts, size = await _read(request, limits.seconds, limits.bytes, _DISCARDED * limits.bytes)
     if size > limits.bytes:
         raise Refused(413, f"the image has more than {limits.bytes:,} bytes: send it smaller")
     return b"".join(parts)
 
 
+async def _read(
+    request: Request, seconds: float, most_kept: int, most_read: int
+) -> tuple[list[bytes], int]:
+    """Return the parts of a body, none if they are too long to be kept, and the bytes read.
+
+    Raises:
+      Refused: it does not come in time, or is cut off.
+    """
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size <= most_kept:
+                    parts.append(part)
+                else:
+                    parts.clear()
+                if size > most_read:
+                    break
+    except TimeoutError:
+        raise Refused(408, f"the image did not come within {seconds:g} s") from None
+    except ClientDisconnect:
+        raise Refused(400, "the connection was closed before the image was whole") from None
+    return parts, size
+
+
 async def _discard(request: Request, limits: Limits) -> None:
-    """Read and drop the body of a request that is refused already, see `_receive`."""
+    """Read the body of a request that is refused already, see `_receive`, and keep nothing."""
     with contextlib.suppress(Refused):
-        await _receive(request, dataclasses.replace(limits, bytes=limits.bytes // _DISCARDED))
+        await _read(request, limits.seconds, most_kept=0, most_read=limits.bytes)
 
 
 def _facts(network: Classifier) -> NetworkFacts:
