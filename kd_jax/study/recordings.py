@@ -63,7 +63,7 @@ class Recordings:
         teacher = run.config.teacher
         if teacher.record or teacher.replay:  # of its own, which is none of the study's business
             return None
-        if (self._workdir(run) / workdir.CONFIG_FILE).exists():
+        if self._has_begun(run):
             began_with = workdir.load_config(self._workdir(run)).teacher
             name = Path(began_with.record or began_with.replay).name
             return self.root / FOLDER / name if name else None

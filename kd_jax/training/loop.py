@@ -56,11 +56,10 @@ def loop(
     run, cadence = members[0].run, Cadence.of(members[0].run)
     start = int(states[0].step)
     end = cadence.total_steps if until is None else until
-    call = dispatch.prepare(
-        [member.run for member in members], members[0].evaluator, members[0].workdir, stop
-    )
+    runs = [member.run for member in members]
+    call = dispatch.prepare(runs, members[0].evaluator, members[0].workdir, stop)
     names = [""] if len(members) == 1 else [f"{member.workdir.name}: " for member in members]
-    work = TimeLeft(cadence, start, end, len(members), _measured_at_the_end(run))
+    work = TimeLeft(cadence, start, end, len(members), run.validations_at_the_end)
     trackers = [
         Tracker(member, cadence, start, name, heard, work)
         for member, name, heard in zip(members, names, listeners, strict=True)
@@ -83,9 +82,7 @@ def loop(
                 states, metrics, votes = call(states, feeder.next(), steps)
             else:  # this call compiles: it is no part of the rate
                 _stop_timing(trackers, steps.start, metrics)
-                is_quantized = run.is_quantized(steps.start)
-                runs = [member.run for member in members]
-                first = FirstCall(runs, len(steps), quantized=is_quantized)
+                first = FirstCall(runs, len(steps), quantized=run.is_quantized(steps.start))
                 with first.measured():
                     states, metrics, votes = call(states, feeder.next(), steps)
                     jax.block_until_ready(metrics)
@@ -144,11 +141,6 @@ def _announce(run: RunSetup, members: int, start: int, end: int) -> None:
         len(run.devices) * processes.count(),
         run.devices[0].platform,
     )
-
-
-def _measured_at_the_end(run: RunSetup) -> float:
-    """Return what is measured after the last step, in validations: test and validation."""
-    return 1.0 + len(run.dataset.test) / max(1, len(run.dataset.val))
 
 
 def _stop_timing(trackers: Sequence[Tracker], step: int, metrics: Any) -> None:

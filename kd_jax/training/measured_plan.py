@@ -51,7 +51,7 @@ def rows(config: ConfigDict, seconds: float = SECONDS) -> list[list[str]]:
         call = dispatch.prepare([run], evaluator, Path(place), signals.StopRequest())
         first, seconds_per_step, variables = _time_steps(run, cadence, call, seconds)
     validation = _time_validation(run, evaluator, variables)
-    left = TimeLeft(cadence, at_the_end=1.0 + len(run.dataset.test) / len(run.dataset.val))
+    left = TimeLeft(cadence, at_the_end=run.validations_at_the_end)
     left.add(COMPILATION, first.seconds)
     left.add(VALIDATION, validation)
     total = first.seconds + left.seconds(0, seconds_per_step)

@@ -114,6 +114,11 @@ class RunSetup:
         """Number of updates before the student is quantised; all of them if it never is."""
         return length.quantize_from(self.config, self.total_steps)
 
+    @property
+    def validations_at_the_end(self) -> float:
+        """What is measured after the last step, in validations: test and validation."""
+        return 1.0 + len(self.dataset.test) / max(1, len(self.dataset.val))
+
     def is_quantized(self, step: int) -> bool:
         """Tell whether the update after `step` others is made with int8's numbers."""
         return step >= self.quantize_from
