@@ -156,7 +156,7 @@ def test_every_default_has_a_check():
     for field in FIELDS:
         assert field.choices or field.range or field.form or field.kind is bool, field.path
     of_other_forms = {"schedule.step_at", "teacher.ensemble", "teacher.shares", "student.freeze",
-                      "student.arch", "teacher.arch", "trackers"}  # fmt: skip
+                      "student.arch", "teacher.arch", "trackers", "distill.features"}  # fmt: skip
     forms = {field.path: field.form for field in FIELDS if field.form}
     assert of_other_forms == {path for path, form in forms.items() if form not in (NAME, PATH)}
     assert set(config_lib.RESUME_MUTABLE) <= set(config_lib.flatten(config_lib.default_config()))
