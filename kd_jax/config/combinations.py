@@ -59,7 +59,7 @@ def check(config: ConfigDict) -> list[str]:
             "config.dataset.validation=half_of_test: to stop early on the test split is to choose "
             "by it"
         )
-    problems += _check_quantization(config) + _check_features(config)
+    problems += _check_quantization(config) + _check_features(config) + _check_recording(config)
     if config.teacher.record and config.teacher.replay:
         problems.append(
             f"config.teacher.record is {config.teacher.record} and config.teacher.replay is "
@@ -88,11 +88,7 @@ def _check_quantization(config: ConfigDict) -> list[str]:
     student = config.student
     share, name = student.quantize_share, f"config.student.quantize is {student.quantize}"
     if student.quantize == "none":
-        default = schema.BY_PATH["student.quantize_share"].default
-        return [] if share == default else [
-            f"config.student.quantize_share is {share}, expected {default} unless "
-            "config.student.quantize=int8"
-        ]  # fmt: skip
+        return _unused(config, ("student.quantize_share",), "config.student.quantize=int8")
     problems = []
     if not zoo.is_quantizable(student.arch):
         problems.append(
@@ -124,11 +120,31 @@ def _check_quantization(config: ConfigDict) -> list[str]:
     return problems
 
 
+def _check_recording(config: ConfigDict) -> list[str]:
+    """Check that what says how answers are recorded stands beside a recording to be made."""
+    if config.teacher.record:
+        return []
+    fields = ("teacher.record_dtype", "teacher.record_top", "teacher.record_limit_gb")
+    return _unused(config, fields, "config.teacher.record names a directory")
+
+
+def _unused(config: ConfigDict, paths: tuple[str, ...], unless: str) -> list[str]:
+    """Return a sentence for each field that nothing reads, and that is not its default."""
+    values = {path: (schema.get_field(config, path), schema.BY_PATH[path].default)
+              for path in paths}  # fmt: skip
+    return [
+        f"config.{path} is {value}, expected {default} unless {unless}"
+        for path, (value, default) in values.items()
+        if value != default
+    ]
+
+
 def _check_features(config: ConfigDict) -> list[str]:
     """Check that features are pairs, and that one teacher can be asked for them in the step."""
     features, distill, teacher = config.distill.features, config.distill, config.teacher
     if not features:
-        return []
+        return _unused(config, ("distill.feature_loss", "distill.feature_weight"),
+                       "config.distill.features names some")  # fmt: skip
     are_pairs = all(
         isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(p, str) and p for p in pair)
         for pair in features

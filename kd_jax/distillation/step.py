@@ -29,7 +29,7 @@ from kd_jax.distillation.inputs import Answered, StepInputs, make_inputs, teache
 from kd_jax.distillation.state import Constants, Metrics, States, TrainState
 from kd_jax.distillation.student import StudentGradients, StudentSpec, student_gradients
 from kd_jax.distillation.update import apply_gradients
-from kd_jax.models import Network, capture
+from kd_jax.models import Network, capture, quantize
 from kd_jax.runtime.devices import AXIS
 
 AnyBatch = Batch | Streamed | Answered
@@ -139,6 +139,8 @@ def accumulate(
 ) -> list[StudentGradients]:
     """Return the mean of `gradients_of` over equal parts of a batch, computed one after another.
 
+    Of the ranges of a quantised student it is the range of all parts.
+
     Only the activations of one part are in memory at a time.
 
     Args:
@@ -151,13 +153,15 @@ def accumulate(
         return gradients_of(batch)
     parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), batch)
     gradients = jax.lax.map(gradients_of, parts)
-    return jax.tree.map(lambda x: jnp.mean(x, axis=0), gradients)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: quantize.joined(x) if _is_range(path) else jnp.mean(x, axis=0), gradients
+    )
 
 
 def mean_over_devices(
     gradients: list[StudentGradients], *, statistics_are_equal: bool
 ) -> list[StudentGradients]:
-    """Return the mean over the axis `AXIS`, in a single collective.
+    """Return the mean over the axis `AXIS`, in a single collective; ranges need one more.
 
     Args:
       gradients: of this device.
@@ -165,12 +169,22 @@ def mean_over_devices(
         (`config.batch_norm.sync`); then those are not reduced.
     """
     if not statistics_are_equal:
-        return _pmean(gradients)
+        paths = jax.tree_util.tree_leaves_with_path(gradients)
+        ranges = quantize.joined_over({p: x for p, x in paths if _is_range(p)}, AXIS)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, mean: ranges.get(path, mean), _pmean(gradients)
+        )
     means = _pmean([(each.params, each.metrics, each.projectors) for each in gradients])
     return [
         StudentGradients(params, metrics, each.batch_stats, projectors)
         for (params, metrics, projectors), each in zip(means, gradients, strict=True)
     ]
+
+
+def _is_range(path: tuple[Any, ...]) -> bool:
+    """Tell whether a leaf of gradients is a range of int8's numbers, which has no mean."""
+    is_statistic = jax.tree_util.GetAttrKey("batch_stats") in path
+    return is_statistic and quantize.is_range(("batch_stats", str(getattr(path[-1], "key", ""))))
 
 
 def _pmean(tree: Any) -> Any:

@@ -159,6 +159,24 @@ def _moved(running: jax.Array, x: jax.Array, axis_name: str | None) -> jax.Array
     return jnp.where(running[0] < running[1], moved, of_batch)
 
 
+def joined(parts: jax.Array) -> jax.Array:
+    """Return the range `[2]` of a batch from those of its parts, `[parts, 2]`.
+
+    A range moves towards that of the batch, so the least of the low ends after the move is the low
+    end that has moved towards the least; the same for the high ends.
+    """
+    return jnp.stack([jnp.min(parts[:, 0]), jnp.max(parts[:, 1])])
+
+
+def joined_over(ranges: Mapping[Any, jax.Array], axis_name: str) -> dict[Any, jax.Array]:
+    """Return `joined` of each range `[2]` over the devices of an axis, in one collective."""
+    if not ranges:
+        return {}
+    ends = jnp.stack(list(ranges.values())) * jnp.array([-1.0, 1.0])
+    lows, highs = jnp.moveaxis(jax.lax.pmax(ends, axis_name), -1, 0)
+    return dict(zip(ranges, jnp.stack([-lows, highs], axis=-1), strict=True))
+
+
 def is_range(path: tuple[str, ...]) -> bool:
     """Tell whether a leaf of variables, whose path begins with the collection, is a range."""
     return path[0] == _COLLECTION and path[-1].endswith(_SUFFIX)

@@ -24,7 +24,7 @@ _PROVENANCE = (
     "processor", "compiled", "bits_may_differ", "step", "time", "command", "devices", "python",
     "packages", "git", "trajectory", "data_fingerprint", "teacher_sha256", "student_start", "code",
 )  # fmt: skip
-_AS_THEY_ARE = (workdir.RESULT_FILE, workdir.TEACHER_FILE, results.PROBE_FILE)
+_MEASURES = (workdir.RESULT_FILE, workdir.TEACHER_FILE, results.PROBE_FILE)
 # An absolute path, and its last part. A separator behind a letter is within a relative one.
 _ABSOLUTE = re.compile(
     r"""(?<![\w.~/\\-])(?:[A-Za-z]:)?(?:[/\\][^\s=,'"()@:/\\]+)*[/\\]([^\s=,'"()@:/\\]+)[/\\]?"""
@@ -59,9 +59,11 @@ def keep(root: Path, out: Path) -> list[str]:
         atomic_files.write_json(target / workdir.CONFIG_FILE, _without_places(config))
         starts = [_start(record) for record in workdir.starts_of(source)]
         atomic_files.write_json(target / workdir.PROVENANCE_FILE, starts)
-        for name in (*_AS_THEY_ARE, metric_logger.METRICS_FILE):
-            if (source / name).exists():
-                atomic_files.write_whole(target / name, (source / name).read_bytes())
+        for name in _MEASURES:
+            if (measures := atomic_files.read_json(source / name)) is not None:
+                atomic_files.write_json(target / name, _without_places(measures))
+        metrics = metric_logger.METRICS_FILE  # numbers alone
+        atomic_files.write_whole(target / metrics, (source / metrics).read_bytes())
         kept.append(run["name"])
     if not kept:
         raise UserError(f"no run of the study in {root} is finished: nothing to keep")

@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -35,6 +36,10 @@ _TEACHER_FIELDS = (
     "teacher.crop_fraction",
     "teacher.dtype", "teacher.record_dtype", "teacher.record_top",
 )  # fmt: skip
+
+
+# How answers are recorded, which a run that records none does not read.
+_FORM_FIELDS = ("teacher.record_dtype", "teacher.record_top", "teacher.record_limit_gb")
 
 
 class BusyError(Exception):
@@ -77,7 +82,8 @@ class Recordings:
             if (steps := float(path.name.removeprefix(f"{views}-{unit}"))) >= length
             and _is_whole(path)
         ]
-        own = self.root / FOLDER / f"{views}-{unit}{length:g}"
+        number = int(length) if length.is_integer() else length  # in full: it is a name
+        own = self.root / FOLDER / f"{views}-{unit}{number}"
         return min(longer, default=(length, own))[1]
 
     def length(self, run: spec.Run) -> float:
@@ -92,7 +98,7 @@ class Recordings:
         return self.leases.owner(_lease(place)) is not None
 
     @contextlib.contextmanager
-    def opened(self, place: Path | None, runs: Mapping[str, spec.Run]) -> Iterator[dict[str, str]]:
+    def opened(self, place: Path | None, runs: Mapping[str, spec.Run]) -> Iterator[dict[str, Any]]:
         """Give the fields of the config by which runs get their answers, while they train.
 
         Args:
@@ -107,7 +113,8 @@ class Recordings:
         elif _is_whole(place):
             yield {"teacher.replay": str(place.resolve())}
         elif self.leases.acquire(_lease(place)) is not None:
-            yield {"teacher.record": str(place.resolve())}
+            form = _form(next(iter(runs.values())).config)
+            yield {"teacher.record": str(place.resolve()), **form}
             self.leases.release(_lease(place), "whole" if _is_whole(place) else "unfinished")
         elif any(self._has_begun(run) for run in runs.values()):
             raise BusyError
@@ -119,6 +126,20 @@ class Recordings:
 
     def _workdir(self, run: spec.Run) -> Path:
         return self.root / spec.FOLDER / run.name
+
+
+def form_in_use(run: spec.Run) -> dict[str, Any]:
+    """Return the fields of how answers are recorded for a run to which the study gives none.
+
+    A row may say how its answers are to be recorded, and be trained without `--record`, or replay
+    what another has recorded. A row that names its own recording is left as it is.
+    """
+    teacher = run.config.teacher
+    return _form(run.config if teacher.record or teacher.replay else config_lib.default_config())
+
+
+def _form(config: ConfigDict) -> dict[str, Any]:
+    return {path: config_lib.get_field(config, path) for path in _FORM_FIELDS}
 
 
 def _views(run: spec.Run) -> str | None:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from kd_jax.runtime import atomic_files, signals
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
-from kd_jax.study import groups, lease_files, spec
+from kd_jax.study import groups, lease_files, recordings, spec
 from kd_jax.study.leases import Leases
 from kd_jax.study.recordings import BusyError, Recordings
 from kd_jax.training import workdir
@@ -239,7 +239,7 @@ class Worker:
         """Return the run of this study that trains a run's teacher; None if there is none."""
         return next((teacher for teacher in self.study.runs if teacher.name == run.teacher), None)
 
-    def _resolved_config(self, run: spec.Run, fields: Mapping[str, str]) -> ConfigDict:
+    def _resolved_config(self, run: spec.Run, fields: Mapping[str, Any]) -> ConfigDict:
         """Return a run's config with the weights of its teacher, and with `fields`.
 
         Raises:
@@ -249,7 +249,7 @@ class Worker:
         if teacher is not None and not self.is_done(teacher):
             raise UserError(f"its teacher, the run {teacher.name}, failed: mend that one first")
         config = groups.with_teacher_weights(run, self.root, self.teachers)
-        config.update_from_flattened_dict(fields)
+        config.update_from_flattened_dict({**recordings.form_in_use(run), **fields})
         return config
 
 

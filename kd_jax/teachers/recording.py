@@ -41,6 +41,8 @@ VIEW_FIELDS = (
     "dataset.validation", "distill.view", "mixup.kind", "mixup.groups", "mixup.alpha",
     "mixup.partner", "mixup.method", "augment.crop_pad_px", "augment.crop_area", "augment.flip",
 )  # fmt: skip
+# And of the teacher what its identity does not tell.
+_FIELDS = (*VIEW_FIELDS, "teacher.dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Header:
     """What a recording is of.
 
     Attributes:
-      fields: the values of `VIEW_FIELDS`.
+      fields: the values of `VIEW_FIELDS`, and `teacher.dtype`; old recordings lack that.
       trajectory: its version, of which the views are.
       data_fingerprint: of the data set.
       cards: of the teachers.
@@ -122,7 +124,7 @@ def header_of(
 ) -> Header:  # fmt: skip
     """Return the header of the recording that a run makes, or needs."""
     return Header(
-        fields={path: config_lib.get_field(config, path) for path in VIEW_FIELDS},
+        fields={path: config_lib.get_field(config, path) for path in _FIELDS},
         trajectory=trajectory,
         data_fingerprint=fingerprint,
         cards=tuple(member.card for member in teachers.members),

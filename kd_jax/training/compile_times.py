@@ -21,6 +21,7 @@ from kd_jax import config as config_lib
 from kd_jax.runtime import atomic_files, processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
+from kd_jax.training import teacher_source
 from kd_jax.training.setup import RunSetup
 from kd_jax.training.time_left import duration
 
@@ -171,8 +172,9 @@ def _kind_of(runs: list[RunSetup], steps: int) -> str:
     teacher = first.teachers.arch if first.teachers else "none"
     students = "+".join(sorted(run.config.student.arch for run in runs))
     device = first.devices[0]
+    answers = "live" if teacher_source.is_live(first) else "given"  # to the program of the step
     return (
-        f"{students} of {teacher}, {'1 step' if steps == 1 else 'several steps'}, "
+        f"{students} of {teacher}, {answers}, {'1 step' if steps == 1 else 'several steps'}, "
         f"{len(first.devices)} {device.platform} {device.device_kind}"
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from kd_jax import models
 from kd_jax.distillation import features as features_lib
+from kd_jax.models import capture
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers.teacher import Teachers
 from kd_jax.training import optimizer as optimizer_lib
@@ -39,11 +42,24 @@ def build(
         )
     (member,) = teachers.members
     assert member.network is not None
+    return of_network(config, member.network, member.variables, student, image_shape, lengths)
+
+
+def of_network(
+    config: ConfigDict,
+    teacher: capture.AnyNetwork,
+    variables: Any,
+    student: models.Network,
+    image_shape: tuple[int, int, int],
+    lengths: tuple[int, int, float],
+) -> features_lib.Features:
+    """Return the features that a config names of a teacher that runs in JAX.
+
+    Arguments and errors as `build`; of the teacher's variables shapes are enough.
+    """
     # Nothing of a projector is frozen, whatever it is called.
     free = config.copy_and_resolve_references()
     with free.unlocked():
         free.student.freeze = ""
     optimizer = optimizer_lib.build(free, *lengths)
-    return features_lib.build(
-        config.distill, member.network, member.variables, student, image_shape, optimizer
-    )
+    return features_lib.build(config.distill, teacher, variables, student, image_shape, optimizer)

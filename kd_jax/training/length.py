@@ -65,6 +65,8 @@ def check_schedule(place: Path, config: ConfigDict) -> None:
     if not (place / workdir.CONFIG_FILE).exists():
         return
     before, name = workdir.load_config(place), config.schedule.name
+    if bool(before.total_steps) != bool(config.total_steps):
+        return  # whether steps and epochs are as long is not known before the data are
     if _is_same(before, config) or name not in _SHAPED_BY_LENGTH or not workdir.steps_made(place):
         return
     raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import queue
 import threading
@@ -93,9 +94,12 @@ class _Background:
         self.sink = sink
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._has_failed = False
 
     def call(self, work: Callable[[], object]) -> None:
         """Do something in the thread, after what it was given before."""
+        if self._has_failed:
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
@@ -120,6 +124,9 @@ class _Background:
                 if isinstance(error, ImportError) and self.sink.install:
                     advice = f"; install what is missing with {self.sink.install}"
                 self._say(f"{in_short(error)}{advice}")
+                self._has_failed = True
+                with contextlib.suppress(Exception):  # that it cannot be written was said
+                    self.sink.on_close()
                 return
 
     def _say(self, reason: str) -> None:

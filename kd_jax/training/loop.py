@@ -75,9 +75,10 @@ def loop(
             step = steps.stop
             if patience.is_over():
                 break
-            if steps.start == run.quantize_from:
+            begins_program = steps.start == run.quantize_from
+            if begins_program:
                 logger.info("from step %d on the student computes with int8's numbers", steps.start)
-                sizes.clear()  # another program follows
+                sizes.clear()
             if len(steps) in sizes:
                 states, metrics, votes = call(states, feeder.next(), steps)
             else:  # this call compiles: it is no part of the rate
@@ -94,6 +95,8 @@ def loop(
                     for member, heard in zip(members, listeners, strict=True):
                         heard.on_images(0, functools.partial(view_images.of, member.run))
                 for tracker in trackers:
+                    if begins_program:
+                        tracker.begin_program()
                     tracker.start_timing(step)
                 stop.has_unsaved_work(True)
             for tracker in trackers:

@@ -25,7 +25,7 @@ from kd_jax.training.cadence import Cadence
 from kd_jax.training.compile_times import FirstCall
 from kd_jax.training.evaluator import Evaluator, Predictor
 from kd_jax.training.setup import RunSetup
-from kd_jax.training.time_left import COMPILATION, VALIDATION, TimeLeft, duration
+from kd_jax.training.time_left import VALIDATION, TimeLeft, duration
 
 SECONDS = 10.0  # of measuring, after what compiles
 _LEAST_CALLS = 2  # that are timed, however long they take
@@ -47,19 +47,37 @@ def rows(config: ConfigDict, seconds: float = SECONDS) -> list[list[str]]:
         config.teacher.record = ""  # the views that are asked about here are no run's
     run = setup.build(config)
     cadence, evaluator = Cadence.of(run), Evaluator(run)
+    parts = {
+        "": range(run.quantize_from),
+        ", with int8's numbers": range(run.quantize_from, run.total_steps),
+    }
+    timed: list[list[str]] = []
+    compiling = training = 0.0
+    variables: Any = None
     with tempfile.TemporaryDirectory() as place:
         call = dispatch.prepare([run], evaluator, Path(place), signals.StopRequest())
-        first, seconds_per_step, variables = _time_steps(run, cadence, call, seconds)
+        for words, steps in parts.items():
+            if not steps:
+                continue
+            first, seconds_per_step, variables = _time_steps(run, cadence, call, steps, seconds)
+            compiling += first.seconds
+            training += len(steps) * seconds_per_step
+            rate = run.config.batch_size / seconds_per_step
+            from_cache = ", from the compilation cache" if first.from_cache else ""
+            timed += [
+                [f"measured: images/s in training{words}", f"{rate:,.0f}"],
+                [
+                    f"measured: the first call of the step{words}",
+                    f"{duration(first.seconds)}{from_cache}",
+                ],
+            ]
     validation = _time_validation(run, evaluator, variables)
     left = TimeLeft(cadence, at_the_end=run.validations_at_the_end)
-    left.add(COMPILATION, first.seconds)
     left.add(VALIDATION, validation)
-    total = first.seconds + left.seconds(0, seconds_per_step)
-    from_cache = ", from the compilation cache" if first.from_cache else ""
+    total = compiling + training + left.seconds(0, 0.0)
     count = cadence.validations_in(0, run.total_steps)
     return [
-        ["measured: images/s in training", f"{run.config.batch_size / seconds_per_step:,.0f}"],
-        ["measured: the first call of the step", f"{duration(first.seconds)}{from_cache}"],
+        *timed,
         [f"measured: each of {count} validations", f"{validation:.1f} s"],
         _memory_row(run.devices),
         ["time of the whole run, by these", duration(total)],
@@ -76,22 +94,25 @@ def machine(devices: list[jax.Device]) -> str:
 
 
 def _time_steps(
-    run: RunSetup, cadence: Cadence, call: dispatch.Call, seconds: float
+    run: RunSetup, cadence: Cadence, call: dispatch.Call, steps: range, seconds: float
 ) -> tuple[FirstCall, float, Any]:
-    """Return the first call, the seconds of a step, and the student's variables after it."""
-    size = min(cadence.steps_per_call, run.total_steps)
-    calls = [range(step, step + size) for step in range(0, run.total_steps - size + 1, size)]
+    """Return the first call, the seconds of a step, and the student's variables after it.
+
+    Of the steps of one program, by some of them.
+    """
+    size = min(cadence.steps_per_call, len(steps))
+    calls = [range(step, step + size) for step in steps[: len(steps) - size + 1 : size]]
     states: state_lib.States = (devices_lib.replicate(run.initial_state(), run.devices),)
     feeder = run.feeder(calls)
     try:
-        first = FirstCall([run], size)
+        first = FirstCall([run], size, quantized=run.is_quantized(steps.start))
         with first.measured():
             states, metrics, _ = call(states, feeder.next(), calls[0])
             jax.block_until_ready(metrics)
         logger.info("measuring for %s", duration(seconds))
         began, made = time.perf_counter(), 0
-        for steps in itertools.islice(calls, 1, None):
-            states, metrics, _ = call(states, feeder.next(), steps)
+        for each in itertools.islice(calls, 1, None):
+            states, metrics, _ = call(states, feeder.next(), each)
             jax.block_until_ready(metrics)
             made += size
             if made >= _LEAST_CALLS * size and time.perf_counter() - began > seconds:

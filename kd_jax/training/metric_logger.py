@@ -109,6 +109,11 @@ class Throughput:
         self._lap_start: float | None = None
         self._lap_step = 0
         self._seconds, self._steps = 0.0, 0
+        self._seconds_before, self._steps_before = 0.0, 0  # of this program
+
+    def begin_program(self) -> None:
+        """Say that the steps from here are of another program, whose rate is not known yet."""
+        self._seconds_before, self._steps_before = self._seconds, self._steps
 
     def start(self, step: int) -> None:
         """Begin to measure the rate: `step` updates are made, and nothing is in flight."""
@@ -139,7 +144,7 @@ class Throughput:
             "epoch": round(epoch, 6), **values, "learning_rate": learning_rate, **rate_field
         }  # fmt: skip
         self._metric_logger.write("train", step, record)
-        left = self._time_left.words(step, self._seconds / self._steps if self._steps else None)
+        left = self._time_left.words(step, self._seconds_per_step)
         console.progress(
             step,
             self._total_steps,
@@ -159,6 +164,12 @@ class Throughput:
     def images_per_second(self) -> float | None:
         """Of all that was measured; None if nothing was."""
         return self._steps * self._batch_size / self._seconds if self._seconds else None
+
+    @property
+    def _seconds_per_step(self) -> float | None:
+        """Of the program in use; None if nothing of it was measured."""
+        steps = self._steps - self._steps_before
+        return (self._seconds - self._seconds_before) / steps if steps else None
 
     def _lap(self, step: int) -> float | None:
         """Add the steps since the last lap; return their images a second."""

@@ -23,12 +23,15 @@ from kd_jax.config import checks
 from kd_jax.data import catalog, prefetch, splits, tfds_source
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.distillation import state as state_lib
+from kd_jax.distillation.features import Features
+from kd_jax.distillation.student import StudentSpec
 from kd_jax.kernels import lowering
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import text_tables
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import recording
 from kd_jax.training import (
+    feature_setup,
     length,
     measured_plan,
     planned_step,
@@ -106,15 +109,27 @@ def _rows(
         devices_lib.AXIS if config.batch_norm.sync else None,
     )
     kept_norms = setup.frozen_norms(config.student.freeze, student, shape)
-    student = dataclasses.replace(student, kept_norms=kept_norms)
+    # Where a part of the steps is made with int8's numbers, those are planned: they need more.
+    quantized = config.student.quantize != "none"
+    student = dataclasses.replace(student, kept_norms=kept_norms, quantized=quantized)
     planned = planned_teachers.find(config, num_classes, shape) if has_teachers else []
     teachers = [each.network for each in planned if each.network is not None]
     logit_bytes = 0
     if has_teachers and config.distill.view == "fixed":
         logit_bytes = 4 * len(planned) * examples * num_classes
-    optimizer = optimizer_lib.build(config, total_steps, 0)
+    lengths = total_steps, 0, examples / config.batch_size
+    optimizer = optimizer_lib.build(config, *lengths)
+    features = None
+    if config.distill.features and teachers:
+        of_teacher = models.abstract_variables(teachers[0], shape)
+        features = feature_setup.of_network(
+            config, teachers[0], of_teacher, student, shape, lengths
+        )
     variables = models.abstract_variables(student, shape)
-    state = jax.eval_shape(lambda v: state_lib.init_state(config, v, optimizer), variables)
+    state = jax.eval_shape(
+        lambda v: state_lib.init_state(config, v, optimizer, features), variables
+    )
+    spec = StudentSpec(config, student, optimizer, features=features)
     is_resident = prefetch.is_resident(config.dataset, examples * math.prod(shape))
     images = examples if is_resident else _streamed_images(config) // devices
     sizes = {
@@ -126,7 +141,6 @@ def _rows(
         **({"the teachers' kept logits": logit_bytes} if logit_bytes else {}),
         "kept for the student's backward pass": planned_step.residual_bytes(
             student,
-            config.student.dtype,
             variables,
             config.batch_size // devices // config.accumulate,
             shape,
@@ -136,10 +150,11 @@ def _rows(
         ["what", "value"],
         ["student", planned_teachers.cost(student, shape)],
         *([["teacher", each.words] for each in planned] or [["teacher", "-"]]),
-        *_feature_rows(config),
+        *_feature_rows(config, features),
         ["examples, classes, image", f"{examples:,}, {num_classes}, {'x'.join(map(str, shape))}"],
         ["batch", f"{config.batch_size} on {devices} device(s)"],
         ["steps, epochs", f"{total_steps:,}, {total_steps * config.batch_size / examples:.1f}"],
+        *_quantization_rows(config, total_steps),
         *([f"MB a device: {name}", f"{size / 1e6:,.1f}"] for name, size in sizes.items()),
         ["MB a device: all of these", f"{sum(sizes.values()) / 1e6:,.1f}"],
     ]
@@ -148,9 +163,7 @@ def _rows(
         rows.append(["GB on disk: the recorded answers", f"{answers / 1e9:,.2f}"])
     if len(teachers) == len(planned):
         train = (examples, *shape) if is_resident else None
-        step, arguments = planned_step.step_of(
-            config, student, teachers, optimizer, state, shape, train, devices
-        )
+        step, arguments = planned_step.step_of(spec, teachers, state, shape, train, devices)
         rows += planned_step.traced_rows(step, arguments, devices)
         rows += planned_step.compiled_rows(step, arguments, devices) if compiled else []
     if images_per_second:
@@ -159,15 +172,25 @@ def _rows(
     return rows
 
 
+def _quantization_rows(config: ConfigDict, total_steps: int) -> list[list[str]]:
+    first = length.quantize_from(config, total_steps)
+    if first == total_steps:
+        return []
+    return [["with int8's numbers", f"the last {total_steps - first:,} steps: counted as all"]]
+
+
 def _name_of_teachers(planned: list[Planned]) -> str:
     name = "the teachers" if len(planned) > 1 else "the teacher"
     counted = all(each.network is not None or not each.in_step for each in planned)
     return name if counted else f"{name}, as far as known"
 
 
-def _feature_rows(config: ConfigDict) -> list[list[str]]:
+def _feature_rows(config: ConfigDict, features: Features | None) -> list[list[str]]:
+    if features is not None:
+        return [["features", "; ".join(map(str, features.pairs))]]
     pairs = len(config.distill.features)
-    return [["features", f"{pairs} pair(s), which are not counted here"]] if pairs else []
+    words = f"{pairs} pair(s), not counted here: the teacher is not known yet"
+    return [["features", words]] if pairs else []
 
 
 def _streamed_images(config: ConfigDict) -> int:

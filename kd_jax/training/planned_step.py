@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
 from kd_jax import models
@@ -17,6 +16,7 @@ from kd_jax.data import sampler
 from kd_jax.distillation import ensemble
 from kd_jax.distillation import state as state_lib
 from kd_jax.distillation import step as step_lib
+from kd_jax.distillation.student import StudentSpec
 from kd_jax.kernels import jaxprs
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.training import hlo
@@ -46,12 +46,10 @@ def traced_rows(step: Any, arguments: tuple[Any, ...], devices: int) -> list[lis
 
 
 def residual_bytes(
-    student: models.Network, dtype: str, variables: Any, count: int, shape: tuple[int, int, int]
+    student: models.Network, variables: Any, count: int, shape: tuple[int, int, int]
 ) -> int:
     """Return the bytes that a device's forward pass keeps, parameters not counted."""
-    alone = dataclasses.replace(
-        network(student.arch, student.num_classes, dtype), kept_norms=student.kept_norms
-    )
+    alone = dataclasses.replace(student, module=student.module.clone(axis_name=None))
 
     def residuals(variables: Any, pixels: jax.Array) -> Any:
         def forward(params: Any) -> jax.Array:
@@ -66,10 +64,8 @@ def residual_bytes(
 
 
 def step_of(
-    config: ConfigDict,
-    student: models.Network,
+    spec: StudentSpec,
     teachers: list[models.Network],
-    optimizer: Any,
     state: Any,
     shape: tuple[int, int, int],
     train_shape: tuple[int, ...] | None,
@@ -79,11 +75,11 @@ def step_of(
 
     `train_shape` is that of the training set on the devices; None when it is streamed.
     """
-    group = None
+    config, student, group = spec.config, spec.network, None
     if teachers:
         shares = (1.0 / len(teachers),) * len(teachers)
         group = ensemble.Ensemble(tuple(teachers), shares, config.teacher.combine)
-    step = step_lib.make_train_step(config, student, group, optimizer)
+    step = step_lib.make_cohort_step((spec,), group)
     variables = tuple(models.abstract_variables(teacher, shape) for teacher in teachers)
     count = config.batch_size // devices
     reads_labels = config_lib.reads_labels(config)
@@ -100,7 +96,7 @@ def step_of(
         teacher_variables=variables,
         teacher_logits=logits if has_fixed_view else None,
     )
-    return step, (state, constants, batch)
+    return step, ((state,), constants, batch)
 
 
 def compiled_rows(step: Any, arguments: tuple[Any, ...], num_devices: int) -> list[list[str]]:

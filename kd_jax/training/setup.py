@@ -119,6 +119,11 @@ class RunSetup:
         """What is measured after the last step, in validations: test and validation."""
         return 1.0 + len(self.dataset.test) / max(1, len(self.dataset.val))
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether the student is quantised in the end."""
+        return self.quantize_from < self.total_steps
+
     def is_quantized(self, step: int) -> bool:
         """Tell whether the update after `step` others is made with int8's numbers."""
         return step >= self.quantize_from
@@ -154,7 +159,7 @@ class RunSetup:
         """Return the state before the first step, on one device."""
         seed = _init_seed(self.config)
         variables = self.start or self.student.init(seed, self.dataset.image_shape)
-        if self.quantize_from < self.total_steps:
+        if self.quantizes:
             variables = self.student.with_ranges(variables, self.dataset.image_shape)
         return state_lib.init_state(self.config, variables, self.optimizer, self.features)
 
@@ -255,6 +260,12 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
         student.check_quantized(dataset.image_shape)
     examples, batch_size = len(dataset.train), config.batch_size
     total_steps = length.total_steps(config, examples)
+    if start is None and length.quantize_from(config, total_steps) == 0:
+        raise UserError(
+            f"config.student.quantize_share is {options.quantize_share}, which is all of the "
+            f"{total_steps} steps: without config.student.weights at least one must come before, "
+            "because batch norm keeps the running statistics that it has when rounding begins"
+        )
     lengths = total_steps, length.warmup_steps(config, examples), examples / batch_size
     optimizer = optimizer_lib.build(config, *lengths)
     features = None

@@ -125,6 +125,10 @@ class Tracker:
         """Rate of training alone; None if nothing was measured."""
         return self._throughput.images_per_second
 
+    def begin_program(self) -> None:
+        """Say that the steps from here are of another program."""
+        self._throughput.begin_program()
+
     def start_timing(self, step: int) -> None:
         """Measure the rate from here: nothing is in flight."""
         self._throughput.start(step)
@@ -164,7 +168,10 @@ class Tracker:
             ):
                 metrics = self._validate(step, state)
         with self._work.measured(time_left.CHECKPOINT):
-            self._member.checkpoints.save(step, state, metrics)
+            run = self._member.run
+            # Of a run for int8 the best is one that computes with its numbers.
+            may_be_best = not run.quantizes or run.is_quantized(step - 1)
+            self._member.checkpoints.save(step, state, metrics if may_be_best else None)
         self._listeners.on_checkpoint(step, self._member.workdir / CHECKPOINTS / str(step))
         return metrics[BEST_METRIC] if metrics else None
 

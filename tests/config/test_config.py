@@ -276,6 +276,16 @@ TOGETHER = {
     "an image is cropped in one way": {"augment.crop_area": 0.5},
     "cannot answer for a mixture": {"distill.view": "fixed"},
     "a mixture has two": {"distill.loss": "dkd"},
+    "feature_loss is attention, expected mse unless config.distill.features names some": {
+        "distill.feature_loss": "attention"
+    },
+    "feature_weight is 0.5, expected 1.0 unless config.distill.features": {
+        "distill.feature_weight": 0.5
+    },
+    "record_top is 5, expected 0 unless config.teacher.record names": {"teacher.record_top": 5},
+    "record_dtype is float16, expected float32 unless config.teacher.record names": {
+        "teacher.record_dtype": "float16", "teacher.replay": "answers"
+    },
     "warmup_epochs is 2.0, expected 0 with config.distill.label_weight=1.0": {
         "distill.warmup_epochs": 2.0, "distill.label_weight": 1.0
     },

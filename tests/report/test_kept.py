@@ -44,6 +44,8 @@ def study(tmp_path):
         ],
     }  # fmt: skip
     (first / "provenance.json").write_text(json.dumps([start]))
+    certified = {"top1": 71.63, "sha256": "ab", "source": f"{tmp_path}/resnet44.pth"}
+    (first / "teacher.json").write_text(json.dumps(certified))
     (root / "study.json").write_text(
         json.dumps({"title": "Two rows", "baseline": "taught", "runs": runs})
     )
@@ -75,6 +77,8 @@ def test_weights_machines_and_places_stay_behind(study, tmp_path):
         "python -m kd_jax.study --config=configs/studies/crd.py:epochs=12 --workdir=study "
         "--teachers=teachers --cohorts=false"
     )
+    teacher = json.loads((out / "runs/taught-s0/teacher.json").read_text())
+    assert teacher == {"top1": 71.63, "sha256": "ab", "source": "resnet44.pth"}
     config = json.loads((out / "runs/taught-s0/config.json").read_text())
     assert config["teacher"]["weights"] == "resnet20.pth"
 

@@ -8,7 +8,7 @@ import pytest
 from kd_jax.runtime.atomic_files import read_json_lines
 from kd_jax.runtime.errors import UserError
 from kd_jax.runtime.signals import StoppedError, StopRequest
-from kd_jax.study import spec, worker
+from kd_jax.study import recordings, spec, worker
 from kd_jax.study.leases import Leases
 from kd_jax.study.recordings import BusyError, Recordings
 from kd_jax.teachers import recorder, recording
@@ -150,6 +150,32 @@ def test_runs_of_the_same_views_and_teacher_have_one_recording(tmp_path):
     assert Recordings(tmp_path, None, False).place(LONG) is None
 
 
+def test_long_runs_have_names_of_their_own(tmp_path):
+    ask = Recordings(tmp_path, None, True)
+    lengths = (1_000_000, 1_000_001, 12)
+    places = [ask.place(run_of("run", total_steps=length)) for length in lengths]
+    assert [place.name.rpartition("-")[2] for place in places] == [
+        "steps1000000", "steps1000001", "steps12"
+    ]  # fmt: skip
+
+
+def test_only_a_run_that_records_is_told_how(tmp_path):
+    """The others, which do not read it, would be refused."""
+    how = {"teacher.record_dtype": "float16", "teacher.record_limit_gb": 3.0}
+    run = run_of("run", **how)
+    assert recordings.form_in_use(run) == {
+        "teacher.record_dtype": "float32", "teacher.record_limit_gb": 20.0, "teacher.record_top": 0
+    }  # fmt: skip
+    with Leases(tmp_path, 600, pytest.fail) as leases:
+        ask = Recordings(tmp_path, leases, True)
+        with ask.opened(tmp_path / "new", {"run": run}) as given:
+            assert given == {
+                "teacher.record": str(tmp_path / "new"), "teacher.record_top": 0, **how
+            }  # fmt: skip
+    own = run_of("own", **how, **{"teacher.record": "mine"})
+    assert recordings.form_in_use(own)["teacher.record_dtype"] == "float16"
+
+
 def test_a_whole_recording_serves_shorter_runs(tmp_path):
     ask = Recordings(tmp_path, None, True)
     place = ask.place(LONG)
@@ -172,7 +198,7 @@ def test_one_process_records_and_another_asks_itself_or_waits(tmp_path):
         assert two.place(SHORT) is None  # it began without
         assert not two.must_wait(PARTS)
         with one.opened(place, {"long": LONG}) as fields:
-            assert fields == {"teacher.record": str(place)}
+            assert fields["teacher.record"] == str(place)
             assert two.must_wait(PARTS)
             assert not two.must_wait(LONG)
             with two.opened(place, {"long": LONG}) as fields:
@@ -180,7 +206,7 @@ def test_one_process_records_and_another_asks_itself_or_waits(tmp_path):
             with pytest.raises(BusyError), two.opened(place, {"parts": PARTS}):
                 pass
         with two.opened(place, {"parts": PARTS}) as fields:  # ours was not finished
-            assert fields == {"teacher.record": str(place)}
+            assert fields["teacher.record"] == str(place)
             write_recording(place)
         with one.opened(place, {"long": LONG}) as fields:
             assert fields == {"teacher.replay": str(place)}

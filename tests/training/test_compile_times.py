@@ -23,7 +23,7 @@ def run_of(**options) -> Any:
     config.update_from_flattened_dict(options)
     return types.SimpleNamespace(
         config=config,
-        teachers=None,
+        teachers=types.SimpleNamespace(arch="resnet20", is_live=True),
         devices=jax.devices()[:1],
         dataset=types.SimpleNamespace(train=range(100), image_shape=(32, 32, 3)),
         resident=True,
@@ -73,6 +73,11 @@ def test_other_networks_and_other_calls_are_another_kind(first_call):
     first_call(31.0, cached=False)
     for options in ({"student.arch": "resnet20"}, {"steps": 8}):
         assert "about" not in first_call(50.0, cached=False, **options)
+
+
+def test_a_step_that_is_given_its_answers_is_another_kind(first_call):
+    first_call(31.0, cached=False, **{"teacher.replay": "answers"})
+    assert "about" not in first_call(50.0, cached=False)
 
 
 def test_it_says_what_happened(first_call, caplog):

@@ -89,6 +89,13 @@ def test_where_the_length_shapes_every_step_it_is_kept(begun, schedule, finished
     check(place, config_of(2, schedule))
 
 
+def test_the_same_length_in_steps_and_in_epochs_is_no_other(begun):
+    place = begun(config_of(2, "cosine"), 40)
+    check(place, config_of(2, "cosine", total_steps=100))
+    with pytest.raises(UserError, match=r"planned for 100 steps .* of a run of 110, step 2 has"):
+        check(place, config_of(2, "cosine", total_steps=110))
+
+
 def test_a_run_without_steps_may_have_any_length(tmp_path):
     workdir.create(tmp_path / "w", config_of(2, "cosine"))
     check(tmp_path / "w", config_of(4, "cosine"))

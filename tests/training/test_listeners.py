@@ -31,7 +31,8 @@ class Sink(MetricSink):
         self._hear("end", step)
 
     def on_close(self):
-        self._hear("close")
+        self.threads.add(threading.current_thread())
+        self.heard.append(("close",))
 
 
 class Looking(Sink):
@@ -73,6 +74,7 @@ def test_a_sink_that_fails_is_named_once_and_harms_nobody(error, says, caplog):
         for step in range(20):
             listeners.on_step(step, {})
     assert len(good.heard) == 21
+    assert failing.heard == [("close",)]  # what it holds is let go, and later events do not wait
     assert caplog.text.count("what the test keeps could not be written") == 1
     assert says in caplog.text
 

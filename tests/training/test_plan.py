@@ -83,6 +83,40 @@ def test_the_devices_are_those_of_this_machine_unless_they_are_given():
     assert "this machine" not in plan.plan(config, 8, None)
 
 
+def features_config(student_path):
+    config = default_config()
+    config.dataset.name, config.batch_size = "cifar100", 8
+    config.teacher.arch, config.student.arch = "resnet20", "resnet8"
+    config.distill.features = (("layer3", student_path),)
+    return config
+
+
+def test_a_plan_counts_features_and_refuses_a_wrong_path():
+    config = features_config("layer3")
+    values = dict(re.findall(r"\| (\S.*?) +\| +(\S.*?) +\|", plan.plan(config, 2, None)))
+    assert values["features"] == "layer3.0 [8, 8, 64] to the teacher's layer3.2 [8, 8, 64]"
+    without = config.copy_and_resolve_references()
+    without.distill.features = ()
+    names = (
+        "collectives a step, and their MB",
+        "MB a device: the state (parameters, statistics, optimiser)",
+    )
+    less = dict(re.findall(r"\| (\S.*?) +\| +(\S.*?) +\|", plan.plan(without, 2, None)))
+    projector = 4 * (64 * 64 + 64) / 1e6
+    sent = [float(each[names[0]].split(", ")[1]) for each in (values, less)]
+    assert sent[0] - sent[1] == pytest.approx(projector, abs=0.011)
+    with pytest.raises(UserError, match="no module 'layer9'"):
+        plan.plan(features_config("layer9"), 2, None)
+
+
+def test_a_plan_counts_a_student_for_int8():
+    config = features_config("layer3")
+    config.distill.features, config.total_steps = (), 100
+    config.student.quantize = "int8"
+    said = plan.plan(config, 2, None)
+    assert re.search(r"with int8's numbers +\| +the last 10 steps", said)
+
+
 @pytest.mark.parametrize("options", [{"num_devices": 8}, {"num_devices": None, "compiled": True}])
 def test_only_this_machine_is_measured(options):
     config = digits_config(1)

@@ -63,6 +63,13 @@ def test_a_run_is_resumed_bit_for_bit_across_the_switch(whole, tmp_path, stop):
     assert found.arrays_sha256 == expected.arrays_sha256
 
 
+def test_some_step_comes_before_the_switch(tmp_path):
+    config = int8_config(total_steps=2, **{"student.quantize_share": 0.9})
+    with pytest.raises(UserError, match=r"quantize_share is 0\.9, which is all of the 2 steps"):
+        train(config, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.proof
 def test_before_the_switch_the_training_is_that_of_floats(whole, tmp_path):
     config = int8_config(**{"student.quantize": "none", "student.quantize_share": 0.1})

@@ -13,6 +13,7 @@ import pytest
 
 from kd_jax.runtime import signals
 from kd_jax.runtime.errors import DivergedError
+from kd_jax.training import metric_logger
 from kd_jax.training import tracker as tracker_lib
 from kd_jax.training.cadence import Cadence
 from kd_jax.training.callbacks import Callback, StopTraining
@@ -71,6 +72,8 @@ def member(tmp_path):
         dataset=types.SimpleNamespace(train=range(40)),
         devices=jax.devices()[:1],
         learning_rate=lambda step: 0.25,
+        quantizes=False,
+        is_quantized=lambda step: step >= 15,
     )
     return Member(run, Evaluator(), Checkpoints(), tmp_path)
 
@@ -183,6 +186,33 @@ def test_a_checkpoint_is_validated_where_the_cadence_says_so(step, top1, member,
     assert member.evaluator.measured == ([] if top1 is None else ["val"])
     expected = [] if top1 is None else [{"kind": "val", "step": step, **MEASURES}]
     assert records(member) == expected
+
+
+def test_the_best_of_a_run_for_int8_computes_with_its_numbers(member, make):
+    member.run.quantizes = True
+    tracker = make()
+    assert [tracker.save(step, STATE) for step in (10, 20)] == [40.0, 40.0]
+    assert [metrics is None for _, _, metrics in member.checkpoints.saved] == [True, False]
+
+
+def test_the_time_left_is_that_of_the_program_in_use(member, make, monkeypatch):
+    now, asked = [0.0], []
+    monkeypatch.setattr(metric_logger.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(TimeLeft, "words", lambda self, step, seconds: asked.append(seconds) or "")
+    tracker = make()
+
+    def log(step, seconds):
+        now[0] += seconds
+        tracker.note(step, {"loss": np.float32(0.5)})
+        tracker.flush()
+
+    tracker.start_timing(0)
+    log(5, 5.0)
+    tracker.begin_program()
+    log(5, 0.0)  # nothing of it is measured yet
+    log(10, 20.0)
+    assert asked == [1.0, None, 4.0]
+    assert tracker.images_per_second == pytest.approx(10 * 10 / 25)  # of all
 
 
 def test_without_labels_the_best_is_the_nearest_to_the_teacher(member, make):
