@@ -7,6 +7,7 @@ the study's own way of doing it, has to be asked for.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 
 import numpy as np
@@ -46,6 +47,14 @@ class DataSet:
         """`(H, W, C)`."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+    @functools.cached_property
+    def test_digest(self) -> str:
+        """The sha256 of the test split alone: what a network was measured on."""
+        digest = hashlib.sha256(repr(self.test.images.shape).encode())
+        for array in (self.test.images, self.test.labels):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def split(self, name: str) -> Split:
         """Return the split called `train`, `val` or `test`."""

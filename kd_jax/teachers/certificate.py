@@ -118,15 +118,20 @@ def check_same(stored: dict[str, Any], teachers: Teachers, directory: Path) -> N
 def differences(card: saved_network.ModelCard, dataset: dataset_lib.DataSet) -> list[str]:
     """Return in words how a data set differs from the one a network was measured on or made for.
 
-    Compares the fingerprint and the size of images, as far as they are known. For imported weights
-    the size is known if it was given at import, or if all images of their data set have one size.
+    Compares the fingerprint of the test split and the size of images, as far as they are known. For
+    imported weights the size is known if it was given at import, or if all images of their data set
+    have one size.
     """
     words = []
-    fingerprint = (card.certificate or {}).get("data_fingerprint")
-    if fingerprint is not None and fingerprint != dataset.fingerprint:
-        words.append(
-            f"its data had the fingerprint {fingerprint[:8]}, this has {dataset.fingerprint[:8]}"
-        )
+    certificate = card.certificate or {}
+    # What was measured is the test split, and of old runs only the fingerprint of all is known.
+    name = "test_fingerprint" if "test_fingerprint" in certificate else "data_fingerprint"
+    if name in certificate:
+        is_test = name == "test_fingerprint"
+        before, now = certificate[name], dataset.test_digest if is_test else dataset.fingerprint
+        if before != now:
+            whose = "test split" if is_test else "data"
+            words.append(f"its {whose} had the fingerprint {before[:8]}, this has {now[:8]}")
     is_size_known = (
         card.certificate is not None
         or catalog.facts(card.dataset).image_size

@@ -37,6 +37,7 @@ from kd_jax.training import (
     planned_step,
     planned_teachers,
     setup,
+    student_setup,
     time_left,
 )
 from kd_jax.training import optimizer as optimizer_lib
@@ -108,7 +109,7 @@ def _rows(
         config.student.dtype,
         devices_lib.AXIS if config.batch_norm.sync else None,
     )
-    kept_norms = setup.frozen_norms(config.student.freeze, student, shape)
+    kept_norms = student_setup.frozen_norms(config.student.freeze, student, shape)
     # Where a part of the steps is made with int8's numbers, those are planned: they need more.
     quantized = config.student.quantize != "none"
     student = dataclasses.replace(student, kept_norms=kept_norms, quantized=quantized)

@@ -107,6 +107,7 @@ def write(member: Member, state: state_lib.TrainState, result: dict[str, Any]) -
         **measures,
         "examples": len(dataset.test),
         "data_fingerprint": dataset.fingerprint,
+        "test_fingerprint": dataset.test_digest,
     }
     card = saved_student.card(
         run,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,19 +20,18 @@ from ml_collections import ConfigDict
 from kd_jax import config as config_lib
 from kd_jax import models
 from kd_jax.config import checks
-from kd_jax.data import catalog, prefetch, sampler, tfds_source
 from kd_jax.data import dataset as dataset_lib
+from kd_jax.data import prefetch, sampler, tfds_source
 from kd_jax.distillation import state as state_lib
 from kd_jax.distillation.features import Features
 from kd_jax.distillation.student import StudentSpec
-from kd_jax.models import quantize, user_module
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import processes, source_digest
 from kd_jax.runtime.errors import UserError
-from kd_jax.teachers import heads, load
+from kd_jax.teachers import load
 from kd_jax.teachers.recording import Recording
 from kd_jax.teachers.teacher import Teachers
-from kd_jax.training import feature_setup, length
+from kd_jax.training import feature_setup, length, student_setup
 from kd_jax.training import optimizer as optimizer_lib
 from kd_jax.training.given import NOTHING, Given
 from kd_jax.weights import saved_network
@@ -157,7 +155,7 @@ class RunSetup:
 
     def initial_state(self) -> state_lib.TrainState:
         """Return the state before the first step, on one device."""
-        seed = _init_seed(self.config)
+        seed = student_setup.init_seed(self.config)
         variables = self.start or self.student.init(seed, self.dataset.image_shape)
         if self.quantizes:
             variables = self.student.with_ranges(variables, self.dataset.image_shape)
@@ -187,85 +185,30 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
     """
     prepare(config)
     given.check(config)
-    teachers, start = like.teachers if like else None, None
     name = tfds_source.base_name(config.dataset.name)
-    recorded = like.recording if like else None
-    if config.teacher.replay and not like:
-        recorded = Recording(config.teacher.replay)
-        teachers = recorded.teachers(config.teacher)
-    if config.teacher.weights and not like:
-        teachers = load.load(config.teacher, name, given.teachers)
-    options = config.student
-    if options.weights:
-        start = _in_floats(*load.read(options.weights, options.arch, name, "config.student"))
+    if like is None:
+        teachers, recorded = _load_teachers(config, name, given)
+    else:
+        teachers, recorded = like.teachers, like.recording
+    start = student_setup.read_start(config, name)
     devices = devices_lib.select(config.num_devices, config.batch_size, config.accumulate)
     dataset = (
         like.dataset if like else dataset_lib.load(config.dataset, given.source, given.validation)
     )
-    if config_lib.reads_labels(config) and dataset.train.known_labels is None:
-        raise UserError(
-            f"config.distill.label_weight is {config.distill.label_weight} with "
-            f"config.distill.loss={config.distill.loss}, which read labels, and not all images to "
-            "train on have one: give labels, or take label_weight=0 and a loss without them"
-        )
-    for name in ("val", "test"):
-        if teachers is None and dataset.split(name).known_labels is None:
-            raise UserError(
-                f"the {name} split has no labels and there is no teacher: expected labels, or a "
-                "teacher to agree with"
-            )
-    names = given.class_names or dataset.class_names
-    if names is not None and not len(set(names)) == len(names) == dataset.num_classes:
-        raise UserError(
-            f"class_names= has {len(names)} names, {len(set(names))} of them different: expected "
-            f"one for each of the {dataset.num_classes} classes of {dataset.name}"
-        )
+    class_names = given.class_names or dataset.class_names
+    _check_labels(config, dataset, has_teachers=teachers is not None)
+    _check_names(class_names, dataset)
     if teachers and not like and config.teacher.weights:
-        teachers = load.fit(teachers, config.teacher, dataset, names)
+        teachers = load.fit(teachers, config.teacher, dataset, class_names)
     if start:
-        load.check_images(start[0], dataset.name, dataset.image_shape)
-        num_classes, seed = dataset.num_classes, _init_seed(config)
-        start = heads.fit_start(
-            *start, names, num_classes, dataset.name, seed, freeze=options.freeze
-        )
-    mean, std = (start[0].mean, start[0].std) if start else (dataset.mean, dataset.std)
-    if options.normalisation == "half":
-        mean, std = catalog.NORMALISATIONS["half"]
-    axis_name = devices_lib.AXIS if config.batch_norm.sync else None
-    student: models.Network
-    if given.student is None:
-        student = models.build(
-            options.arch,
-            dataset.num_classes,
-            mean,
-            std,
-            axis_name=axis_name,
-            dropout_rate=options.dropout,
-            dtype=options.dtype,
-        )
-    else:
-        student = user_module.wrap(
-            given.student,
-            num_classes=dataset.num_classes,
-            mean=mean,
-            std=std,
-            axis_name=axis_name,
-            image_shape=dataset.image_shape,
-        )
-    _check_freeze(options.freeze, student, dataset.image_shape)
-    kept = frozen_norms(options.freeze, student, dataset.image_shape)
-    student = dataclasses.replace(student, kept_norms=kept)
+        start = student_setup.fit_start(config, start, dataset, class_names)
+    student = student_setup.build(config, dataset, start[0] if start else None, given)
     models.check_norms(student, dataset.image_shape, processes.count() * len(devices))
-    if options.quantize != "none":
-        student.check_quantized(dataset.image_shape)
     examples, batch_size = len(dataset.train), config.batch_size
     total_steps = length.total_steps(config, examples)
-    if start is None and length.quantize_from(config, total_steps) == 0:
-        raise UserError(
-            f"config.student.quantize_share is {options.quantize_share}, which is all of the "
-            f"{total_steps} steps: without config.student.weights at least one must come before, "
-            "because batch norm keeps the running statistics that it has when rounding begins"
-        )
+    student_setup.check_quantized(
+        config, student, dataset.image_shape, total_steps, has_start=start is not None
+    )
     lengths = total_steps, length.warmup_steps(config, examples), examples / batch_size
     optimizer = optimizer_lib.build(config, *lengths)
     features = None
@@ -287,42 +230,42 @@ def build(config: ConfigDict, like: RunSetup | None = None, given: Given = NOTHI
     )
 
 
-def frozen_norms(
-    pattern: str, student: models.Network, image_shape: tuple[int, int, int]
-) -> frozenset[str]:
-    """Return the paths of the batch norms that `config.student.freeze` freezes.
-
-    Those all of whose parameters it finds. Their running statistics belong to the frozen weights:
-    they stay, and are what the norm goes by, in training too.
-    """
-    if not pattern:
-        return frozenset()
-    shapes = models.flat_shapes(student, image_shape)
-    params = {path[1:] for path in shapes if path[0] == "params"}
-    free = {path[:-1] for path in params if not re.search(pattern, "/".join(path))}
-    norms = {path[1:-1] for path in shapes if path[0] == "batch_stats"}
-    return frozenset("/".join(norm) for norm in norms & {path[:-1] for path in params} - free)
+def _load_teachers(
+    config: ConfigDict, dataset: str, given: Given
+) -> tuple[Teachers | None, Recording | None]:
+    """Return the teachers that a config names, and the recording that it replays."""
+    teachers, recorded = None, None
+    if config.teacher.replay:
+        recorded = Recording(config.teacher.replay)
+        teachers = recorded.teachers(config.teacher)
+    if config.teacher.weights:
+        teachers = load.load(config.teacher, dataset, given.teachers)
+    return teachers, recorded
 
 
-def _in_floats(
-    card: saved_network.ModelCard, variables: models.Variables
-) -> tuple[saved_network.ModelCard, models.Variables]:
-    """Return a network to start from, without ranges: a run measures its own."""
-    return dataclasses.replace(card, quantize="none"), quantize.without_ranges(variables)
-
-
-def _init_seed(config: ConfigDict) -> int:
-    """Return the seed of the student's first values."""
-    chosen: int | None = config.student.init_seed
-    return config.seed if chosen is None else chosen
-
-
-def _check_freeze(pattern: str, student: models.Network, image_shape: tuple[int, int, int]) -> None:
-    """Raise `UserError` if `config.student.freeze` finds no parameter, or all of them."""
-    names = ["/".join(p[1:]) for p in models.flat_shapes(student, image_shape) if p[0] == "params"]
-    found = sum(bool(re.search(pattern, name)) for name in names)
-    if pattern and not 0 < found < len(names):
+def _check_labels(config: ConfigDict, dataset: dataset_lib.DataSet, *, has_teachers: bool) -> None:
+    """Raise `UserError` if labels are missing that something reads."""
+    if config_lib.reads_labels(config) and dataset.train.known_labels is None:
         raise UserError(
-            f"config.student.freeze is {pattern!r}, which finds {found} of the {len(names)} "
-            f"parameters of {student.arch}: expected some and not all, such as {names[0]}"
+            f"config.distill.label_weight is {config.distill.label_weight} with "
+            f"config.distill.loss={config.distill.loss}, which read labels, and not all images to "
+            "train on have one: give labels, or take label_weight=0 and a loss without them"
+        )
+    for name in ("val", "test"):
+        if not has_teachers and dataset.split(name).known_labels is None:
+            raise UserError(
+                f"the {name} split has no labels and there is no teacher: expected labels, or a "
+                "teacher to agree with"
+            )
+
+
+def _check_names(class_names: tuple[str, ...] | None, dataset: dataset_lib.DataSet) -> None:
+    """Raise `UserError` unless there is one name for each class, or none at all."""
+    if class_names is None:
+        return
+    if not len(set(class_names)) == len(class_names) == dataset.num_classes:
+        raise UserError(
+            f"class_names= has {len(class_names)} names, {len(set(class_names))} of them "
+            f"different: expected one for each of the {dataset.num_classes} classes of "
+            f"{dataset.name}"
         )

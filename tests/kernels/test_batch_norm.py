@@ -14,7 +14,7 @@ from kd_jax import models
 from kd_jax.kernels import activations, lowering, native
 from kd_jax.kernels import batch_norm as batch_norm_lib
 from kd_jax.models import norm
-from kd_jax.training import setup
+from kd_jax.training import student_setup
 
 # Maps of the zoo; one pixel; channels that leave half a vector; a row wider than a block.
 SHAPES = [
@@ -75,7 +75,7 @@ NETWORK = models.build("resnet8", 10, (0.5,) * 3, (0.25,) * 3)
 
 
 def names(pattern):
-    return setup.frozen_norms(pattern, NETWORK, (32, 32, 3))
+    return student_setup.frozen_norms(pattern, NETWORK, (32, 32, 3))
 
 
 def train(network, variables, pixels):

@@ -243,7 +243,7 @@ def test_a_stored_network_is_read_back_and_has_no_statistics(tmp_path, tiny):
     jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @patched_zoo(bit_tiny=functools.partial(BiT, (1, 1, 1, 1), 0.5))
 def test_the_config_trains_at_small_size_and_resumes(tmp_path):
     """`configs/bit.py` with small networks, on 120 images of 64 pixels that are streamed."""

@@ -16,7 +16,7 @@ from kd_jax.distillation import step as step_lib
 from kd_jax.models import layers, norm
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime.errors import UserError
-from kd_jax.training import setup
+from kd_jax.training import student_setup
 from kd_jax.weights import name_maps, torch_import
 from tiny_runs import IMAGES, LABELS, small_config
 
@@ -143,7 +143,7 @@ def test_a_norm_of_each_devices_own_is_refused_on_several():
 def test_a_frozen_norm_that_is_not_kd_jaxs_is_refused():
     for pattern, path in (("ours", "ours"), ("bn", "bn")):
         mixed = network(Mixed(10))
-        kept = setup.frozen_norms(pattern, mixed, SHAPE)
+        kept = student_setup.frozen_norms(pattern, mixed, SHAPE)
         assert kept == {path}
         mixed = dataclasses.replace(mixed, kept_norms=kept)
         if path == "ours":

@@ -19,7 +19,7 @@ from kd_jax.distillation import step as step_lib
 from kd_jax.models import norm, user_module
 from kd_jax.runtime.devices import AXIS, pmap, shard
 from kd_jax.runtime.errors import UserError
-from kd_jax.training import setup
+from kd_jax.training import student_setup
 from tiny_runs import Tiny, small_config
 
 SHAPE = (8, 8, 3)
@@ -307,7 +307,7 @@ def test_it_is_known_whether_the_number_of_devices_matters(module, changed):
 
 def test_a_frozen_batch_norm_keeps_its_statistics_and_uses_them():
     student = wrap(Plain())
-    kept = setup.frozen_norms("BatchNorm_0", student, SHAPE)
+    kept = student_setup.frozen_norms("BatchNorm_0", student, SHAPE)
     assert kept == {"BatchNorm_0"}
     student = dataclasses.replace(student, kept_norms=kept)
     models.check_norms(student, SHAPE, 2)

@@ -93,7 +93,7 @@ def test_two_processes_train_as_one_does(unbroken, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.proof)])
 def test_when_one_is_killed_the_other_says_so_and_the_run_resumes(victim, unbroken, tmp_path):
     workdir = tmp_path / "w"
     started = start_two(workdir)

@@ -225,6 +225,16 @@ def test_other_data_is_said_before_the_teacher_is_measured(tmp_path, monkeypatch
         teacher_check.certify(run, types.SimpleNamespace(members_logits=measured), tmp_path)
 
 
+def test_what_was_measured_is_the_test_split_alone():
+    """As of a student without labels, whose teacher had them: the test split is the same."""
+    data = dataset(size=32)
+    fingerprints = {"data_fingerprint": "a" * 64, "test_fingerprint": data.test_digest}
+    assert certificate.differences(card(certificate=fingerprints), data) == []
+    more = dataclasses.replace(data, test=Split(data.test.images, 5 - data.test.labels))
+    (says,) = certificate.differences(card(certificate=fingerprints), more)
+    assert says.startswith(f"its test split had the fingerprint {data.test_digest[:8]}, this has")
+
+
 @pytest.mark.parametrize(("fields", "size", "says"), [
     ({}, None, None),  # a file whose images nobody told
     ({"dataset": "cifar100"}, None, "it is for images of 32 x 32 pixels, these have 64 x 64"),
