@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from types import ModuleType
@@ -16,10 +17,16 @@ from kd_jax.runtime.errors import UserError
 
 INSTALL = "pip install 'kd_jax[tfds]'"
 
+# What its C++ says of itself while it is imported, whatever `TF_CPP_MIN_LOG_LEVEL` is: lines of the
+# level INFO (that oneDNN is on), and that nobody has called InitializeLog yet.
+_NOTES = ("^I[0-9]{4} ", "^WARNING: All log messages before absl::InitializeLog")
+_LONGEST_WAIT = 5.0  # seconds, for what is still to be passed on
+
 
 def _hide_accelerators() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow as tf
+    with without_notes():
+        import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")
@@ -64,6 +71,36 @@ def import_metric_writers() -> ModuleType:
     from clu import metric_writers
 
     return metric_writers
+
+
+@contextlib.contextmanager
+def without_notes() -> Iterator[None]:
+    """Keep `_NOTES` from stderr; every other line passes, also the last words before an abort.
+
+    So a process of its own reads along: a thread of this one would not live to pass those on.
+    """
+    patterns = [option for note in _NOTES for option in ("-e", note)]
+    try:
+        grep = subprocess.Popen(
+            ["grep", "-E", "-v", "--line-buffered", *patterns],
+            stdin=subprocess.PIPE,
+            stdout=2,
+            start_new_session=True,  # Ctrl-C is for us
+        )
+    except OSError:  # no grep on this system: then the notes are seen
+        yield
+        return
+    assert grep.stdin is not None
+    before = os.dup(2)
+    os.dup2(grep.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        grep.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # somebody else's child has it open
+            grep.wait(_LONGEST_WAIT)
 
 
 @contextlib.contextmanager
