@@ -48,6 +48,27 @@ def is_directory(path: Path | str) -> bool:
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
+def is_there(path: Path | str) -> bool:
+    """Tell whether a path leads to anything.
+
+    Raises:
+      UserError: it may not be looked at.
+    """
+    return _status(path) is not None
+
+
+def holds_images(directory: Path) -> bool:
+    """Tell whether a directory itself holds a file that has the ending of an image.
+
+    Raises:
+      UserError: it cannot be looked into.
+    """
+    return any(
+        not is_hidden(entry.name) and Path(entry.name).suffix.lower() in image_files.suffixes()
+        for entry in _entries(directory)
+    )
+
+
 def directories(directory: Path) -> list[str]:
     """Return the names of the directories in a directory that are not hidden, in their order.
 

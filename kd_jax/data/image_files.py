@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from pathlib import Path
@@ -126,8 +127,16 @@ def fit(image: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    """Return the error to raise where `read` or `shape` failed."""
-    return UserError(f"{path} cannot be read as an image ({error}): mend it or take it away")
+    """Return the error to raise where `read` or `decode` failed."""
+    from PIL import UnidentifiedImageError
+
+    with contextlib.suppress(OSError):
+        if path.stat().st_size == 0:
+            return UserError(f"{path} is empty (0 bytes): mend it or take it away")
+    reason: object = error
+    if isinstance(error, UnidentifiedImageError):  # which says the path again, and no more
+        reason = "it begins as no kind of image that Pillow reads"
+    return UserError(f"{path} cannot be read as an image ({reason}): mend it or take it away")
 
 
 def _upright(pixels: Any, image: Any) -> Any:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from kd_jax.data import catalog, decoded_cache, folder_tree, image_files
+from kd_jax.data import catalog, decoded_cache, folder_layout, folder_tree, image_files
 from kd_jax.data.splits import Source, Split, hold_out_test
 from kd_jax.runtime import memory
 from kd_jax.runtime.console import logger
-from kd_jax.runtime.errors import UserError, local
+from kd_jax.runtime.errors import UserError
 
 _HELD_OUT = 0.2  # of a folder that has no test split
 _TEST = "test"  # the one split that need not be there
@@ -33,7 +33,10 @@ def class_names(config: ConfigDict) -> list[str]:
     Raises:
       UserError: the folder is not there.
     """
-    return [folder_tree.normal(name) for name in folder_tree.directories(_train_directory(config))]
+    return [
+        folder_tree.normal(name)
+        for name in folder_tree.directories(folder_layout.train_directory(config))
+    ]
 
 
 def read(config: ConfigDict) -> Source:
@@ -47,10 +50,9 @@ def read(config: ConfigDict) -> Source:
     Raises:
       UserError: it is not such a folder, or an image cannot be read.
     """
-    root, train = local(config.data_dir, "config.dataset.data_dir"), _train_directory(config)
+    root, train = folder_layout.root(config), folder_layout.train_directory(config)
     classes = class_names(config)
-    if len(classes) < 2:
-        raise UserError(f"{train} has {len(classes)} class(es): expected a directory for each")
+    folder_layout.check_classes(train, classes)
     if len(set(classes)) < len(classes):
         twice = collections.Counter(classes).most_common(1)[0][0]
         raise UserError(
@@ -72,7 +74,9 @@ def read(config: ConfigDict) -> Source:
     def decode() -> Source:
         _check_memory(root, splits, config.image_size)
         sizes: list[tuple[int, int]] = []
-        read = [_decode(files, config.image_size, sizes) for files in splits]
+        broken: dict[Path, str] = {}
+        read = [_decode(files, config.image_size, sizes, broken) for files in splits]
+        _refuse_broken(root, broken, sum(map(len, splits)))
         if several := sum(number for _, number in read):
             logger.warning(
                 "%d files in %s hold several images: the first of each is read", several, root
@@ -88,18 +92,6 @@ def read(config: ConfigDict) -> Source:
 
     files = [file for files in splits for file in files]
     return decoded_cache.kept(catalog.FOLDER, files, (classes, config.image_size), decode)
-
-
-def _train_directory(config: ConfigDict) -> Path:
-    root = local(config.data_dir, "config.dataset.data_dir")
-    train = root / config.train_split
-    if not config.data_dir or not folder_tree.is_directory(train):
-        raise UserError(
-            f"config.dataset.name is folder, and there is no directory {train}: expected "
-            "config.dataset.data_dir to hold train/CLASS/*.png (or .jpg), and test/CLASS/*.png if "
-            "there is a test split"
-        )
-    return train
 
 
 def _has_test(config: ConfigDict, root: Path, train: Path, test: Path) -> bool:
@@ -226,38 +218,62 @@ def _check_files(splits: list[list[decoded_cache.File]], skipped: folder_tree.Sk
 
 
 def _check_memory(root: Path, splits: list[list[decoded_cache.File]], size: int) -> None:
-    first = splits[0][0].path
-    try:
-        shape = image_files.shape(first, size)
-    except Exception as error:  # Pillow raises many kinds
-        raise image_files.unreadable(first, error) from error
-    count = sum(len(files) for files in splits)
-    memory.check_fits(count * int(np.prod(shape)), f"the folder {root}, {count:,} images,")
+    files = [file for split in splits for file in split]
+    for file in files:
+        try:
+            shape = image_files.shape(file.path, size)
+        except Exception:  # Pillow raises many kinds; `_decode` tells all of them
+            continue
+        return memory.check_fits(
+            len(files) * int(np.prod(shape)), f"the folder {root}, {len(files):,} images,"
+        )
+
+
+def _refuse_broken(root: Path, broken: dict[Path, str], count: int) -> None:
+    """Raise `UserError` if files cannot be read, each told in a sentence of its own."""
+    if not broken:
+        return
+    first, *others = broken
+    if not others:
+        raise UserError(broken[first])
+    for sentence in list(broken.values())[:_MOST_NAMES]:
+        logger.error("%s", sentence)
+    shown = f"the first {_MOST_NAMES} are told above" if len(broken) > _MOST_NAMES else "see above"
+    raise UserError(
+        f"{len(broken):,} of the {count:,} images in {root} cannot be read ({shown}; the first is "
+        f"{first}): mend them or take them away"
+    )
 
 
 def _decode(
-    files: list[decoded_cache.File], size: int, sizes: list[tuple[int, int]]
+    files: list[decoded_cache.File],
+    size: int,
+    sizes: list[tuple[int, int]],
+    broken: dict[Path, str],
 ) -> tuple[Split, int]:
     """Return the images of files, and how many of these hold further ones.
 
-    Height and width of each, before it is scaled, are added to `sizes`.
+    Height and width of each, before it is scaled, are added to `sizes`; of each that cannot be
+    read, the sentence that says so, to `broken`.
     """
-    images: np.ndarray = np.empty(0, np.uint8)
-    several = 0
+    images: np.ndarray | None = None
+    first, several = "", 0
     for number, file in enumerate(files):
         try:
             pixels, has_more, file_size = image_files.read(file.path, size)
         except Exception as error:  # Pillow raises many kinds
-            raise image_files.unreadable(file.path, error) from error
-        if number == 0:
-            images = np.empty((len(files), *pixels.shape), np.uint8)
+            broken[file.path] = str(image_files.unreadable(file.path, error))
+            continue
+        if images is None:
+            images, first = np.empty((len(files), *pixels.shape), np.uint8), str(file.path)
         if pixels.shape != images.shape[1:]:
             raise UserError(
-                f"{file.path} has {pixels.shape[0]} x {pixels.shape[1]} pixels, {files[0].path} "
+                f"{file.path} has {pixels.shape[0]} x {pixels.shape[1]} pixels, {first} "
                 f"has {images.shape[1]} x {images.shape[2]}: give config.dataset.image_size, and "
                 "all are scaled and cropped to it"
             )
         images[number] = pixels
         several += has_more
         sizes.append(file_size)
-    return Split(images, np.array([file.label for file in files], np.int32)), several
+    labels = np.array([file.label for file in files], np.int32)
+    return Split(np.empty(0, np.uint8) if images is None else images, labels), several

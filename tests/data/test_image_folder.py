@@ -343,24 +343,100 @@ def spoil(root, how):
     elif how == "no images":
         for path in root.glob("train/*/*"):
             path.rename(path.with_suffix(".txt"))
-    elif how == "no train":
-        (root / "train").rename(root / "training")
+    elif how == "empty":
+        (root / "train" / "bee" / "x.png").touch()
+    elif how == "one too deep":
+        (root / "train").rename(root / "all")
+        moved(root / "all", root / "train" / "all")
+    elif how in ("no class", "only images"):
+        place = root / "train" if how == "no class" else root
+        for path in (root / "train" / "ant").iterdir():
+            path.rename(place / path.name)
+        for name in (
+            "train/ant",
+            "train/bee",
+            "train/über",
+            *(("train", "test") * (place == root)),
+        ):
+            shutil.rmtree(root / name)
+    elif how == "only classes":
+        for name in ("ant", "bee", "über"):
+            moved(root / "train" / name, root / name)
+        for name in ("train", "test"):
+            shutil.rmtree(root / name)
+    elif how == "other directories":
+        (root / "train").rename(root / "other")
+        shutil.rmtree(root / "test" / "ant")
+    elif how == "nothing":
+        shutil.rmtree(root)
+        root.mkdir()
+    elif how in OTHER_NAMES:
+        (root / "train").rename(root / OTHER_NAMES[how])
+
+
+OTHER_NAMES = {"no train": "training", "capital": "Train", "misspelt": "tarin"}
 
 
 @pytest.mark.parametrize(("how", "says"), [
     ("unreadable", r"bee/x.png cannot be read as an image"),
     ("cut short", r"bee/0.png cannot be read as an image"),
     ("float", r"bee/x.tif cannot be read as an image \(its pixels are floats"),
-    ("one class", r"has 1 class\(es\)"),
+    ("empty", r"bee/x.png is empty \(0 bytes\): mend it or take it away"),
+    ("one class", r"train has one class, ant: expected at least two classes, each a directory"),
+    ("one too deep", r"one class, all: .*its directories \(ant, bee, über\) .*split=train/all"),
+    ("no class", r"train holds no directory of a class \(8 beside .* at least two classes"),
     ("unknown class", r"test/wasp is of a class that train has not"),
     ("no images", r"train has no image of the class ant \(it holds 8 .txt\), bee"),
     ("huge", r"x.png cannot be read as an image"),
-    ("no train", r"there is no directory .*/train: expected"),
+    ("no train", r"there is no directory .*/train: it holds test, training: if training is "
+                 r"meant, give --config.dataset.train_split=training; expected"),
+    ("capital", r"it holds Train, test: if Train is meant, give --config.*train_split=Train"),
+    ("misspelt", r"it holds tarin, test: if tarin is meant"),
+    ("only classes", r"it holds ant, bee, über, with images: if these are the classes, move them "
+                     r"into .*set/train; expected"),
+    ("only images", r"it holds no directory \(8 beside the class directories\); expected"),
+    ("other directories", r"no directory .*/train: it holds other, test; expected"),
+    ("nothing", r"no directory .*/train: it holds no directory \(nothing\); expected"),
 ])  # fmt: skip
 def test_a_folder_that_is_not_one_is_one_sentence(how, says, root):
     spoil(root, how)
     with pytest.raises(UserError, match=says):
         folder(root)
+
+
+def test_a_place_that_is_no_folder_of_splits_is_told_what_it_is(root, tmp_path):
+    for data_dir, says in (
+        ("", "config.dataset.data_dir is not given: give it as --config.dataset.data_dir=DIR; exp"),
+        (root / "train", f"it is that directory itself, with the classes ant, bee, über: give the "
+                         f"one that it lies in, --config.dataset.data_dir={root}; expected"),
+        (tmp_path / "sett", f"{tmp_path}/sett itself is not there, only {root}; expected"),
+        (tmp_path / "a" / "b", f"{tmp_path}/a/b itself is not there; expected"),
+        (root / "train/ant/0.png", r"0.png is a file \(an archive has to be unpacked\); expected"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            sources.read(options(name="folder", data_dir=str(data_dir)))
+
+
+@pytest.mark.parametrize("first_is_broken", [False, True])
+def test_all_images_that_cannot_be_read_are_told_at_once(first_is_broken, root, said):
+    for number in range(12):
+        (root / f"train/bee/{number}.png").write_bytes(b"no image" if number else b"")
+    (root / "test/ant/0.png").write_bytes(b"no image")
+    if first_is_broken:
+        (root / "train/ant/0.png").write_bytes(b"no image")
+    count = 13 + first_is_broken
+    first = "train/ant/0.png" if first_is_broken else "train/bee/0.png"
+    says = rf"{count} of the 34 images in .* \(the first 10 are told above; .* {root}/{first}\)"
+    with pytest.raises(UserError, match=says):
+        folder(root)
+    lines = [record.getMessage() for record in said.records]
+    assert len(lines) == 10
+    assert f"{root}/train/bee/0.png is empty (0 bytes): mend it or take it away" in lines
+    assert (
+        f"{root}/train/bee/1.png cannot be read as an image (it begins as no kind of image that "
+        "Pillow reads): mend it or take it away" in lines
+    )
+    assert not list(caches.directory("data").rglob("about.json"))
 
 
 def test_images_of_any_size_and_kind_are_brought_to_one(tmp_path):

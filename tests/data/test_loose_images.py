@@ -94,7 +94,7 @@ def broken(kind, path):
         return "cannot be read as an image"
     if kind == "empty":
         path.write_bytes(b"")
-        return "cannot be read as an image"
+        return r"is empty \(0 bytes\)"
     if kind == "bomb":
         write_bomb(path)
         return "cannot be read as an image .*decompression bomb"
