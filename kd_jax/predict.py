@@ -13,7 +13,6 @@ shows what the teacher of the run says beside it, `--compare=PLACE` what another
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +60,6 @@ _PICTURE = flags.DEFINE_string(
     "picture", None, "PNG file to draw the images and the answers to, a row for each image."
 )
 _BATCH = 64  # images that are looked at together
-_EXIT_READER_GONE = 141  # what a shell gives for a command that SIGPIPE ended
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,12 +79,7 @@ def main(argv: Sequence[str]) -> None:
         for file in files:
             errors.tell(file.problem)
         sys.exit(errors.EXIT_USER_ERROR)
-    try:
-        is_whole = _classify(model, files, picture)
-    except BrokenPipeError:  # such as `head`, which has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(_EXIT_READER_GONE)
-    if not is_whole:
+    if not _classify(model, files, picture):
         sys.exit(errors.EXIT_USER_ERROR)
 
 
