@@ -13,7 +13,6 @@ from kd_jax.data import folder_tree
 from kd_jax.export import formats
 from kd_jax.runtime.errors import UserError, in_short
 
-ENDING = ".card.json"
 _OUTPUTS = ("logits", "probabilities")
 
 
@@ -49,7 +48,7 @@ def beside(path: Path, content: bytes) -> Card | None:
     Raises:
       UserError: the card is damaged, or that of another file.
     """
-    place = path.with_name(f"{path.name}{ENDING}")
+    place = path.with_name(f"{path.name}{formats.CARD_ENDING}")
     try:
         given = json.loads(place.read_text(encoding="utf-8"))
         sha256, card = _read(given)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kd_jax.data import folder_tree
-from kd_jax.export import runtimes
+from kd_jax.export import formats, runtimes
 from kd_jax.inference import cards
 from kd_jax.inference.cards import Card
 from kd_jax.inference.classifier import Classifier
@@ -89,13 +89,13 @@ def open_file(path: Path, threads: int) -> Classifier:
     if outputs is None:
         raise UserError(
             f"{shown} does not say whether it returns logits or probabilities: put its card "
-            f"({path.name}{cards.ENDING}) beside it, or export it again"
+            f"({path.name}{formats.CARD_ENDING}) beside it, or export it again"
         )
     names = card.class_names or _names_inside(program.texts, shown)
     if names is None and found is None:
         logger.warning(
             "%s holds no names of classes, and no card (%s%s) lies beside it",
-            *(shown, path.name, cards.ENDING),
+            *(shown, path.name, formats.CARD_ENDING),
         )
     if names is not None and len(names) != program.num_classes:
         raise UserError(

@@ -232,6 +232,13 @@ WRONG = {
     "out is a directory": ({"out": "{tmp}"}, "is a directory: expected a file to write"),
     "out in no directory": ({"out": "{tmp}/absent/x"}, "absent is no directory: make it"),
     "out is not writable": ({"out": "/proc/x"}, "/proc cannot be written to"),
+    "out is the network": (
+        {"format": "stablehlo", "out": "{run}/model.safetensors"},
+        "model.safetensors would take the place of a file in .*finished, which is read",
+    ),
+    "out of the data": (
+        {"data_dir": "{run}/../finished", "out": "{run}/config.json"}, "would take the place of",
+    ),
     "out of all is a file": (
         {"format": "all", "out": "{run}/config.json"}, "is a file: expected a directory",
     ),
@@ -359,3 +366,13 @@ def test_the_command_prints_a_table_and_fails_with_a_sentence(tmp_path):
     done = run("kd_jax.export", *asked, "--images=400")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: --images=400, but the test split")
+
+
+def test_an_export_of_before_may_be_replaced_and_a_file_that_is_read_not(tmp_path):
+    (tmp_path / "x.onnx").write_text("x")
+    request._check_not_read(tmp_path / "x.onnx", [tmp_path / "elsewhere"])
+    request._check_not_read(tmp_path / "y.onnx", [tmp_path])
+    with pytest.raises(UserError, match=r"x\.onnx would take the place of a file in"):
+        request._check_not_read(tmp_path / "x.onnx", [tmp_path])
+    (tmp_path / "x.onnx.card.json").write_text("{}")
+    request._check_not_read(tmp_path / "x.onnx", [tmp_path])
