@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import kd_jax
-from kd_jax.runtime import errors
+from kd_jax.runtime import console, errors
 
 _PACKAGE = Path(__file__).parent
 
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv if argv is None else argv)[1:]
     if not arguments or arguments[0] in ("help", "-h", "-help", "--help"):
-        print(listing())
+        with console.until_the_reader_leaves():
+            print(listing())
         return
     name, *rest = arguments
     if name in ("version", "--version"):

@@ -4,18 +4,18 @@
 
 PLACE is the workdir of a run, any directory with `model.json` and `model.safetensors`, a file of
 kd_jax.export, which its own runtime runs, or a folder of such files. Images of any kind and size
-are brought to the network's size as those of a folder are for training. An image that cannot be
-read is told in a sentence on stderr, the others go on, and the exit code is then 2. `--compare`
-shows what the teacher of the run says beside it, `--compare=PLACE` what another network says.
-`--picture=FILE.png` draws the images and the answers.
+are brought to the network's size as those of a folder are for training. What cannot be read is
+told in a sentence on stderr (the first ten, and how many), the others go on, and the exit code is
+then 2. `--compare` shows what the teacher of the run says beside it, `--compare=PLACE` what another
+network says. `--picture=FILE.png` draws the images and the answers.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,6 @@ _PICTURE = flags.DEFINE_string(
     "picture", None, "PNG file to draw the images and the answers to, a row for each image."
 )
 _BATCH = 64  # images that are looked at together
-_EXIT_READER_GONE = 141  # what a shell gives for a command that SIGPIPE ended
 
 
 def main(argv: Sequence[str]) -> None:
@@ -75,32 +74,51 @@ def main(argv: Sequence[str]) -> None:
     places = list(argv[1:])
     if not places:
         raise UserError("no image is named: expected images, or folders of them, as arguments")
-    picture = _check_picture(_PICTURE.value)
     files = loose_images.find(places)
-    if all(file.problem for file in files):
-        for file in files:
-            errors.tell(file.problem)
-        sys.exit(errors.EXIT_USER_ERROR)
-    try:
-        is_whole = _classify(model, files, picture)
-    except BrokenPipeError:  # such as `head`, which has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(_EXIT_READER_GONE)
-    if not is_whole:
+    unread = _Unread(len(files))
+    for file in files:  # told before the networks are opened, which may be wrong too
+        if file.problem:
+            unread.add(file)
+    problems = _problems(model, files)
+    for problem in problems:
+        errors.tell(problem)
+    if not problems and unread.count < len(files):
+        picture = errors.reachable(_PICTURE.value, "--picture") if _PICTURE.value else None
+        _classify(model, files, picture, unread)
+    unread.tell_count()
+    if problems or unread.count:
         sys.exit(errors.EXIT_USER_ERROR)
 
 
-def _check_picture(place: str | None) -> Path | None:
-    """Return the path of the picture; raise `UserError` unless it can be written."""
-    if not place:
-        return None
+def _problems(model: str, files: Sequence[loose_images.LooseImage]) -> list[str]:
+    """Return what is wrong with the options, as far as can be told before a network is opened."""
+    places = {"--model": model}
+    if (teacher := _teacher()) not in (None, opening.OWN):
+        places["--compare"] = str(teacher)
+    checks: list[Callable[[], None]] = [
+        functools.partial(opening.check, place, option) for option, place in places.items()
+    ]
+    if _PICTURE.value:
+        read = [*(file.path for file in files), *map(Path, places.values())]
+        checks.append(functools.partial(_check_picture, _PICTURE.value, read))
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _check_picture(place: str, read: Sequence[Path]) -> None:
+    """Raise `UserError` unless the picture can be written, and is none of the files to read."""
     path = errors.reachable(place, "--picture")
     if path.suffix.lower() != ".png":
         raise UserError(f"--picture={place}: expected a file that ends in .png")
     if path.is_dir():
         raise UserError(f"--picture={place} is a directory: expected a file to write")
     atomic_files.check_place(path.absolute().parent, f"--picture={place}")
-    return path
+    atomic_files.check_not_read(path, read, f"--picture={place}")
 
 
 def _teacher() -> str | None:
@@ -111,8 +129,13 @@ def _teacher() -> str | None:
     return opening.OWN if value.lower() in _OWN_TEACHER else value
 
 
-def _classify(model: str, files: Sequence[loose_images.LooseImage], picture: Path | None) -> bool:
-    """Print the answer to each image; return whether all could be read."""
+def _classify(
+    model: str,
+    files: Sequence[loose_images.LooseImage],
+    picture: Path | None,
+    unread: _Unread,
+) -> None:
+    """Print the answer to each image, and tell of those that cannot be read."""
     networks = opening.classifiers(model, _CHECKPOINT.value, _teacher(), processor.cores())
     for who, network in networks.items():
         logger.info(
@@ -125,20 +148,21 @@ def _classify(model: str, files: Sequence[loose_images.LooseImage], picture: Pat
     page = _JsonLines(model) if _JSON.value else _Table(files, networks)
     agreement = _Agreement(networks)
     drawing = _Drawing(picture) if picture else None
-    is_whole = True
+    sizes = [network.size for network in networks.values()]
     for first in range(0, len(files), _BATCH):
-        sizes = [network.size for network in networks.values()]
-        batch, images = loose_images.read(files[first : first + _BATCH], sizes)
+        known = files[first : first + _BATCH]
+        batch, images = loose_images.read(known, sizes)
         probabilities = {
             who: network.probabilities(pixels)
             for (who, network), pixels in zip(networks.items(), images, strict=True)
             if len(pixels)
         }
         rows = iter(range(len(images[0])))
-        for file in batch:
+        for file, before in zip(batch, known, strict=True):
             if file.problem:
-                is_whole = False
                 page.problem(file)
+                if not before.problem:
+                    unread.add(file)
                 continue
             row = next(rows)
             answers = {
@@ -151,7 +175,27 @@ def _classify(model: str, files: Sequence[loose_images.LooseImage], picture: Pat
     agreement.tell()
     if drawing:
         drawing.write()
-    return is_whole
+
+
+class _Unread:
+    """Tells of images that cannot be read: of the first ten each, and of all how many."""
+
+    _MOST = 10
+
+    def __init__(self, of: int):
+        self.count, self._of = 0, of
+
+    def add(self, file: loose_images.LooseImage) -> None:
+        self.count += 1
+        if self.count <= self._MOST:
+            errors.tell(file.problem)
+
+    def tell_count(self) -> None:
+        if self.count > self._MOST:
+            errors.tell(
+                f"{self.count:,} of {self._of:,} images cannot be read: the first {self._MOST} are "
+                "named above, and --json names each"
+            )
 
 
 class _Agreement:
@@ -225,7 +269,6 @@ class _JsonLines:
 
     def problem(self, file: loose_images.LooseImage) -> None:
         print(json.dumps({"image": str(file.path), "error": file.problem}), flush=True)
-        errors.tell(file.problem)
 
 
 class _Table:
@@ -262,7 +305,7 @@ class _Table:
         sys.stdout.flush()
 
     def problem(self, file: loose_images.LooseImage) -> None:
-        errors.tell(file.problem)
+        """Print nothing: a table has the answers alone."""
 
 
 if __name__ == "__main__":

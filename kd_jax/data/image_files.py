@@ -17,6 +17,7 @@ _LEFT_OUT = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
 # Where a second image is another moment or page. (Of an MPO it is the same, seen anew.)
 _OF_SEVERAL = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
 BACKGROUND = (255, 255, 255)  # seen through transparent pixels: white, as on a page
+_STRIP = 1 << 18  # pixels that are scaled from 16 bits at a time
 _ORIENTATION = 0x0112  # the tag of EXIF
 
 
@@ -190,14 +191,20 @@ def _from_16_bits(image: Any) -> Any:
 
     if image.format == "TIFF" and not _is_plain_grey(image):
         raise ValueError("its pixels are not 16 bits of grey with 0 for black: save it so")
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65_535:
-        raise ValueError("its pixels are not in 0..65535")
-    grey = ((values * 255 + 32_767) // 65_535).astype(np.uint8)
-    rgb = np.repeat(grey[..., None], 3, axis=-1)
-    if isinstance(transparent := image.info.get("transparency"), int):
-        rgb[values == transparent] = BACKGROUND
-    return Image.fromarray(rgb)
+    transparent = image.info.get("transparency")
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // max(1, image.width))
+    for top in range(0, image.height, rows):  # or NumPy would need many times the image's memory
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        values = np.asarray(strip).astype(np.int32)
+        if values.min() < 0 or values.max() > 65_535:
+            raise ValueError("its pixels are not in 0..65535")
+        grey = ((values * 255 + 32_767) // 65_535).astype(np.uint8)
+        pixels = np.repeat(grey[..., None], 3, axis=-1)
+        if isinstance(transparent, int):
+            pixels[values == transparent] = BACKGROUND
+        rgb.paste(Image.fromarray(pixels), (0, top))
+    return rgb
 
 
 def _is_plain_grey(tiff: Any) -> bool:

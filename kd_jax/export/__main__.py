@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _table(cards: Sequence[dict[str, Any]]) -> str:
-    """Return the files that were written as Markdown."""
+    """Return the files that were written as Markdown, and what their measures are of."""
     rows = [["file", "bytes", "top-1 %", "ECE %", "agreement %", "largest difference",
              "p50 ms, 1 image", "p50 ms, 32"]]  # fmt: skip
     for card in cards:
@@ -81,7 +81,10 @@ def _table(cards: Sequence[dict[str, Any]]) -> str:
                 *([f"{time['p50_ms']:.2f}" for time in times] or ["-", "-"]),
             ]
         )
-    return text_tables.markdown(rows)
+    # Imported here because it needs JAX, which was needed for the cards anyway.
+    from kd_jax.export import card as card_lib
+
+    return f"{text_tables.markdown(rows)}\n\nMeasured on {card_lib.measured_on(cards[0])}."
 
 
 if __name__ == "__main__":

@@ -209,18 +209,33 @@ def markdown(card: dict[str, Any]) -> str:
         ["largest difference of a probability", f"{measures['largest_difference']:.2g}", ""],
     ]
     fidelity = (card["training"] or {}).get("fidelity") or {}
-    results += [[_OF_TEACHER[name], "", f"{value:.4g}"] for name, value in fidelity.items()]
+    # These were measured by the run, whatever the file was verified on.
+    results += [
+        [f"{_OF_TEACHER[name]}, whole test split", "", f"{value:.4g}"]
+        for name, value in fidelity.items()
+    ]
     parts = [
         f"# {file['name']}",
         text_tables.markdown(rows, names=2),
-        f"## Accuracy\nOn {dataset['verified']:,} of {dataset['examples']:,} test images, by "
-        f"{file['runtime']}.\n\n{text_tables.markdown(results)}",
+        f"## Accuracy\nOn {measured_on(card)}, by {file['runtime']}.\n\n"
+        f"{text_tables.markdown(results)}",
         f"## Latency\n{_latency(card)}",
         "## Limits\n" + "\n".join(f"- {limit}" for limit in card["limits"]),
         f"## Accuracy by class\n{_per_class(card['per_class'])}",
         "## Versions\n" + ", ".join(f"{name} {v}" for name, v in card["versions"].items()) + ".",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def measured_on(card: dict[str, Any]) -> str:
+    """Return in words which images the measures of a card are of."""
+    verified, examples = card["dataset"]["verified"], card["dataset"]["examples"]
+    if verified == examples:
+        return f"all {examples:,} test images"
+    return (
+        f"{verified:,} of {examples:,} test images, each class in proportion (--images), and not "
+        "the whole test split"
+    )
 
 
 def _quantisation_row(quantisation: dict[str, Any] | None) -> list[list[str]]:

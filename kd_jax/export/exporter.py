@@ -17,7 +17,7 @@ from kd_jax.export import (
     tflite_file,
     verification,
 )
-from kd_jax.export.formats import ARRAYS, Format
+from kd_jax.export.formats import ARRAYS, CARD_ENDING, Format
 from kd_jax.export.source import Source
 from kd_jax.export.verification import Reference
 from kd_jax.runtime import atomic_files, processor
@@ -72,7 +72,7 @@ def export(
         raise UserError(
             f"{out} cannot be written ({error.strerror}): make room there, or choose another place"
         ) from error
-    atomic_files.write_json(out.with_name(f"{out.name}.card.json"), described)
+    atomic_files.write_json(out.with_name(f"{out.name}{CARD_ENDING}"), described)
     text = card.markdown(described)
     atomic_files.write_whole(out.with_name(f"{out.name}.card.md"), text.encode())
     return described

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kd_jax.runtime.errors import UserError
 
 INT8 = "int8"
+CARD_ENDING = ".card.json"  # behind the name of a file, of the card beside it
 ALL, ARRAYS = "all", "safetensors"  # all formats; the one that holds no program
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,23 @@ def _path(place: str | Path | None, option: str, expected: str) -> Path:
     return reachable(place, option)
 
 
+def _check_not_read(path: Path, places: Sequence[Path]) -> None:
+    """Raise `UserError` if a file to write is of what is read: the network, its run, its data.
+
+    Args:
+      path: of the file. An export of before may be replaced: it has a card beside it.
+      places: directories.
+    """
+    if not path.exists() or path.with_name(f"{path.name}{formats.CARD_ENDING}").exists():
+        return
+    for place in places:
+        if path.resolve().is_relative_to(place.resolve()):
+            raise UserError(
+                f"--out={path} would take the place of a file in {place}, which is read: name "
+                "another file"
+            )
+
+
 def carry_out(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
     """Write the files that are asked for; return their cards, and what is wrong with the others.
 
@@ -92,7 +110,14 @@ def carry_out(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
     workdir, out = reachable(request.workdir, "--workdir"), reachable(request.out, "--out")
     source.check(workdir, request.checkpoint)
     atomic_files.check_place(out.absolute().parent, f"--out={out}")
+    places = (workdir, *source.data_places(workdir, request.data_dir))
+    if request.format != formats.ALL:
+        _check_not_read(out, places)
     network = source.read(workdir, request.checkpoint, request.data_dir)
+    paths = {entry.name: out / f"{network.card.arch}{entry.suffix}" for entry in entries}
+    if request.format == formats.ALL:
+        for path in paths.values():
+            _check_not_read(path, places)
     cards: list[dict[str, Any]] = []
     problems: list[str] = []
     with function.on_cpu():
@@ -101,7 +126,7 @@ def carry_out(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
             return [exporter.export(network, entries[0], request.outputs, expected, out)], []
         out.mkdir(exist_ok=True)
         for entry in entries:
-            path = out / f"{network.card.arch}{entry.suffix}"
+            path = paths[entry.name]
             try:
                 cards.append(exporter.export(network, entry, request.outputs, expected, path))
             except UserError as error:

@@ -20,6 +20,10 @@ LABELS_FILE, FACTS_FILE = "labels.txt", "network.json"  # in the archive of a .t
 _OUTPUTS = ("logits", "probabilities")
 
 
+class MissingRuntimeError(UserError):
+    """What runs a file is not installed here."""
+
+
 class Program(NamedTuple):
     """A file, opened.
 
@@ -50,15 +54,15 @@ def opened(family: str, content: bytes, threads: int, name: str = "the file") ->
       name: of the file, for messages.
 
     Raises:
-      UserError: the runtime is not installed, does not take the file, or the file is not of
-        `kd_jax.export`.
+      MissingRuntimeError: the runtime is not installed.
+      UserError: it does not take the file, or the file is not of `kd_jax.export`.
     """
     try:
         return OPENERS[family](content, threads, name)
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(
+        raise MissingRuntimeError(
             f"{name} needs a runtime that is not installed here ({in_short(error)}): pip install "
             "'kd_jax[export]'"
         ) from None
@@ -133,12 +137,20 @@ def _tflite(content: bytes, threads: int, name: str) -> Program:
 
 
 def _texts_of_archive(content: bytes) -> dict[str, str]:
-    """Return what the archive behind a model of TensorFlow Lite says of it."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return dict(json.loads(archive.read(FACTS_FILE)))
-    except (zipfile.BadZipFile, KeyError, ValueError):
+    """Return what the archive behind a model of TensorFlow Lite says of it; empty without one.
+
+    Raises:
+      Exception: it is damaged.
+    """
+    if not zipfile.is_zipfile(io.BytesIO(content)):
         return {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if FACTS_FILE not in archive.namelist():
+            return {}
+        texts = json.loads(archive.read(FACTS_FILE))
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise ValueError(f"{FACTS_FILE} in it holds no texts")
+    return texts
 
 
 def _onnx(content: bytes, threads: int, name: str) -> Program:

@@ -147,6 +147,14 @@ def read(directory: Path, checkpoint: str | None, data_dir: str | None) -> Sourc
     return _with_outputs(directory, card, variables, dataset, dataset.class_names, None)
 
 
+def data_places(directory: Path, data_dir: str | None) -> list[Path]:
+    """Return the directories of images that `read` would read, as far as they are named."""
+    named = [data_dir]
+    if (directory / workdir.CONFIG_FILE).exists():
+        named.append(workdir.load_config(directory).dataset.data_dir)
+    return [Path(place).expanduser() for place in named if place]
+
+
 def _of_checkpoint(directory: Path, checkpoint: str, data_dir: str | None) -> Source:
     """Return the student of a run as one of its checkpoints has it."""
     run, step, variables = saved_student.student(directory, checkpoint, data_dir)

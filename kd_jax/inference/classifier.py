@@ -40,7 +40,8 @@ class Classifier:
       class_names: of its outputs; None where nobody knows them.
       call: uint8 `[n, H, W, C]` to float32 `[n, classes]`.
       outputs: what `call` returns: `logits` or `probabilities`.
-      facts: what else is known of it: `top1` (percent), `params`, `bytes`, `runtime`.
+      facts: what else is known of it: `top1` (percent) and `top1_of`, what it was measured on or
+        that it is only claimed, in words; `params`, `bytes`, `runtime`.
     """
 
     name: str

@@ -39,7 +39,8 @@ class Stored:
       image_shape: `(H, W, C)` of its images.
       class_names: of its outputs; None where nobody knows them.
       origin: which of a run's networks it is, in words.
-      top1: percent on the test split, as its card claims; None without a claim.
+      top1: percent on the test split, as its card says; None where it says nothing.
+      top1_of: what that was measured on, or that it is only claimed, in words.
       teachers: of its run; None where they were not asked for.
     """
 
@@ -49,6 +50,7 @@ class Stored:
     class_names: tuple[str, ...] | None
     origin: str
     top1: float | None = None
+    top1_of: str | None = None
     teachers: Teachers | None = None
 
 
@@ -97,16 +99,29 @@ def find(
             "student there"
         )
     card, variables = saved_network.load(path)
-    claim = "" if card.claimed_top1 is None else f", {card.claimed_top1:.2f} % top-1 on test"
+    top1, top1_of = _accuracy(card)
+    says = "" if top1 is None else f", {top1:.2f} % top-1 ({top1_of})"
     return Stored(
         card.network(),
         variables,
         card.image_shape,
         heads.names_of(card),
-        f"the network that was kept{claim}",
-        card.claimed_top1,
+        f"the network that was kept{says}",
+        top1,
+        top1_of,
         _teachers(path, card, teacher_option) if with_teachers else None,
     )
+
+
+def _accuracy(card: saved_network.ModelCard) -> tuple[float | None, str | None]:
+    """Return the accuracy that a card gives, and whether it was measured, in words."""
+    certificate = card.certificate or {}
+    if (top1 := certificate.get("top1")) is not None:
+        examples = certificate.get("examples")
+        return top1, f"measured on all {examples:,} test images" if examples else "measured"
+    if card.claimed_top1 is not None:
+        return card.claimed_top1, "claimed, not measured"
+    return None, None
 
 
 def _checkpoint(directory: Path, which: str, teacher_option: str | None) -> Stored:
@@ -178,6 +193,7 @@ def student(stored: Stored) -> Classifier:
             "runtime": "JAX",
             "params": sum(leaf.size for leaf in jax.tree.leaves(stored.variables["params"])),
             "top1": stored.top1,
+            "top1_of": stored.top1_of,
         },
     )
 

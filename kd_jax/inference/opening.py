@@ -68,6 +68,11 @@ def classifiers(
     return opened
 
 
+def check(place: str | Path, option: str) -> None:
+    """Raise `UserError` unless a place is there, and may hold a network. Nothing of it is read."""
+    _place(place, option)
+
+
 def _place(place: str | Path, option: str) -> tuple[Path, bool]:
     """Return a path, and whether it is a directory with a network or a run.
 

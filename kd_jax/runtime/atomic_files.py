@@ -11,7 +11,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -119,6 +119,24 @@ def check_place(directory: Path, option: str) -> None:
             f"{option}: {directory} cannot be written to ({error.strerror}): make it writable, or "
             "choose another place"
         ) from None
+
+
+def check_not_read(output: Path, inputs: Iterable[Path], option: str) -> None:
+    """Raise `UserError` if a file to write is one of those that are read, by whatever name.
+
+    Args:
+      output: the file to write.
+      inputs: the files that are read; some may not be there.
+      option: that named the output, with its value.
+    """
+    if not output.exists():
+        return
+    for path in inputs:
+        with contextlib.suppress(OSError):
+            if os.path.samefile(output, path):
+                raise UserError(
+                    f"{option} would take the place of {path}, which is read: name another file"
+                )
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -6,13 +6,17 @@ log each time anywhere else: in a file, or behind a pipe.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import select
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 logger = logging.getLogger("kd_jax")
+EXIT_READER_GONE = 141  # what a shell gives for a command that SIGPIPE ended
 _PROGRESS = "kd_jax_progress"  # attribute of the log records that say how far a run is
 
 
@@ -111,6 +115,34 @@ def set_up() -> None:
     logger.propagate = False
     if not logger.handlers:
         logger.addHandler(handler(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")))
+
+
+@contextlib.contextmanager
+def until_the_reader_leaves() -> Iterator[None]:
+    """End the process quietly where nobody reads what it prints any more, as behind `| head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # or Python does it at its end, and complains
+    except BrokenPipeError:
+        gone = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not gone:  # another pipe is broken
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in gone:
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(EXIT_READER_GONE)
+
+
+def _has_no_reader(stream: Any) -> bool:
+    """Tell whether a stream is a pipe whose other end is closed."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError):  # it has no number
+        return False
 
 
 def only_warnings() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kd_jax.runtime import backend, command_help, console, paths
 
@@ -42,16 +43,27 @@ def run_command(
 ) -> None:
     """Run a command's `main`, turning `UserError` into one line on stderr and exit code 2.
 
+    Where nobody reads its output any more it ends quietly, with `console.EXIT_READER_GONE`.
+
     Args:
       main: takes the arguments after absl has removed the flags that it knows.
       argv: program name and arguments; `sys.argv` by default.
       takes_words: whether there may be arguments that are no flags.
       check: is given the arguments before absl reads them, and raises `UserError`.
     """
+    console.set_up()
+    with console.until_the_reader_leaves():
+        _run(main, list(sys.argv if argv is None else argv), takes_words, check)
+
+
+def _run(
+    main: Callable[[Sequence[str]], None],
+    given: list[str],
+    takes_words: bool,
+    check: Callable[[Sequence[str]], None],
+) -> None:
     from absl import flags
 
-    console.set_up()
-    given = list(sys.argv if argv is None else argv)
     if command_help.is_requested(given[1:]):
         print(command_help.text(main))
         return
@@ -61,6 +73,7 @@ def run_command(
         check(given[1:])
         flags.FLAGS.set_gnu_getopt(True)  # flags may stand behind other arguments
         rest = flags.FLAGS(given)
+        _check_finite(flags.FLAGS)
     except UserError as error:
         fail(str(error))
     except flags.Error as error:
@@ -134,6 +147,17 @@ def reachable(place: str | Path, what: str) -> Path:
         f"{what} is {str(place)[:_LONGEST]!r}, which cannot be looked at ({problem}): give another "
         "path, or make that one readable"
     )
+
+
+def _check_finite(values: Any) -> None:
+    """Raise `UserError` at a flag of absl that is `nan` or `inf`: no bound of a flag finds these.
+
+    Fields of a config have checks of their own.
+    """
+    for name in values:
+        value = None if "." in name else values[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name}={value}: expected a number that is finite")
 
 
 def _plain(text: str) -> str:

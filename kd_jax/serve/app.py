@@ -82,6 +82,9 @@ class NetworkFacts(BaseModel):
     width: int
     runtime: str | None
     top1: float | None = Field(description="Percent on its test split, where its card says so.")
+    top1_of: str | None = Field(
+        description="What top1 was measured on, or that it is only claimed, in words."
+    )
     params: int | None
     bytes: int | None = Field(description="Of its file, where it is one.")
 
@@ -276,7 +279,8 @@ async def _discard(request: Request, limits: Limits) -> None:
 
 def _facts(network: Classifier) -> NetworkFacts:
     height, width = network.size
-    facts = {name: network.facts.get(name) for name in ("runtime", "top1", "params", "bytes")}
+    names = ("runtime", "top1", "top1_of", "params", "bytes")
+    facts = {name: network.facts.get(name) for name in names}
     return NetworkFacts(
         name=network.name,
         origin=network.origin,

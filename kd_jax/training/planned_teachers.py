@@ -79,9 +79,13 @@ def _what_is_in(path: Path) -> tuple[str, str]:
     """Return the architecture of a network in a directory, and what else its card says."""
     if (path / saved_network.CARD_FILE).exists():
         card = saved_network.load_card(path)
-        top1 = (card.certificate or {}).get("top1", card.claimed_top1)
+        top1 = (card.certificate or {}).get("top1")
         says = f", {card.num_classes} classes of {card.dataset}"
-        return card.arch, says + (f", top-1 {top1:.2f} %" if top1 is not None else "")
+        if top1 is not None:
+            says += f", top-1 {top1:.2f} %"
+        elif card.claimed_top1 is not None:
+            says += f", top-1 {card.claimed_top1:.2f} % claimed, not measured"
+        return card.arch, says
     if (path / workdir.CONFIG_FILE).exists():
         return workdir.load_config(path).student.arch, "; that run is not finished"
     return "", ""

@@ -170,6 +170,8 @@ def card_of(fields: Mapping[str, Any]) -> ModelCard:
     card = ModelCard(**{key: value for key, value in fields.items() if key in field_names})
     height, width, channels = card.image_shape
     names = card.class_names
+    if names is not None and not isinstance(names, list | tuple):  # a text would be its letters
+        raise TypeError("its class_names are no list")
     card = dataclasses.replace(
         card,
         image_shape=(height, width, channels),
@@ -199,6 +201,9 @@ def _check_values(card: ModelCard) -> None:
         raise ValueError(f"its claimed_top1 is {card.claimed_top1}")
     if card.certificate is not None and not isinstance(card.certificate, dict):
         raise TypeError("its certificate is no object")
+    for name in ("top1", "examples"):
+        if type((card.certificate or {}).get(name, 0)) not in (int, float):
+            raise TypeError(f"the {name} of its certificate is no number")
     if card.class_names is not None:
         if not all(isinstance(name, str) for name in card.class_names):
             raise TypeError("a name of its classes is no text")

@@ -385,3 +385,13 @@ def test_the_report_has_a_row_and_a_curve_for_every_run(teacher, unbroken, tmp_p
     assert text.count("<svg") == 1 + 3 + 3  # top-1; all over the epochs; the one from labels
     for outside in ("<script", "@import", 'src="', 'href="http'):
         assert outside not in text
+
+
+@pytest.mark.parametrize("arguments", [
+    ("kd_jax",), ("kd_jax.models",), ("kd_jax.config",), ("kd_jax.models", "--help"),
+])  # fmt: skip
+def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+    process = subprocess.Popen(**command(*arguments))
+    process.stdout.close()
+    assert process.wait(timeout=300) == 141
+    assert process.stderr.read() == ""

@@ -1,5 +1,7 @@
 """One image file of any kind and mode: the right bytes, or refused."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -46,6 +48,36 @@ def test_grey_is_grey_whatever_its_bits(mode, name, tmp_path):
     image = in_mode(mode) if mode != "L" else Image.fromarray(RAMP.round().astype(np.uint8))
     pixels = pixels_of(saved(tmp_path, image, name))
     np.testing.assert_array_equal(pixels, grey(RAMP))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_grey_of_16_bits_is_scaled_in_little_memory(mode, monkeypatch):
+    monkeypatch.setattr(image_files, "_STRIP", 10_000)
+    values = np.random.default_rng(0).integers(0, 65_536, (1_000, 1_001))  # strips of 9 rows
+    kind = {"I;16": "<u2", "I;16B": ">u2", "I": np.int32}[mode]
+    image = Image.fromarray(values.astype(kind))
+    assert image.mode == mode
+    image.format = "PNG"
+    image.info["transparency"] = int(values[-1, -1])
+    tracemalloc.start()
+    scaled = image_files.to_rgb(image)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < values.size  # bytes; and NumPy alone would take 27 a pixel
+    expected = np.repeat(np.floor(values / 257 + 0.5).astype(np.uint8)[..., None], 3, axis=-1)
+    expected[values == values[-1, -1]] = image_files.BACKGROUND
+    np.testing.assert_array_equal(np.asarray(scaled), expected)
+
+
+@pytest.mark.parametrize("value", [-1, 65_536, 2**31 - 1])
+def test_values_outside_of_16_bits_are_refused_wherever_they_are(value, monkeypatch):
+    monkeypatch.setattr(image_files, "_STRIP", 100)
+    values = np.zeros((50, 20), np.int32)
+    values[-1, -1] = value
+    image = Image.fromarray(values)
+    image.format = "PNG"
+    with pytest.raises(ValueError, match=r"not in 0\.\.65535"):
+        image_files.to_rgb(image)
 
 
 @pytest.mark.parametrize(("mode", "name", "within"), [

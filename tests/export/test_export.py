@@ -11,9 +11,11 @@ import pytest
 from helpers import run, tree_digest
 from image_folders import make_folder
 from kd_jax import models
+from kd_jax.export import card as card_lib
 from kd_jax.export import formats, latency, request, runtimes, source, stablehlo_file, verification
 from kd_jax.export.exporter import MissedError
 from kd_jax.export.request import Request
+from kd_jax.inference import files
 from kd_jax.runtime import atomic_files
 from kd_jax.runtime.atomic_files import read_json, sha256_of
 from kd_jax.runtime.console import logger
@@ -79,6 +81,7 @@ def test_a_file_and_its_cards_say_what_the_run_measured(finished, tmp_path):
     text = (tmp_path / "x.stablehlo.card.md").read_text()
     assert "distill.label_weight=1.0" in text
     assert f"{card['measures']['top1']:.2f}" in text
+    assert "## Accuracy\nOn all 360 test images, by JAX" in text
     assert card["file"]["sha256"] in text
     assert tree_digest(finished) == before
 
@@ -91,6 +94,11 @@ def test_accuracy_by_class_averages_to_the_accuracy(finished, tmp_path):
     counts = np.bincount(test.labels[chosen])
     mean = np.average(list(card["per_class"].values()), weights=counts)
     assert mean == pytest.approx(card["measures"]["top1"], abs=1e-3)
+    words = "60 of 360 test images, each class in proportion (--images), and not the whole test"
+    assert words in card_lib.measured_on(card)
+    assert f"## Accuracy\nOn {words}" in (tmp_path / "x.card.md").read_text()
+    opened = files.open_file(tmp_path / "x", 1)
+    assert opened.facts["top1_of"] == "measured on 60 of 360 test images"
 
 
 def test_a_checkpoint_may_be_taken(finished, tmp_path):
@@ -127,7 +135,7 @@ def test_a_card_names_the_teacher_of_the_run(finished, tmp_path):
     assert card["teacher"] == certificate
     assert card["training"]["fidelity"]["kl_to_teacher"] == 0.125
     text = (tmp_path / "x.card.md").read_text()
-    assert re.search(r"same class as the teacher % +\| +\| +91.5 \|", text)
+    assert re.search(r"same class as the teacher %, whole test split +\| +\| +91.5 \|", text)
     assert "resnet44, sha256 466747de, 71.63 % top-1 on 10,000 test images" in text
 
 
@@ -224,6 +232,13 @@ WRONG = {
     "out is a directory": ({"out": "{tmp}"}, "is a directory: expected a file to write"),
     "out in no directory": ({"out": "{tmp}/absent/x"}, "absent is no directory: make it"),
     "out is not writable": ({"out": "/proc/x"}, "/proc cannot be written to"),
+    "out is the network": (
+        {"format": "stablehlo", "out": "{run}/model.safetensors"},
+        "model.safetensors would take the place of a file in .*finished, which is read",
+    ),
+    "out of the data": (
+        {"data_dir": "{run}/../finished", "out": "{run}/config.json"}, "would take the place of",
+    ),
     "out of all is a file": (
         {"format": "all", "out": "{run}/config.json"}, "is a file: expected a directory",
     ),
@@ -346,7 +361,18 @@ def test_the_command_prints_a_table_and_fails_with_a_sentence(tmp_path):
     done = run("kd_jax.export", *asked, "--images=20")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("| file ")
+    assert done.stdout.splitlines()[-1].startswith("Measured on 20 of 360 test images, each class")
     assert (tmp_path / "x.card.md").exists()
     done = run("kd_jax.export", *asked, "--images=400")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: --images=400, but the test split")
+
+
+def test_an_export_of_before_may_be_replaced_and_a_file_that_is_read_not(tmp_path):
+    (tmp_path / "x.onnx").write_text("x")
+    request._check_not_read(tmp_path / "x.onnx", [tmp_path / "elsewhere"])
+    request._check_not_read(tmp_path / "y.onnx", [tmp_path])
+    with pytest.raises(UserError, match=r"x\.onnx would take the place of a file in"):
+        request._check_not_read(tmp_path / "x.onnx", [tmp_path])
+    (tmp_path / "x.onnx.card.json").write_text("{}")
+    request._check_not_read(tmp_path / "x.onnx", [tmp_path])

@@ -1,15 +1,18 @@
 """Exported files are opened by their own runtimes, with their names, or refused in a sentence."""
 
+import hashlib
+import io
 import json
 import shutil
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 
 from kd_jax import models
-from kd_jax.export import exporter, formats, function, latency, verification
-from kd_jax.inference import files, opening
+from kd_jax.export import exporter, formats, function, latency, runtimes, verification
+from kd_jax.inference import cards, files, opening
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.weights import saved_network
@@ -96,10 +99,87 @@ def test_a_card_that_tells_of_another_file_is_refused(exported, tmp_path):
     card.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"is not the file that the card beside it describes"):
         files.open_file(path, 1)
-    for text in ("no JSON", "[]", '{"file": {"sha256": 1}}', '{"file": 3, "class_names": 1}'):
-        card.write_text(text)
-        with pytest.raises(UserError, match="is not the card of an exported file"):
-            files.open_file(path, 1)
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", "3", "null", "[" * 100_000, "{}"])
+def test_what_is_no_card_is_refused(text, tmp_path):
+    (tmp_path / "x.onnx.card.json").write_text(text)
+    with pytest.raises(UserError, match="is not the card of an exported file") as raised:
+        cards.beside(tmp_path / "x.onnx", b"content")
+    assert "\n" not in str(raised.value)
+
+
+CARD = {
+    "file": {"sha256": hashlib.sha256(b"content").hexdigest(), "format": "onnx"},
+    "outputs": "logits, float32 [n, 2]",
+    "class_names": ["ant", "bee"],
+    "network": {"arch": "resnet8", "params": 80_000},
+    "dataset": {"verified": 60, "examples": 360},
+    "measures": {"top1": 90},
+}
+
+
+def test_a_card_says_what_its_accuracy_is_of(tmp_path):
+    place = tmp_path / "x.onnx.card.json"
+    place.write_text(json.dumps(CARD))
+    assert cards.beside(tmp_path / "x.onnx", b"content") == cards.Card(
+        "onnx", "logits", ("ant", "bee"), "resnet8", 80_000, 90, "measured on 60 of 360 test images"
+    )
+    whole = CARD | {"dataset": {"verified": 360, "examples": 360}}
+    place.write_text(json.dumps(whole))
+    found = cards.beside(tmp_path / "x.onnx", b"content")
+    assert found.top1_of == "measured on all 360 test images"
+    place.write_text(json.dumps(CARD | {"dataset": None}))
+    assert cards.beside(tmp_path / "x.onnx", b"content").top1_of is None
+    assert cards.beside(tmp_path / "y.onnx", b"content") is None
+
+
+@pytest.mark.parametrize(("part", "name", "value"), [
+    ("class_names", None, "ant"), ("class_names", None, ["ant", 2]), ("class_names", None, 2),
+    ("file", "format", ["onnx"]), ("file", "format", "onyx"), ("file", "sha256", 1),
+    ("file", None, 3), ("network", None, []), ("network", "arch", {}), ("measures", None, "90"),
+    ("network", "params", "many"), ("network", "params", True), ("measures", "top1", "90"),
+    ("measures", "top1", float("nan")), ("measures", "top1", 900), ("outputs", None, 1),
+    ("dataset", "verified", "60"), ("dataset", None, "digits"),
+])  # fmt: skip
+def test_a_card_with_a_wrong_field_is_one_sentence(part, name, value, tmp_path):
+    wrong = json.loads(json.dumps(CARD))
+    if name is None:
+        wrong[part] = value
+    else:
+        wrong[part][name] = value
+    (tmp_path / "x.onnx.card.json").write_text(json.dumps(wrong))
+    says = rf"is not the card of an exported file \(.*{name or part}.*expected"
+    with pytest.raises(UserError, match=says) as raised:
+        cards.beside(tmp_path / "x.onnx", b"content")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("missing", ["file", "class_names", "network", "measures"])
+def test_a_card_without_a_part_is_refused(missing, tmp_path):
+    wrong = {name: value for name, value in CARD.items() if name != missing}
+    (tmp_path / "x.onnx.card.json").write_text(json.dumps(wrong))
+    with pytest.raises(UserError, match=f"is not the card of an exported file .*{missing}"):
+        cards.beside(tmp_path / "x.onnx", b"content")
+
+
+@pytest.mark.parametrize("text", ["ant", '"ant"', '["ant", 2]', "3", "{}"])
+def test_names_inside_that_are_no_names_are_refused(text):
+    with pytest.raises(UserError, match="as the names of its classes, expected a list of texts"):
+        files._names_inside({"class_names": text}, "x.onnx")
+    assert files._names_inside({"class_names": '["ant"]'}, "x.onnx") == ("ant",)
+    for texts in ({}, {"class_names": "null"}):
+        assert files._names_inside(texts, "x.onnx") is None
+
+
+@pytest.mark.parametrize("facts", [b"[1]", b"no JSON", b'{"arch": 3}'])
+def test_a_damaged_archive_of_a_file_is_refused(facts):
+    assert runtimes._texts_of_archive(b"no archive") == {}
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(runtimes.FACTS_FILE, facts)
+    with pytest.raises(ValueError, match=r"."):
+        runtimes._texts_of_archive(archive.getvalue())
 
 
 @pytest.mark.parametrize(("name", "content", "says"), [
@@ -148,13 +228,28 @@ def test_a_runtime_that_is_missing_is_named(exported, monkeypatch):
         files.open_file(exported / "tiny.onnx", 1)
 
 
-def test_of_a_folder_the_first_file_that_runs_here_is_taken(exported, tmp_path, monkeypatch):
+def test_of_a_folder_the_first_file_that_runs_here_is_taken(
+    exported, tmp_path, monkeypatch, caplog
+):
+    logger.propagate = True
     place = tmp_path / "all"
     shutil.copytree(exported, place)
     (place / "tiny-int8.tflite").write_bytes(b"is not looked at")
     assert files.open_folder(place, 1).name == "tiny.tflite"
+    with monkeypatch.context() as patch:
+        for module in ("ai_edge_litert", "ai_edge_litert.interpreter", "tensorflow"):
+            patch.setitem(sys.modules, module, None)
+        assert files.open_folder(place, 1).name == "tiny.onnx"
+        assert "passed over: " in caplog.text
+        assert "tiny.tflite needs a runtime that is not installed here" in caplog.text
+        patch.setitem(sys.modules, "onnxruntime", None)
+        patch.setitem(sys.modules, "jax.export", None)
+        with pytest.raises(UserError, match=r"no file in .* can be run: .*tiny.tflite needs a"):
+            files.open_folder(place, 1)
+    (place / "tiny.tflite.card.json").unlink()
     (place / "tiny.tflite").write_bytes(b"damaged")
-    assert files.open_folder(place, 1).name == "tiny.onnx"
+    with pytest.raises(UserError, match=r"tiny.tflite cannot be opened as tflite"):
+        files.open_folder(place, 1)
     (place / "other.onnx").write_bytes(b"")
     with pytest.raises(UserError, match=r"holds files of several networks \(other, tiny\): name"):
         files.open_folder(place, 1)

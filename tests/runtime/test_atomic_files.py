@@ -111,3 +111,15 @@ def test_a_study_that_was_killed_in_its_first_moment_begins_again(tmp_path):
     (tmp_path / "thesis.partial").touch()
     with pytest.raises(UserError, match=r"holds other files and no study\.json"):
         __main__.check(tmp_path, Study("a study", ()))
+
+
+def test_a_file_that_is_read_is_not_written(tmp_path):
+    (tmp_path / "x").write_text("x")
+    (tmp_path / "link").symlink_to("x")
+    (tmp_path / "y").write_text("y")
+    inputs = [tmp_path / "absent", tmp_path / "x"]
+    atomic_files.check_not_read(tmp_path / "y", inputs, "--out")
+    atomic_files.check_not_read(tmp_path / "absent", inputs, "--out")
+    for output in (tmp_path / "x", tmp_path / "link", tmp_path / ".." / tmp_path.name / "x"):
+        with pytest.raises(UserError, match=r"--out would take the place of .*x, which is"):
+            atomic_files.check_not_read(output, inputs, "--out")

@@ -1,7 +1,9 @@
-"""How far a run is: one live line on a terminal, log lines anywhere else."""
+"""What a terminal shows: how far a run is, and nothing where nobody reads any more."""
 
 import io
 import logging
+import os
+import sys
 
 import pytest
 
@@ -84,3 +86,37 @@ def test_python_users_are_told_unless_they_listen_themselves(monkeypatch):
         console.progress(30, 100, "", "loss 0.5")
     logger.removeHandler(own)
     assert len(stream.getvalue()) == length
+
+
+def unread():
+    """A pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return open(writing, "w")
+
+
+def write_and_end(stream, text, ending):
+    with console.until_the_reader_leaves():
+        stream.write(text)
+        if stream is sys.stderr:  # which Python writes at each line
+            stream.flush()
+        if ending:
+            raise ending
+
+
+@pytest.mark.parametrize("ending", [None, SystemExit(2)])
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_command_ends_quietly_when_nobody_reads_it(name, ending, size, monkeypatch, capfd):
+    with unread() as stream:
+        monkeypatch.setattr(sys, name, stream)
+        with pytest.raises(SystemExit) as raised:
+            write_and_end(stream, size * "x", ending)
+        assert raised.value.code == console.EXIT_READER_GONE
+        stream.flush()  # goes nowhere, and is no error
+    assert capfd.readouterr() == ("", "")
+
+
+def test_another_broken_pipe_is_an_error_all_the_same():
+    with unread() as other, pytest.raises(BrokenPipeError), console.until_the_reader_leaves():
+        os.write(other.fileno(), b"x")

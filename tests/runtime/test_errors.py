@@ -1,8 +1,10 @@
-"""What is shown of another library's error."""
+"""What is shown of another library's error, and of flags that are no numbers."""
 
 import pytest
+from absl import flags
 
-from kd_jax.runtime.errors import in_short
+from kd_jax.runtime import errors
+from kd_jax.runtime.errors import UserError, in_short
 
 LONG = RuntimeError("begin " + "x" * 500 + " cause")
 
@@ -28,3 +30,14 @@ def test_a_long_error_is_cut_to_the_length(longest, ending):
 def test_an_error_of_the_very_length_is_whole():
     assert in_short(RuntimeError("y" * 160)) == "y" * 160
     assert in_short(RuntimeError("y" * 161)) == "y" * 157 + "..."
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_flag_that_is_not_finite_is_refused(value):
+    values = flags.FlagValues()
+    flags.DEFINE_float("size", 1.0, "", lower_bound=0.0, flag_values=values)
+    values(["command", "--size=3"])
+    errors._check_finite(values)
+    values["size"].value = float(value)
+    with pytest.raises(UserError, match=f"--size={value}: expected a number that is finite"):
+        errors._check_finite(values)

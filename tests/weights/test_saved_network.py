@@ -236,6 +236,7 @@ def test_what_float32_cannot_hold_and_what_is_quantised_is_refused_by_name():
     ("mean", [0.5]), ("std", ["a", 1, 1]), ("num_classes", "ten"), ("num_classes", 0),
     ("image_shape", [32, 32]), ("image_shape", [32, 32, -3]), ("arch", None),
     ("class_names", ["a"]), ("class_names", ["a"] * 10), ("class_names", list(range(10))),
+    ("class_names", "abcdefghij"), ("certificate", {"top1": "90"}), ("claimed_top1", "90"),
     ("certificate", "yes"), ("claimed_top1", float("nan")), ("arrays_sha256", None),
 ])  # fmt: skip
 def test_a_card_with_a_value_that_cannot_be_is_refused(networks, tmp_path, name, value):

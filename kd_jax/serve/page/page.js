@@ -31,7 +31,10 @@ function addCard(who, network) {
   const facts = [`${number(network.classes)} classes`, `${network.width} × ${network.height} pixels`];
   if (network.params) facts.push(`${number(network.params)} parameters`);
   if (network.bytes) facts.push(size(network.bytes));
-  if (network.top1 !== null) facts.push(`top-1 ${network.top1.toFixed(2)} %`);
+  if (network.top1 !== null) {
+    const of = network.top1_of ? ` (${network.top1_of})` : "";
+    facts.push(`top-1 ${network.top1.toFixed(2)} %${of}`);
+  }
   if (network.runtime) facts.push(network.runtime);
   card.querySelector(".facts").textContent = facts.join(" · ");
   get("answers").append(card);
