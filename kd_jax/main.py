@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ from absl import flags
 
 from kd_jax.config import checks, overrides
 from kd_jax.runtime import huge_pages, signals, supervise
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, run_command
 
 _CONFIG = overrides.define()
@@ -75,9 +77,19 @@ def main(argv: Sequence[str]) -> None:
             result = train(_CONFIG.value, _WORKDIR.value, stop)
         if processes.is_first():
             print(json.dumps(result))
+            _say_what_next(shlex.quote(_WORKDIR.value))
     except signals.StoppedError as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(signals.EXIT_STOPPED)
+
+
+def _say_what_next(workdir: str) -> None:
+    for purpose, command in {
+        "look at the run": f"report --out=report.html run={workdir}",
+        "use its student": f"predict --model={workdir} IMAGE...",
+        "export it": f"export --workdir={workdir} --format=all --out=exported",
+    }.items():
+        logger.info("to %s: python -m kd_jax.%s", purpose, command)
 
 
 def _is_one_of_several() -> bool:
