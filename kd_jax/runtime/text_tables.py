@@ -1,9 +1,16 @@
-"""Tables as text."""
+"""Numbers and tables as text."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+
+_FEW = 200  # images, of which each is half a point or more
+
+
+def of_few(count: int) -> str:
+    """Return ` (of 3 images)` to put behind a percentage; nothing where there are many."""
+    return f" (of {count} image{'s' if count != 1 else ''})" if count < _FEW else ""
 
 
 def markdown(rows: Sequence[Sequence[str]], names: int = 1) -> str:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from kd_jax.data import catalog
 from kd_jax.data import dataset as dataset_lib
 from kd_jax.metrics import fidelity
+from kd_jax.runtime import text_tables
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import heads
@@ -212,10 +213,11 @@ def _check_claim(
             "; or its outputs are in another order than the classes of the data, since it does not "
             "name its own: import it with --class_names"
         )
+    of_few = text_tables.of_few(certified["examples"])
     message = (
         f"the teacher {certified['arch']} from {certified['source']} was expected to reach "
         f"{claimed_top1:.2f} % top-1 on the test split of {certified['dataset']}, but reaches "
-        f"{certified['top1']:.2f} %: {cause}, or accept it with "
+        f"{certified['top1']:.2f} %{of_few}: {cause}, or accept it with "
         "--config.teacher.on_mismatch=warn"
     )
     if options.on_mismatch == "stop":

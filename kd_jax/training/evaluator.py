@@ -65,6 +65,13 @@ class Predictor:
 
         self._resident = devices_lib.pmap(resident, devices, (False, False, True, False))
         self._streamed = devices_lib.pmap(predict, devices, (False, True, True, False))
+        self._prepared: set[tuple[int, ...]] = set()  # shapes of all images
+
+    def prepare(self, variables: Any, images: jax.Array | np.ndarray) -> None:
+        """Compile for these images, if that was not done: by asking about the first batch."""
+        if images.shape not in self._prepared:
+            self._prepared.add(images.shape)
+            jax.block_until_ready(self._part(variables, images, 0, None))
 
     def logits(
         self, variables: Any, images: jax.Array | np.ndarray, lam: float | None = None
@@ -77,22 +84,28 @@ class Predictor:
           lam: weight of each image in its mixture with the next; None: no mixture.
         """
         mixture = None if lam is None else np.float32(lam)
-        count, batch = len(images), self._batch_size
+        count = len(images)
         parts: list[Any] = []
-        for first in range(0, count, batch):
+        for first in range(0, count, self._batch_size):
             # On CPU each batch in flight holds a thread while it waits for the other devices: with
             # a small batch there are so many that none is left, and XLA ends the process.
             if len(parts) >= _MOST_IN_FLIGHT:
                 jax.block_until_ready(parts[-_MOST_IN_FLIGHT])
-            # The last batch is filled up with the last example; those logits are cut off below.
-            index = np.minimum(np.arange(first, first + batch, dtype=np.int32), count - 1)
-            cut = devices_lib.shard(index, self._devices)
-            if isinstance(images, np.ndarray):
-                others = None if lam is None else images[(cut + 1) % count]
-                parts.append(self._streamed(variables, images[cut], others, mixture))
-            else:
-                parts.append(self._resident(variables, images, cut, mixture))
+            parts.append(self._part(variables, images, first, mixture))
         return np.concatenate([np.asarray(part) for part in parts], axis=-2)[..., :count, :]
+
+    def _part(
+        self, variables: Any, images: jax.Array | np.ndarray, first: int, lam: np.float32 | None
+    ) -> jax.Array:
+        """Return the logits of one batch, from its first image on."""
+        count, batch = len(images), self._batch_size
+        # The last batch is filled up with the last example; its logits are cut off by `logits`.
+        index = np.minimum(np.arange(first, first + batch, dtype=np.int32), count - 1)
+        cut = devices_lib.shard(index, self._devices)
+        if isinstance(images, np.ndarray):
+            others = None if lam is None else images[(cut + 1) % count]
+            return self._streamed(variables, images[cut], others, lam)
+        return self._resident(variables, images, cut, lam)
 
 
 class _Common:
@@ -198,6 +211,18 @@ class Evaluator:
     def some_members_logits(self, split: str, count: int) -> np.ndarray:
         """Return `members_logits` of a split's first images, computed now."""
         return self._common.ask(self.images(split)[:count])
+
+    def prepare(self, variables: Any, split: str) -> None:
+        """Do what only the first measuring of a split has to: compile, and ask the teachers.
+
+        So the time of `measure_student` is that of each later one.
+
+        Args:
+          variables: as for `student_logits`.
+          split: `train`, `val` or `test`.
+        """
+        self._student_of(quantize.have_ranges(variables)).prepare(variables, self.images(split))
+        self.teacher_logits(split)
 
     def student_logits(self, variables: Any, split: str, lam: float | None = None) -> np.ndarray:
         """Return the student's logits, float32 `[N, classes]`, see `Predictor.logits`.

@@ -9,6 +9,7 @@ first drop. Under the others every step's learning rate depends on the length.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -34,6 +35,21 @@ _OF_A_FINISHED_RUN = (saved_network.CARD_FILE, saved_network.ARRAYS_FILE, workdi
 def total_steps(config: ConfigDict, examples: int) -> int:
     """Return the length of a run on so many training examples, in steps."""
     return config.total_steps or sampler.steps_in(config.total_epochs, config.batch_size, examples)
+
+
+def in_words(config: ConfigDict, examples: int) -> str:
+    """Say how often a run looks at its training images, and why that is no whole number.
+
+    Args:
+      config: of the run.
+      examples: of the training set.
+    """
+    steps, batch = total_steps(config, examples), config.batch_size
+    if config.total_steps:
+        return f"{steps * batch / examples:.3g} epochs of {examples} images"
+    is_exact = math.isclose(steps * batch, config.total_epochs * examples)
+    why = "" if is_exact else f", rounded up to whole steps of {batch}"
+    return f"{config.total_epochs:.6g} epochs of {examples} images{why}"
 
 
 def warmup_steps(config: ConfigDict, examples: int) -> int:

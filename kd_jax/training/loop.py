@@ -18,7 +18,7 @@ from kd_jax.kernels import forms
 from kd_jax.runtime import console, processes
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.signals import StoppedError, StopRequest
-from kd_jax.training import dispatch, view_images
+from kd_jax.training import dispatch, length, view_images
 from kd_jax.training.cadence import Cadence
 from kd_jax.training.compile_times import FirstCall
 from kd_jax.training.early_stopping import Patience
@@ -132,15 +132,13 @@ def loop(
 
 def _announce(run: RunSetup, members: int, start: int, end: int) -> None:
     """Log what is about to be trained."""
-    examples = len(run.dataset.train)
     logger.info(
-        "%s%s: steps %d to %d, %.1f epochs of %d images, on %d %s device(s)",
+        "%s%s: steps %d to %d, %s, on %d %s device(s)",
         "resuming" if start else "starting",
         "" if members == 1 else f" {members} runs together",
         start,
         end,
-        run.total_steps * run.config.batch_size / examples,
-        examples,
+        length.in_words(run.config, len(run.dataset.train)),
         len(run.devices) * processes.count(),
         run.devices[0].platform,
     )

@@ -129,7 +129,7 @@ def _time_validation(run: RunSetup, evaluator: Evaluator, variables: Any) -> flo
     batch = run.config.batch_size // run.config.accumulate
     images = evaluator.images("val")[: _VALIDATED * batch]
     predictor = Predictor(run.student.logits, run.devices, batch)
-    predictor.logits(variables, images[:batch])  # compiles
+    predictor.prepare(variables, images)
     began = time.perf_counter()
     predictor.logits(variables, images)
     return (time.perf_counter() - began) * len(run.dataset.val) / len(images)

@@ -9,7 +9,7 @@ import jax
 import kd_jax
 from kd_jax import models
 from kd_jax.distillation import state as state_lib
-from kd_jax.runtime import atomic_files, processes
+from kd_jax.runtime import atomic_files, processes, text_tables
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError
 from kd_jax.training import saved_student, workdir
@@ -126,7 +126,8 @@ def write(member: Member, state: state_lib.TrainState, result: dict[str, Any]) -
     name, value = ("top-1", measures["top1"])
     if value is None:
         name, value = ("agreement", result["agreement"])
-    logger.info("finished: test %s %.2f %%, written to %s", name, value, directory)
+    of_few = text_tables.of_few(len(dataset.test))
+    logger.info("finished: test %s %.2f %%%s, written to %s", name, value, of_few, directory)
 
 
 def _best(member: Member, state: state_lib.TrainState) -> dict[str, Any] | None:

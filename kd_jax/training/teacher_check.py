@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.runtime import atomic_files, processes
+from kd_jax.runtime import atomic_files, processes, text_tables
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import certificate
@@ -71,10 +71,11 @@ def certify(run: RunSetup, evaluator: Evaluator, directory: Path) -> dict[str, A
         return measured
     for network in (*measured.get("members", ()), measured):
         logger.info(
-            "teacher %s: top-1 %.2f %%, top-5 %.2f %%, sha256 %s",
+            "teacher %s: top-1 %.2f %%, top-5 %.2f %%%s, sha256 %s",
             network["arch"],
             network["top1"],
             network["top5"],
+            text_tables.of_few(network["examples"]),
             network["sha256"],
         )
     advice = _search_inputs(run, measured, labels)

@@ -16,6 +16,7 @@ VALIDATION, CHECKPOINT, COMPILATION = "validation", "checkpoint", "compilation"
 class TimeLeft:
     """The work besides training steps: measured when it is done, and counted ahead.
 
+    What is done once, as compiling, is to be kept out of what is measured of work that comes again.
     One object serves all members of a cohort, each of which validates and saves.
     """
 
@@ -87,7 +88,7 @@ class TimeLeft:
         return text
 
     def _each(self, kind: str) -> float:
-        """Return how long a piece of work takes; the first also compiles, where others came."""
+        """Return how long a piece of work takes; the first may do more, and counts if alone."""
         took = self._took.get(kind, [])
         if kind != COMPILATION and len(took) > self._members:
             took = took[self._members :]

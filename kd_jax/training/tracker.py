@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from kd_jax.distillation import state as state_lib
-from kd_jax.runtime import devices, processes
+from kd_jax.runtime import devices, processes, text_tables
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import DivergedError, UserError
 from kd_jax.training import metric_logger, time_left
@@ -162,11 +162,10 @@ class Tracker:
         """
         metrics = None
         if self._cadence.should_validate(step):
-            with (
-                self._told_of_divergence(f" at step {step}"),  # and it is not saved
-                self._work.measured(time_left.VALIDATION),
-            ):
-                metrics = self._validate(step, state)
+            with self._told_of_divergence(f" at step {step}"):  # and it is not saved
+                self._member.evaluator.prepare(state.variables, "val")  # what is done but once
+                with self._work.measured(time_left.VALIDATION):
+                    metrics = self._validate(step, state)
         with self._work.measured(time_left.CHECKPOINT):
             run = self._member.run
             # Of a run for int8 the best is one that computes with its numbers.
@@ -191,7 +190,8 @@ class Tracker:
             for name, word in (("top1", "top-1"), ("agreement", "agreement"))
             if name in measures
         ]
-        logger.info("%sstep %d  validation %s", self._name, step, ", ".join(words))
+        of_few = text_tables.of_few(len(self._member.run.dataset.val))
+        logger.info("%sstep %d  validation %s%s", self._name, step, ", ".join(words), of_few)
         self._listeners.on_evaluate(step, measures)
         if "top1" not in measures:  # no labels: the best is nearest to its teacher
             return {BEST_METRIC: measures["agreement"], "val_nll": measures["kl_to_teacher"]}
@@ -235,4 +235,7 @@ def _newest_checkpoint(member: Member, state: state_lib.TrainState) -> str:
     except DivergedError as error:
         return f"at the checkpoint of step {step}, which is kept, {error} too"
     reached = measures.get("top1", measures.get("agreement", 0.0))
-    return f"the checkpoint of step {step} is kept, it reaches {reached:.2f} % on validation"
+    of_few = text_tables.of_few(len(member.run.dataset.val))
+    return (
+        f"the checkpoint of step {step} is kept, it reaches {reached:.2f} %{of_few} on validation"
+    )

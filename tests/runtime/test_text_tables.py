@@ -9,6 +9,12 @@ from kd_jax.runtime import text_tables
 ROWS = [["image", "class", "%"], ["a.png", "ant", "99.10"], ["", "fish and chips", "0.90"]]
 
 
+def test_a_percentage_of_few_images_says_of_how_many():
+    assert text_tables.of_few(3) == " (of 3 images)"
+    assert text_tables.of_few(1) == " (of 1 image)"
+    assert [text_tables.of_few(count) for count in (200, 10_000)] == ["", ""]
+
+
 def test_a_table_is_markdown_with_its_columns_aligned():
     assert text_tables.markdown(ROWS, names=2).splitlines() == [
         "| image | class          |     % |",

@@ -195,10 +195,10 @@ def test_what_differs_from_the_teachers_data_is_said_in_place_of_its_normalisati
     its = teacher.Teachers((teacher.Teacher(own, network, {}),), None)
     certified = {
         "arch": own.arch, "source": own.source, "dataset": own.dataset, "top1": 70.0,
-        "mean": [0.5] * 3, "std": [0.25] * 3, "sha256": own.sha256,
+        "mean": [0.5] * 3, "std": [0.25] * 3, "sha256": own.sha256, "examples": 3,
     }  # fmt: skip
     options = default_config().teacher
-    with pytest.raises(UserError, match="likely its normalisation") as plain:
+    with pytest.raises(UserError, match=r"70.00 % \(of 3 images\): likely its norm") as plain:
         certificate.check_claims(its, certified, options)
     assert "other data" not in str(plain.value)
     assert "another order" not in str(plain.value)

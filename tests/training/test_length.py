@@ -46,6 +46,17 @@ def check(place, config):
     length.check_steps_made(place, config, EXAMPLES)
 
 
+def test_epochs_that_are_no_whole_number_say_why():
+    config = config_of(10)
+    config.batch_size = 64
+    assert length.in_words(config, 640) == "10 epochs of 640 images"
+    assert length.in_words(config, 63) == "10 epochs of 63 images, rounded up to whole steps of 64"
+    config.total_epochs = 0.1
+    assert length.in_words(config, 640) == "0.1 epochs of 640 images"
+    config.total_steps = 12
+    assert length.in_words(config, 173) == "4.44 epochs of 173 images"
+
+
 def test_a_lengthened_run_is_the_one_that_was_planned_so(tmp_path):
     short, long = digits_config(1), digits_config(1)
     for config, steps in ((short, 7), (long, 12)):

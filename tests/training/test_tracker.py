@@ -57,6 +57,10 @@ class Evaluator:
 
     def __init__(self):
         self.measured, self.error, self.measures = [], "", MEASURES
+        self.prepared = []
+
+    def prepare(self, variables, split):
+        self.prepared.append(split)
 
     def measure_student(self, variables, split):
         self.measured.append(split)
@@ -69,7 +73,7 @@ class Evaluator:
 def member(tmp_path):
     run: Any = types.SimpleNamespace(
         config=types.SimpleNamespace(batch_size=10),
-        dataset=types.SimpleNamespace(train=range(40)),
+        dataset=types.SimpleNamespace(train=range(40), val=range(3)),
         devices=jax.devices()[:1],
         learning_rate=lambda step: 0.25,
         quantizes=False,
@@ -119,9 +123,9 @@ def stop():
 def make(member, recorder, stop, stack):
     """A function that opens a tracker of the run, which closing the stack closes."""
 
-    def make(start=0, name=""):
+    def make(start=0, name="", work=None):
         cadence = Cadence(20, 5, 5, frozenset({10, 20}), 1)
-        work = TimeLeft(cadence)
+        work = work or TimeLeft(cadence)
         tracker = Tracker(member, cadence, start, name, Listeners([recorder], stop), work)
         return stack.enter_context(contextlib.closing(tracker))
 
@@ -186,6 +190,31 @@ def test_a_checkpoint_is_validated_where_the_cadence_says_so(step, top1, member,
     assert member.evaluator.measured == ([] if top1 is None else ["val"])
     expected = [] if top1 is None else [{"kind": "val", "step": step, **MEASURES}]
     assert records(member) == expected
+
+
+def test_what_a_first_validation_does_once_is_no_part_of_the_time_left(member, make, monkeypatch):
+    now = [0.0]
+
+    def takes(seconds, method):
+        def timed(*arguments):
+            now[0] += seconds
+            return method(*arguments)
+
+        return timed
+
+    evaluator = member.evaluator
+    monkeypatch.setattr(evaluator, "prepare", takes(100.0, evaluator.prepare))
+    monkeypatch.setattr(evaluator, "measure_student", takes(2.0, evaluator.measure_student))
+    work = TimeLeft(Cadence(1000, 5, 5000, frozenset(range(10, 1001, 10)), 1), clock=lambda: now[0])
+    make(work=work).save(10, STATE)
+    assert evaluator.prepared == ["val"]
+    assert work.seconds(10, 0.0) == 99 * 2.0
+
+
+def test_a_validation_of_few_images_says_of_how_many(member, make, caplog):
+    caplog.set_level(logging.INFO, "kd_jax")
+    make().save(10, STATE)
+    assert "step 10  validation top-1 40.00 % (of 3 images)" in caplog.text
 
 
 def test_the_best_of_a_run_for_int8_computes_with_its_numbers(member, make):
@@ -289,7 +318,10 @@ def explanation(member):
 def test_the_end_of_a_diverged_run_says_what_is_kept(member):
     assert "no checkpoint had been saved yet" in explanation(member)
     member.checkpoints.newest = 5
-    assert "the checkpoint of step 5 is kept, it reaches 40.00 % on val" in explanation(member)
+    assert (
+        "the checkpoint of step 5 is kept, it reaches 40.00 % (of 3 images) on val"
+        in explanation(member)
+    )
     member.evaluator.error = "the student's logits are not finite"
     assert "at the checkpoint of step 5, which is kept, the student's" in explanation(member)
     member.checkpoints.damage = "its arrays are not those that were saved"
