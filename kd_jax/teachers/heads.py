@@ -16,13 +16,36 @@ import flax.traverse_util
 import numpy as np
 
 from kd_jax import models
-from kd_jax.data import catalog
+from kd_jax.data import arrays, catalog
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.weights import saved_network
 
 Names = tuple[str, ...] | None
 _MOST_SHOWN = 3
+
+
+class OtherClassesError(UserError):
+    """A network does not know the classes of a data set, by their names or their number."""
+
+    def as_teacher(self, card: saved_network.ModelCard, place: str, dataset_name: str) -> UserError:
+        """Return the error with the way to a teacher of these classes that keeps the body.
+
+        Args:
+          card: of the network.
+          place: that a config names it by.
+          dataset_name: name of the data set to teach.
+        """
+        if dataset_name == arrays.NAME:  # which no command can name
+            return self
+        own = catalog.facts(dataset_name).own_teacher or (
+            f"configs/teacher.py:{card.arch} --config.dataset.name={dataset_name}"
+        )
+        return UserError(
+            f"{self}; or train a teacher of these classes from it first, with --config={own} "
+            f"--config.student.arch={card.arch} --config.student.weights={place}, and distil from "
+            "that run, --config.teacher.weights=WORKDIR"
+        )
 
 
 def names_of(card: saved_network.ModelCard) -> Names:
@@ -52,7 +75,7 @@ def outputs(
     if output_names is None or names is None:
         if card.num_classes == num_classes:
             return None
-        raise UserError(
+        raise OtherClassesError(
             f"the network {card.source} knows {card.num_classes} classes, but {dataset_name} has "
             f"{num_classes}: take one of the same data set (a part of its classes is found by "
             "their names, which are not known of both: import it with --class_names)"
@@ -73,7 +96,7 @@ def outputs(
         )
     unknown = [name for name in names if _plain(name) not in plain_outputs]
     unused = [name for name in output_names if _plain(name) not in plain_names]
-    raise UserError(
+    raise OtherClassesError(
         f"the network {card.source} knows other classes than {dataset_name}: it does not know "
         f"{_listed(unknown)}, and {_listed(unused)} of it {'are' if len(unused) > 1 else 'is'} "
         "not in the data; expected the classes of its training, under their names, or a part of "

@@ -67,7 +67,10 @@ def _draft(
         card, variables = read(place, arch, dataset_name)
         facts = catalog.facts(dataset_name)
         if facts.num_classes:
-            heads.outputs(card, facts.class_names, facts.num_classes, dataset_name)
+            try:
+                heads.outputs(card, facts.class_names, facts.num_classes, dataset_name)
+            except heads.OtherClassesError as error:
+                raise error.as_teacher(card, place, dataset_name) from None
         return card, variables
     if arch:
         raise UserError(
@@ -114,12 +117,17 @@ def fit(
       UserError: a teacher has other classes, or is for images of another size.
     """
     members = []
-    for member in teachers.members:
+    for member, place in zip(teachers.members, (options.weights, *options.ensemble), strict=True):
         if member.foreign is not None:
             members.append(foreign.fit(member, options, dataset, names))
             continue
         check_images(member.card, dataset.name, dataset.image_shape)
-        draft = heads.fit(member.card, member.variables, names, dataset.num_classes, dataset.name)
+        try:
+            draft = heads.fit(
+                member.card, member.variables, names, dataset.num_classes, dataset.name
+            )
+        except heads.OtherClassesError as error:
+            raise error.as_teacher(member.card, place, dataset.name) from None
         members.append(_teacher_of(*draft, options))
     return _combine(members, options)
 

@@ -179,8 +179,18 @@ def test_a_teacher_is_fitted_and_never_under_on_mismatch(tmp_path):
     assert part.identity != its.identity
     with pytest.raises(UserError, match="in another order"):
         load.fit(its, options, dataset(), (*NAMES[1:], NAMES[0]))
-    with pytest.raises(UserError, match="knows other classes"):
+    with pytest.raises(UserError, match="knows other classes") as told:
         load.fit(its, options, dataset(), ("renamed", *NAMES[1:]))
+    assert str(told.value).endswith(
+        "; or train a teacher of these classes from it first, with --config=configs/folder.py:"
+        "teacher --config.dataset.data_dir=DIR --config.student.arch=resnet8 "
+        f"--config.student.weights={tmp_path}, and distil from that run, "
+        "--config.teacher.weights=WORKDIR"
+    )
+    with pytest.raises(UserError, match=r"knows 6 classes, but folder has 7.*distil from that run"):
+        load.fit(its, options, dataset(7), None)
+    with pytest.raises(UserError, match=r"teacher\.py:resnet8 --config\.dataset\.name=cifar100"):
+        load.load(options, "cifar100")
 
 
 def test_what_differs_from_the_teachers_data_is_said_in_place_of_its_normalisation():
