@@ -2,6 +2,10 @@
 
 python -m kd_jax.import_teacher --arch=resnet44 --src=published --out=teachers/resnet44
 python -m kd_jax.import_teacher --arch=resnet44 --src=resnet44.pth --out=teachers/resnet44
+python -m kd_jax.import_teacher --arch=resnet20 --src=mine.pth --out=teachers/mine \
+    --class_names=classes.txt --mean=0.5,0.5,0.5 --std=0.25,0.25,0.25
+
+Without flags it says which architectures it knows.
 """
 
 from __future__ import annotations
@@ -16,13 +20,13 @@ from kd_jax.data import catalog
 from kd_jax.models import zoo
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable, run_command
-from kd_jax.weights import published
+from kd_jax.weights import published, state_files
 
 _LONG_MB = 100  # of a file that takes seconds to read; a wrong one is to be one sentence
 
-_ARCH = flags.DEFINE_string("arch", None, "Architecture, a name in the zoo.")
+_ARCH = flags.DEFINE_string("arch", None, "Architecture, a name of `python -m kd_jax.models`.")
 _SRC = flags.DEFINE_string(
-    "src", None, "File (.pth, .pt, .safetensors, .npz), or `published` to fetch it."
+    "src", None, "File on this machine (.pth, .pt, .safetensors, .npz); or `published`: fetch it."
 )
 _OUT = flags.DEFINE_string("out", None, "Directory to write model.json and model.safetensors to.")
 _DATASET = flags.DEFINE_string("dataset", "cifar100", "Data set that the network was trained on.")
@@ -52,16 +56,19 @@ _CLAIMED = flags.DEFINE_float(
 def main(argv: Sequence[str]) -> None:
     """Import one file of weights."""
     del argv
-    arch, source, out = _required(_ARCH), _required(_SRC), reachable(_required(_OUT), "--out")
+    if not _ARCH.value:
+        raise UserError(
+            f"--arch is missing: expected one of {', '.join(zoo.NAMES)}; --src=FILE.pth (or "
+            "--src=published) and --out=DIR are needed besides"
+        )
+    arch, source, out = _ARCH.value, _required(_SRC), reachable(_required(_OUT), "--out")
     zoo.check_arch(arch)
     names = _class_names()
     num_classes = len(names) if names else _CLASSES.value
-    if catalog.facts(_DATASET.value).num_classes is None and None in (num_classes, _MEAN.value):
-        known = ", ".join(catalog.sets_with_known_classes())
-        raise UserError(
-            f"unknown data set {_DATASET.value!r}: expected one of {known}, or --num_classes "
-            "(or --class_names), --mean and --std"
-        )
+    _check_what_is_known(num_classes)
+    src = reachable(source, "--src")
+    if source != "published":
+        state_files.check(src)  # before JAX is imported, which takes seconds
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file: expected a directory, new or empty")
     from kd_jax import models
@@ -75,10 +82,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--mean and --std go together: give both or neither")
     if _MEAN.value is not None:
         normalisation = (_mean(), _std())
-    src = reachable(source, "--src")
     if source == "published":
         src = published.fetch(arch, _DATASET.value)
-    size = src.stat().st_size / 1e6 if src.is_file() else 0.0
+    size = src.stat().st_size / 1e6
     if size > _LONG_MB:
         logger.info("reading %s (%.0f MB) as %s", src, size, arch)
     card, variables = load.import_file(
@@ -106,6 +112,31 @@ def _required(flag: flags.FlagHolder) -> str:
     if not flag.value:
         raise UserError(f"--{flag.name} is missing: {flags.FLAGS[flag.name].help}")
     return flag.value
+
+
+def _check_what_is_known(num_classes: int | None) -> None:
+    """Raise `UserError` unless classes and normalisation are given, or known of the data set.
+
+    Args:
+      num_classes: that were given, or named; None: those of the data set.
+    """
+    name, is_given = _DATASET.value, flags.FLAGS["dataset"].present
+    known, listed = catalog.facts(name), ", ".join(catalog.sets_with_known_classes())
+    missing = ["--mean and --std"] * (_MEAN.value is None and _STD.value is None)
+    if known.num_classes is None:
+        if num_classes is None:
+            missing.insert(0, "--num_classes (or --class_names)")
+        if missing:
+            raise UserError(
+                f"unknown data set {name!r}: expected one of {listed}, or besides "
+                f"{', '.join(missing)}, which say what the network was trained on"
+            )
+    elif missing and not is_given and num_classes not in (None, known.num_classes):
+        raise UserError(
+            f"a network of {num_classes} classes is none of {name}, which has "
+            f"{known.num_classes} and is what --dataset is by itself: give --dataset, one of "
+            f"{listed}, or --mean and --std, the normalisation that it was trained under"
+        )
 
 
 def _class_names() -> tuple[str, ...] | None:

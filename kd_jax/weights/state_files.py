@@ -74,6 +74,11 @@ def read(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
 
 def check(path: Path) -> None:
     """Raise `UserError` if a file does not exist or is known to have a format that is not read."""
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a directory: expected a {', '.join(SUFFIXES)} file (a directory made by "
+            "import_teacher needs no import: give it as config.teacher.weights)"
+        )
     if not path.is_file():
         raise UserError(f"no file of weights at {path}: expected a {', '.join(SUFFIXES)} file")
     if format_name := _foreign(path):

@@ -30,6 +30,7 @@ WRONG = {
     "no run": ("kd_jax.report", "--out=x.html"),
     "no study": ("kd_jax.summary", "runs/never made"),
     "unknown network": ("kd_jax.import_teacher", "--arch=resnet45", "--src=x", "--out=y"),
+    "absent weights": ("kd_jax.import_teacher", "--arch=resnet20", "--src=x.pth", "--out=y"),
     "unknown split": ("kd_jax.evaluate", PLACE, "--split=dev"),
     "file as place of a probe": ("kd_jax.probe", PLACE, "--out=docs"),
     "unknown format": ("kd_jax.export", PLACE, "--out=x", "--format=h5"),

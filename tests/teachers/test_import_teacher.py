@@ -9,6 +9,7 @@ from helpers import golden_state_dict, write_pth
 from kd_jax import import_teacher
 from kd_jax.data import catalog
 from kd_jax.runtime.errors import UserError
+from kd_jax.teachers import load
 from kd_jax.weights import published, saved_network
 
 
@@ -91,6 +92,39 @@ def test_a_network_of_other_classes_has_neither_the_names_nor_the_claim(named, t
     assert card.num_classes == 10
     assert card.class_names == (tuple("abcdefghij") if named else None)
     assert card.claimed_top1 is None
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    ((), r"--arch is missing: expected one of resnet8, .*bit_r152x2; --src=FILE.pth .* needed"),
+    (("--arch=resnet20", "--src={file}", "--out={out}", "--num_classes=5"),
+     r"5 classes is none of cifar100, which has 100 .*: give --dataset, one of .*, or --mean and"),
+    (("--arch=resnet20", "--src={file}", "--out={out}", "--dataset=ours", "--num_classes=5"),
+     r"unknown data set 'ours': expected one of .*, or besides --mean and --std, which say"),
+    (("--arch=resnet20", "--src={file}", "--out={out}", "--dataset=ours"),
+     r"or besides --num_classes \(or --class_names\), --mean and --std, which say"),
+    (("--arch=resnet20", "--src={out}/nope.pth", "--out={out}"), r"no file of weights at .*nope"),
+    (("--arch=resnet20", "--src={place}", "--out={out}"), "is a directory: expected a .pth"),
+])  # fmt: skip
+def test_what_is_missing_is_told_before_anything_is_read(
+    arguments, says, file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(load, "import_file", None)
+    places = {"file": file, "out": tmp_path / "t", "place": tmp_path}
+    with flagsaver.flagsaver():
+        flags.FLAGS(["command", *(argument.format(**places) for argument in arguments)])
+        with pytest.raises(UserError, match=says):
+            import_teacher.main([])
+    assert not (tmp_path / "t").exists()
+
+
+def test_more_of_a_known_set_may_be_taken_for_granted(file, tmp_path, monkeypatch):
+    """Where the set is named, its normalisation is meant."""
+    seen = []
+    monkeypatch.setattr(load, "import_file", lambda *given, **_: seen.append(given) or 1 / 0)
+    for options in (("--dataset=cifar100", "--num_classes=5"), ("--num_classes=100",), ()):
+        with pytest.raises(ZeroDivisionError):
+            run(file, tmp_path / "t", *options)
+    assert [given[4] for given in seen] == [5, 100, None]
 
 
 @pytest.mark.parametrize(("content", "more", "says"), [
