@@ -18,6 +18,7 @@ import math
 
 from kd_jax import config as config_lib
 from kd_jax import recipes
+from kd_jax.data import catalog
 
 _LARGEST_SMALL = 64  # pixels a side
 
@@ -41,9 +42,9 @@ def _crop_area(image_size):
 
 def get_config(part="distil"):
     config = config_lib.default_config()
-    config.dataset.name = "folder"
+    config.dataset.name = catalog.FOLDER
     config.dataset.image_size = 32
-    config.dataset.val_examples = 0.1
+    config.dataset.val_examples = catalog.facts(catalog.FOLDER).val_examples
     config.batch_size = 64
     config.warmup_epochs = 2.0
     if part == "teacher":

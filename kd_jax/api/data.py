@@ -24,11 +24,13 @@ class Data:
       fields: of the config, by path.
       source: arrays; None for a set that the config names.
       validation: arrays; None: held out of train.
+      defaults: of the config, by path, for fields that it leaves at those of every data set.
     """
 
     fields: dict[str, Any]
     source: Source | None = None
     validation: Split | None = None
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def resolve(
@@ -62,7 +64,10 @@ def resolve(
         if data is None:
             return Data({})
         if Path(data).is_dir():
-            return Data({"dataset.name": catalog.FOLDER, "dataset.data_dir": str(data)})
+            return Data(
+                {"dataset.name": catalog.FOLDER, "dataset.data_dir": str(data)},
+                defaults={"dataset.val_examples": catalog.facts(catalog.FOLDER).val_examples},
+            )
         return Data({"dataset.name": str(data)})  # `folder` too: a config says where it is
     train = arrays.split(data, "data")
     shape = train.images.shape[1:]

@@ -15,7 +15,7 @@ from kd_jax.api import options, progress
 from kd_jax.api.run import Run
 from kd_jax.api.teachers import TeacherSpec
 from kd_jax.api.teachers import teacher as as_teacher
-from kd_jax.config import checks, overrides
+from kd_jax.config import checks, overrides, schema
 from kd_jax.models import zoo
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import signals
@@ -53,7 +53,8 @@ def distill(
         for a recipe that learns from labels alone, or with `replay=`.
       student: a name of the zoo (`python -m kd_jax.models`), or a Linen or NNX module from
         `[n, H, W, C]` to `[n, classes]`; None: that of the config, `mobilenet_v3_small` by default.
-      data: a name of tfds, `digits`, a folder of images, or arrays: `images`, or
+      data: a name of tfds, `digits`, a folder of images (a tenth of its train is held out as
+        validation, unless the config or `val_examples` says otherwise), or arrays: `images`, or
         `(images, labels)`, uint8 `[N, H, W, 3]` and whole numbers `[N]` or None. Without labels
         there is agreement with the teacher and no accuracy. None: that of the config, `cifar100` by
         default.
@@ -104,6 +105,9 @@ def distill(
     if loss is not None:
         count = _count_arguments(loss)
         experiment.distill.loss = "python" if count == 2 else "python_with_labels"
+    for path, value in dataset.defaults.items():
+        if schema.get_field(experiment, path) == schema.BY_PATH[path].default:
+            options.set_field(experiment, path, value)
     for path, value in dataset.fields.items():
         options.set_field(experiment, path, value)
     options.apply(experiment, fields)

@@ -17,6 +17,7 @@ class Facts:
         weights were made under it.
       class_names: in the order of the labels.
       superclass_names, superclass_of: names of groups of classes, and the group of each class.
+      val_examples: `config.dataset.val_examples` for a set of any size, where nobody says another.
       own_teacher: what follows `--config=` to train a teacher, where nobody publishes any.
     """
 
@@ -28,6 +29,7 @@ class Facts:
     class_names: tuple[str, ...] | None = None
     superclass_names: tuple[str, ...] | None = None
     superclass_of: tuple[int, ...] | None = None
+    val_examples: float | None = None
     own_teacher: str | None = None
 
 
@@ -112,7 +114,10 @@ FACTS = {
         mean=(0.5, 0.5, 0.5),  # BiT's, as the next; others have their own
         std=(0.5, 0.5, 0.5),
     ),
-    FOLDER: Facts(own_teacher="configs/folder.py:teacher --config.dataset.data_dir=DIR"),
+    FOLDER: Facts(
+        val_examples=0.1,
+        own_teacher="configs/folder.py:teacher --config.dataset.data_dir=DIR",
+    ),
 }
 _UNKNOWN = Facts()
 

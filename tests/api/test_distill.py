@@ -298,6 +298,23 @@ def test_what_is_not_given_is_the_configs(tmp_path, monkeypatch):
     assert seen["config"].total_epochs == 3.0
 
 
+@pytest.mark.parametrize(("fields", "expected"), [
+    ({}, 0.1), ({"config": "kd_jax:folder"}, 0.1), ({"val_examples": 7}, 7),
+    ({"val_examples": 5000}, 5000), ({"config": f"{ROOT}/configs/demo.py"}, 144),
+])  # fmt: skip
+def test_of_a_folder_the_share_is_held_out_that_its_config_says(
+    fields, expected, tmp_path, monkeypatch
+):
+    seen = {}
+    monkeypatch.setattr(
+        "kd_jax.training.train.train", lambda config, *others: seen.update(config=config)
+    )
+    with pytest.raises(kd.UserError, match="no run in"):  # nothing was trained
+        kd.distill("runs/t", data=tmp_path, workdir=tmp_path / "run", **fields)
+    assert seen["config"].dataset.name == "folder"
+    assert seen["config"].dataset.val_examples == expected
+
+
 @pytest.mark.parametrize("event", ["on_step", "on_evaluate", "on_checkpoint"])
 def test_a_callback_that_stops_at_the_last_step_ends_no_process(digits, teacher, tmp_path, event):
     def stop(self, step, what):
