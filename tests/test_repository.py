@@ -1,6 +1,7 @@
 """The files that a repository is expected to have agree with the project."""
 
 import re
+import tomllib
 
 import pytest
 import yaml
@@ -41,3 +42,16 @@ def test_an_issue_template_is_a_form(name):
     for part in form["body"]:
         assert part["type"] in ("textarea", "input", "dropdown", "markdown")
         assert part["attributes"]["label"]
+
+
+def test_the_reference_has_every_public_name():
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
+    shown = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: ")}
+    assert shown >= set(kd_jax.__all__) - {"__version__"}
+
+
+def test_every_extra_is_told_in_the_design():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    design = (ROOT / "docs" / "design.md").read_text()
+    for extra in project["optional-dependencies"]:
+        assert f"[{extra}]" in design, extra

@@ -21,6 +21,7 @@ from kd_jax.inference import opening
 from kd_jax.runtime import huge_pages, processor
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, run_command
+from kd_jax.serve import names
 from kd_jax.serve.uploads import Limits
 
 _MODEL = flags.DEFINE_string(
@@ -49,8 +50,10 @@ _SECONDS = flags.DEFINE_float(
 _REQUESTS = flags.DEFINE_integer(
     "requests", 64, "Images at once, received or waiting; more are sent away.", lower_bound=1
 )
-_LOCAL = ("127.0.0.1", "localhost", "::1")
-_SECONDS_TO_STOP = 10  # for what was begun
+_NAMES = flags.DEFINE_string(
+    "names", None,
+    "Further names under which it is asked for, with commas between them, such as a proxy's.",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
@@ -62,9 +65,7 @@ def main(argv: Sequence[str]) -> None:
             "an exported file"
         )
     try:
-        import uvicorn
-
-        from kd_jax.serve import app
+        from kd_jax.serve import app, connections
     except ImportError as error:
         raise UserError(
             f"the server needs packages that are not installed here ({error}): pip install "
@@ -73,13 +74,14 @@ def main(argv: Sequence[str]) -> None:
     limits = Limits(
         int(_MAX_MB.value * 1e6), int(_MAX_MEGAPIXELS.value * 1e6), _SECONDS.value, _REQUESTS.value
     )
+    others = names.given(_NAMES.value)
     with _listening(_HOST.value, _PORT.value) as listener:
         host, port = listener.getsockname()[:2]
         networks = opening.classifiers(
             _MODEL.value, _CHECKPOINT.value, _TEACHER.value, processor.cores(), "--teacher"
         )
-        is_local = host in _LOCAL
-        application, worker = app.create(networks, limits, _LOCAL if is_local else ())
+        allowed = names.Names(host, (*others, _HOST.value))
+        application, worker = app.create(networks, limits, allowed)
         worker.warm_up()
         for who, network in networks.items():
             logger.info("%s: %s, %s", who, network.name, network.origin)
@@ -87,22 +89,10 @@ def main(argv: Sequence[str]) -> None:
             "serving on http://%s:%d/ (%s); Ctrl-C stops it",
             f"[{host}]" if ":" in host else host,
             port,
-            "only this machine can reach it" if is_local else
+            "only this machine can reach it" if allowed.is_local else
             "OTHER MACHINES CAN REACH IT, and there is no password",
         )  # fmt: skip
-        server = uvicorn.Server(
-            uvicorn.Config(
-                application,
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=10,
-                timeout_graceful_shutdown=_SECONDS_TO_STOP,
-            )
-        )
+        server = connections.server(application, limits)
         # uvicorn raises the signal that stopped it once more, for whoever was there before it.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,6 @@ import fastapi
 from fastapi import Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -21,6 +20,16 @@ from kd_jax.inference.classifier import Classifier
 from kd_jax.inference.opening import STUDENT, TEACHER
 from kd_jax.serve import uploads
 from kd_jax.serve.guard import Guard
+from kd_jax.serve.schema import (
+    Bounds,
+    ClassChoice,
+    Health,
+    Models,
+    NetworkAnswer,
+    NetworkFacts,
+    Prediction,
+    Problem,
+)
 from kd_jax.serve.uploads import Limits, Refused
 from kd_jax.serve.worker import Answer, Answers, Worker
 
@@ -35,93 +44,15 @@ _MOST_CLASSES = 1000  # of one answer
 _DISCARDED = 4  # times the limit: of what is too long, read and dropped before it is answered
 
 
-class Problem(BaseModel):
-    """What is wrong with a request."""
-
-    error: str = Field(description="One sentence.")
-
-
-class ClassChoice(BaseModel):
-    """A class that a network finds probable."""
-
-    label: int = Field(ge=0, description="Index of the output.")
-    name: str
-    probability: float = Field(ge=0, le=1)
-
-
-class NetworkAnswer(BaseModel):
-    """What a network says of an image."""
-
-    latency_ms: float = Field(ge=0, description="Of the network alone, for this one image.")
-    top: list[ClassChoice] = Field(description="The most probable first.")
-
-
-class Prediction(BaseModel):
-    """What the networks say of an image."""
-
-    student: NetworkAnswer
-    teacher: NetworkAnswer | None
-    same_class: bool | None = Field(
-        description="Whether both choose the class of one name; null without a teacher."
-    )
-    width: int = Field(ge=1)
-    height: int = Field(ge=1)
-    is_first_of_several: bool = Field(
-        description="Whether the file holds further images, which nobody looked at."
-    )
-    decode_ms: float = Field(ge=0)
-
-
-class NetworkFacts(BaseModel):
-    """A network of this server."""
-
-    name: str
-    origin: str
-    classes: int
-    height: int
-    width: int
-    runtime: str | None
-    top1: float | None = Field(description="Percent on its test split, where its card says so.")
-    top1_of: str | None = Field(
-        description="What top1 was measured on, or that it is only claimed, in words."
-    )
-    params: int | None
-    bytes: int | None = Field(description="Of its file, where it is one.")
-
-
-class Bounds(BaseModel):
-    """What a request may have."""
-
-    bytes: int
-    pixels: int
-    seconds: float
-    types: list[str]
-
-
-class Models(BaseModel):
-    """The networks of this server, and what a request may have."""
-
-    student: NetworkFacts
-    teacher: NetworkFacts | None
-    limits: Bounds
-
-
-class Health(BaseModel):
-    """That the server answers."""
-
-    status: str
-    requests: int = Field(ge=0, description="Images that are received, wait or are classified.")
-
-
 def create(
-    networks: Mapping[str, Classifier], limits: Limits, hosts: Collection[str] = ()
+    networks: Mapping[str, Classifier], limits: Limits, names: Container[str] | None = None
 ) -> tuple[Any, Worker]:
     """Return the ASGI application, and the worker to close after it.
 
     Args:
       networks: `student`, and `teacher` if there is one.
       limits: of a request.
-      hosts: names under which it may be asked for; empty: any.
+      names: contains the hosts under which it may be asked for; None: any.
     """
     worker = Worker(networks, limits)
     app = fastapi.FastAPI(
@@ -172,7 +103,7 @@ def create(
         finally:
             worker.give_place()
 
-    return Guard(app, hosts), worker
+    return Guard(app, names), worker
 
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -183,7 +114,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         413: "The image has too many bytes or pixels.",
         415: "The Content-Type is not that of an image that is taken.",
         422: "The body cannot be read as an image, or a parameter is wrong.",
-        500: "A network fails.",
+        500: "A network fails, or the server.",
         503: "Too many images wait.",
         504: "The turn of the image did not come in time.",
     }.items()
@@ -227,6 +158,12 @@ def _answer_problems_as_json(app: Any, limits: Limits) -> None:
         return JSONResponse(
             {"error": f"{where}: {problem.detail}"}, problem.status_code, problem.headers
         )
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, problem: Exception) -> JSONResponse:
+        del request
+        kind = type(problem).__name__
+        return JSONResponse({"error": f"the server failed ({kind}): its log says where"}, 500)
 
 
 async def _receive(request: Request, limits: Limits) -> bytes:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Container
 from typing import Any
+
+from kd_jax.runtime.console import logger
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -18,20 +20,16 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware: refuses other hosts' names, and adds `HEADERS`.
+    """ASGI middleware: refuses other hosts' names, adds `HEADERS`, and logs what fails here."""
 
-    A page from elsewhere could have its own name lead to 127.0.0.1 and so read what is answered
-    here (DNS rebinding); the name that the browser asked for tells.
-    """
-
-    def __init__(self, app: Any, hosts: Collection[str]):
+    def __init__(self, app: Any, names: Container[str] | None):
         """Wrap an application.
 
         Args:
-          app: of ASGI.
-          hosts: names under which it may be asked for; empty: any.
+          app: of ASGI, which answers what it raises itself.
+          names: contains what a Host header may be, see `names.Names`; None: anything.
         """
-        self._app, self._hosts = app, frozenset(hosts)
+        self._app, self._names = app, names
         self._headers = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -45,17 +43,17 @@ class Guard:
             await send(message)
 
         host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-        if self._hosts and _without_port(host) not in self._hosts:
-            body = json.dumps({"error": f"the host {host[:80]!r} is not this server's"}).encode()
+        if self._names is not None and host not in self._names:
+            sentence = (
+                f"the host {host[:80]!r} is not a name of this server: ask under its address, or "
+                "start it with --names=NAME if the name is right"
+            )
+            body = json.dumps({"error": sentence}).encode()
             headers = [(b"content-type", b"application/json")]
             await send_guarded({"type": "http.response.start", "status": 421, "headers": headers})
             await send({"type": "http.response.body", "body": body})
             return
-        await self._app(scope, receive, send_guarded)
-
-
-def _without_port(host: str) -> str:
-    """Return the name in a Host header; that of an IPv6 address without its brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].lower()
+        try:
+            await self._app(scope, receive, send_guarded)
+        except Exception:  # a bug of ours, which Starlette answered and raised again
+            logger.exception("%s %s failed", scope["method"], scope["path"][:80])

@@ -71,7 +71,7 @@ def decode(content: bytes, limits: Limits) -> Upload:
     """Return the image in a file.
 
     Raises:
-      Refused: it is empty, no image, damaged, or larger than allowed.
+      Refused: it is empty, no image, damaged, or larger than allowed or than memory.
     """
     if not content:
         raise Refused(400, "the body is empty: expected the bytes of an image file")
@@ -83,6 +83,8 @@ def decode(content: bytes, limits: Limits) -> Upload:
         )
     except image_files.TooManyPixelsError as error:
         raise Refused(413, f"the image is too large: {error}; send it smaller") from None
+    except MemoryError:
+        raise Refused(503, "the machine has no memory for the image now: send it smaller") from None
     except Exception as error:  # Pillow raises many kinds
         name = type(error).__name__
         if name == "DecompressionBombError":

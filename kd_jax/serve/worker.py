@@ -16,7 +16,8 @@ import numpy as np
 
 from kd_jax.data import image_files
 from kd_jax.inference.classifier import Choice, Classifier, is_same
-from kd_jax.runtime.errors import UserError
+from kd_jax.runtime.console import logger
+from kd_jax.runtime.errors import UserError, in_short
 from kd_jax.serve import uploads
 from kd_jax.serve.uploads import Limits, Refused
 
@@ -121,7 +122,16 @@ class Worker:
             try:
                 (probabilities,) = network.probabilities(pixels)
             except UserError as error:
+                logger.error("the %s fails: %s", who, error)
                 raise Refused(500, f"the {who} fails: {error}") from error
+            except Exception as error:  # each runtime raises its own kinds
+                reason = f"{type(error).__name__}: {in_short(error)}"
+                logger.error("the runtime of the %s fails: %s", who, reason)
+                raise Refused(
+                    500,
+                    f"the runtime of the {who} fails ({reason}): if it does for other images too, "
+                    "export the file again",
+                ) from error
             took = 1000 * (time.perf_counter() - start)
             of[who] = Answer(network.top(probabilities, count), took)
         firsts = [answer.top[0] for answer in of.values()]

@@ -12,6 +12,7 @@ import pytest
 
 from kd_jax.data import loose_images
 from kd_jax.inference import opening
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from web_images import encoded, good, hostile
 
@@ -19,11 +20,13 @@ httpx = pytest.importorskip("httpx", reason="pip install httpx to ask the server
 pytest.importorskip("fastapi", reason="pip install 'kd_jax[serve]'")
 
 from kd_jax.serve import app as app_lib  # noqa: E402
-from kd_jax.serve import guard  # noqa: E402
+from kd_jax.serve import guard, uploads  # noqa: E402
+from kd_jax.serve.names import Names  # noqa: E402
 from kd_jax.serve.uploads import Limits  # noqa: E402
 
 LIMITS = Limits(bytes=200_000, pixels=1_000_000, seconds=20.0, requests=8)
 LOCAL = "http://127.0.0.1"
+NAMES = Names("127.0.0.1")
 
 
 @pytest.fixture
@@ -31,8 +34,8 @@ def served(networks):
     """Return `ask`, which runs `f(client)` with a client of the application."""
     workers = []
 
-    def ask(use, limits=LIMITS, of=networks, hosts=("127.0.0.1",), base_url=LOCAL):
-        application, worker = app_lib.create(of, limits, hosts)
+    def ask(use, limits=LIMITS, of=networks, names=NAMES, base_url=LOCAL):
+        application, worker = app_lib.create(of, limits, names)
         workers.append(worker)
 
         async def run():
@@ -204,6 +207,51 @@ def test_a_network_that_fails_is_a_sentence(served, networks):
     assert "the student fails: the student.onnx's logits are not finite" in response.json()["error"]
 
 
+def test_a_runtime_that_fails_is_a_sentence_and_a_line_of_the_log(served, networks, caplog):
+    logger.propagate = True
+
+    def broken(images):
+        raise RuntimeError("node 3 of\nthe graph failed")
+
+    of = {"student": dataclasses.replace(networks["student"], call=broken)}
+
+    async def use(client):
+        return await post(client, encoded()), await client.get("/health")
+
+    response, health = served(use, of=of)
+    assert response.status_code == 500
+    error = response.json()["error"]
+    reason = "RuntimeError: node 3 of the graph failed"
+    assert error.startswith(f"the runtime of the student fails ({reason})")
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert record.getMessage() == f"the runtime of the student fails: {reason}"
+    assert record.exc_info is None
+    assert health.json() == {"status": "ok", "requests": 0}
+
+
+def test_a_bug_of_ours_is_json_too_and_its_traceback_in_the_log(served, monkeypatch, caplog):
+    logger.propagate = True
+    monkeypatch.setattr(app_lib, "_prediction", lambda answers: 1 / 0)
+    response = served(lambda client: post(client, encoded()))
+    assert response.status_code == 500
+    assert response.headers["content-type"] == "application/json"
+    assert response.json() == {"error": "the server failed (ZeroDivisionError): its log says where"}
+    assert set(map(str.lower, guard.HEADERS)) <= set(response.headers)
+    assert [record.getMessage() for record in caplog.records] == ["POST /predict failed"]
+    assert caplog.records[0].exc_info
+
+
+def test_an_image_without_memory_for_it_is_a_sentence(served, monkeypatch):
+    def decode(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(uploads.image_files, "decode", decode)
+    response = served(lambda client: post(client, encoded()))
+    assert response.status_code == 503
+    assert "no memory for the image now" in response.json()["error"]
+
+
 def test_the_page_loads_nothing_from_elsewhere(served):
     async def use(client):
         return [await client.get(path) for path in ("/", "/page.js", "/page.css", "/icon.svg")]
@@ -224,8 +272,7 @@ def test_the_page_loads_nothing_from_elsewhere(served):
     ("http://127.0.0.1.evil.example", 421),
 ])  # fmt: skip
 def test_only_the_names_of_this_machine_are_answered(url, status, served):
-    hosts = ("127.0.0.1", "localhost", "::1")
-    response = served(lambda client: client.get("/health"), hosts=hosts, base_url=url)
+    response = served(lambda client: client.get("/health"), base_url=url)
     assert response.status_code == status
     assert set(map(str.lower, guard.HEADERS)) <= set(response.headers)
     assert (status == 200) == ("error" not in response.json())

@@ -127,6 +127,8 @@ def test_a_port_that_is_taken_is_a_sentence(server, exported):
     (["--model={student}", "--host=192.0.2.7"], "--host must be an address of this machine"),
     (["--model={student}", "--port=70000"], "port"),
     (["--model={student}", "--max_mb=0"], "max_mb"),
+    (["--model={student}", "--max_mb=inf"], "--max_mb=inf: expected a number that is finite"),
+    (["--model={student}", "--names=a:80"], "'a:80' is not the name of a host"),
     (["--model={student}", "--checkpoint=best"], "is no run: leave --checkpoint out"),
 ])  # fmt: skip
 def test_wrong_input_is_one_sentence(arguments, says, exported):
