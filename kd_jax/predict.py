@@ -262,7 +262,7 @@ class _JsonLines:
         }  # fmt: skip
         for who, choices in answers.items():
             record[self._FIELDS[who]] = [
-                {"label": c.label, "class": c.name, "probability": round(c.probability, 6)}
+                {"label": c.label, "name": c.name, "probability": round(c.probability, 6)}
                 for c in choices
             ]
         print(json.dumps(record), flush=True)

@@ -222,6 +222,7 @@ def markdown(card: dict[str, Any]) -> str:
         f"## Latency\n{_latency(card)}",
         "## Limits\n" + "\n".join(f"- {limit}" for limit in card["limits"]),
         f"## Accuracy by class\n{_per_class(card['per_class'])}",
+        *_classes(card["class_names"]),
         "## Versions\n" + ", ".join(f"{name} {v}" for name, v in card["versions"].items()) + ".",
     ]
     return "\n\n".join(parts) + "\n"
@@ -289,6 +290,14 @@ def _per_class(per_class: dict[str, float | None]) -> str:
         f"The worst {_MOST_CLASSES} of {len(measured)}; all are in the card for programs.\n\n"
         + text_tables.markdown(rows[: _MOST_CLASSES + 1])
     )
+
+
+def _classes(names: list[str] | None) -> list[str]:
+    """Return the section that says which class each output is; none where nobody knows."""
+    if not names:
+        return []
+    listed = ", ".join(f"{number} {_cell(name)}" for number, name in enumerate(names))
+    return [f"## Classes\nThe outputs in their order, from 0: {listed}."]
 
 
 def _cell(name: str) -> str:

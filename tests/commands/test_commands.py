@@ -341,7 +341,7 @@ def test_predictions_stand_beside_the_teachers(unbroken, tmp_path):
     ]
     for number, record in enumerate(records):
         cells = [cell.strip() for cell in rows[2 * number].split("|")[1:-1]]
-        assert cells[1::2] == [record[who][0]["class"] for who in ("top", "teacher_top")]
+        assert cells[1::2] == [record[who][0]["name"] for who in ("top", "teacher_top")]
     again = run("kd_jax.predict", *arguments, "--json", "--checkpoint=last")
     assert again.returncode == 0, again.stderr
     assert "the checkpoint of step 60, the newest" in again.stderr

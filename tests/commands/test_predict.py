@@ -67,7 +67,7 @@ def test_a_folder_is_answered_whole_and_what_cannot_be_read_is_told(model, image
             continue
         top = record["top"]
         assert len(top) == 3
-        assert all(NAMES[choice["label"]] == choice["class"] for choice in top)
+        assert all(NAMES[choice["label"]] == choice["name"] for choice in top)
         values = [choice["probability"] for choice in top]
         assert values == sorted(values, reverse=True)
         assert 1 / len(NAMES) <= values[0]
@@ -89,7 +89,7 @@ def test_the_table_says_the_same_as_the_json(model, images):
     for path, record in zip(chosen, records, strict=True):
         for rank, choice in enumerate(record["top"]):
             name = str(path) if rank == 0 else ""
-            expected.append([name, choice["class"], f"{100 * choice['probability']:.2f}"])
+            expected.append([name, choice["name"], f"{100 * choice['probability']:.2f}"])
     found = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     assert [row[:2] for row in found] == [row[:2] for row in expected]
     for row, other in zip(found, expected, strict=True):

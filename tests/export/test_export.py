@@ -152,6 +152,8 @@ def test_a_network_of_a_folder_is_verified_on_its_images(tmp_path, caplog):
     export(tmp_path / "network", "stablehlo", tmp_path / "x", data_dir=images)
     described = read_json(tmp_path / "x.card.json")
     assert list(described["per_class"]) == described["class_names"] == ["ant", "bee", "über"]
+    text = (tmp_path / "x.card.md").read_text()
+    assert "The outputs in their order, from 0: 0 ant, 1 bee, 2 über." in text
     assert described["dataset"]["verified"] == 15
     assert described["input"] == "uint8 [n, 32, 32, 3], RGB, 0 to 255"
     assert "does not name its classes: its 3 outputs are taken for those of folder" in caplog.text
