@@ -4,11 +4,11 @@
     python -m kd_jax.probe --teacher=DIR|FILE [--arch=resnet44] [--normalisation=half]
         [--data=cifar100] [--out=...]
 
-The study asks whether a teacher can answer for mixtures. So every test image is mixed with the next
-one in eleven proportions, and both networks see the mixtures: the results are the entropy of the
-teacher, and how closely the student follows it. Also measured: confusions between superclasses, and
-a few images for the report, which reads `DIR/probe.json`. The workdir is only read; tables go to
-stdout, all results to `--out`.
+The study asks whether a teacher can answer for mixtures. So every test image is mixed with another
+in eleven proportions, in the same pairs for every network, and both networks see the mixtures: the
+results are the entropy of the teacher, and how closely the student follows it. Also measured:
+confusions between superclasses, and a few images for the report, which reads `DIR/probe.json`. The
+workdir is only read; tables go to stdout, all results to `--out`.
 
 `--teacher` looks at a teacher alone, before any student: how often it names what is in a mixture,
 and how much of its probability the two classes get; under another `--normalisation` too.
@@ -36,7 +36,7 @@ _ARCH = flags.DEFINE_string("arch", "", "Its architecture, where the weights do 
 _NORMALISATION = flags.DEFINE_string("normalisation", "own", "config.teacher.normalisation.")
 _DATA = flags.DEFINE_string("data", "cifar100", "Data set to look at a teacher with.")
 _OUT = flags.DEFINE_string("out", None, "File for all results, as JSON.")
-LAMS = tuple(i / 10 for i in range(11))  # of an image in its mixture with the next
+LAMS = tuple(i / 10 for i in range(11))  # of an image in its mixture
 _MOST_CONFUSED = 10  # pairs of classes that are printed
 
 
@@ -82,7 +82,7 @@ def _of_teacher() -> dict[str, Any]:
     line = []
     for lam in LAMS:
         logits = evaluator.teacher_logits_of_mixtures("test", lam)
-        known = fidelity.of_mixtures(logits, labels, np.roll(labels, -1))
+        known = fidelity.of_mixtures(logits, labels, labels[fidelity.partners(len(labels))])
         record = {"share": lam, "teacher_entropy": fidelity.entropy(logits), **known}
         line.append({name: round(value, 6) for name, value in record.items()})
     return {

@@ -7,6 +7,8 @@ with a NaN would have rank 0 and count as correct.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from kd_jax.runtime.errors import DivergedError
@@ -110,6 +112,20 @@ def kl_to_teacher(student_logits: np.ndarray, teacher_logits: np.ndarray) -> flo
     teacher_log_probs, student_log_probs = log_softmax(teacher_logits), log_softmax(student_logits)
     gaps = np.exp(teacher_log_probs) * (teacher_log_probs - student_log_probs)
     return float(np.mean(gaps.sum(axis=-1)))
+
+
+@functools.cache
+def partners(count: int) -> np.ndarray:
+    """Return the index of the image that each of `count` is mixed with, int32 `[count]`.
+
+    They follow each other in a shuffled order that never changes: neighbours in a set are often of
+    one class, as those of a folder are.
+    """
+    order = np.random.default_rng(0).permutation(count).astype(np.int32)
+    result = np.empty_like(order)
+    result[order] = np.roll(order, -1)
+    result.flags.writeable = False
+    return result
 
 
 def of_mixtures(logits: np.ndarray, labels: np.ndarray, others: np.ndarray) -> dict[str, float]:

@@ -35,7 +35,7 @@ def mixtures(
     """Return the examples of one mixing weight; none if it is not in `MIXTURE_LAMS`.
 
     Args:
-      split: the images, each of which is mixed with the next.
+      split: the images, each of which is mixed with its partner (`fidelity.partners`).
       lam: weight of an image in its mixture.
       teacher_logits, student_logits: float `[N, classes]`, of all mixtures.
 
@@ -48,7 +48,7 @@ def mixtures(
         if example_lam != lam:
             continue
         index = number * count // len(MIXTURE_LAMS)
-        pair = (index, (index + 1) % count)
+        pair = (index, int(fidelity.partners(count)[index]))
         first, second = (split.images[i].astype(np.float64) for i in pair)
         mixture = np.round(lam * first + (1 - lam) * second).astype(np.uint8)
         images = [{"image": png(split.images[i]), "label": int(split.labels[i])} for i in pair]

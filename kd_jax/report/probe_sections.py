@@ -52,7 +52,7 @@ def _first_probe(row: Row) -> dict[str, Any] | None:
 
 
 def _along_the_line(probes: Sequence[tuple[str, Mapping[str, Any]]]) -> Section | None:
-    """Draw fidelity and entropy over an image's weight in the mixture with the next image.
+    """Draw fidelity and entropy over an image's weight in the mixture with another image.
 
     Args:
       probes: with their labels; those of rows with a teacher.
@@ -80,7 +80,7 @@ def _along_the_line(probes: Sequence[tuple[str, Mapping[str, Any]]]) -> Section 
         panel("agreement with the teacher, %", "agreement", "{:.1f}", percent=True),
     )
     text = (
-        "Every test image is mixed with the next in eleven proportions. At 0 and 1 the mixtures "
+        "Every test image is mixed with another in eleven proportions. At 0 and 1 the mixtures "
         "are the images themselves; between them one sees how sure the teacher still is, and how "
         "far the student follows it."
     ) + figures.omission_note([label for label, _ in probes])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import models
@@ -60,7 +61,9 @@ class Predictor:
         predict = make_predict_step(logits_of)
 
         def resident(variables: Any, images: jax.Array, index: jax.Array, lam: Any) -> jax.Array:
-            partners = None if lam is None else images[(index + 1) % len(images)]
+            partners = (
+                None if lam is None else images[jnp.asarray(fidelity.partners(len(images)))[index]]
+            )
             return predict(variables, images[index], partners, lam)
 
         self._resident = devices_lib.pmap(resident, devices, (False, False, True, False))
@@ -81,7 +84,8 @@ class Predictor:
         Args:
           variables: replicated over the devices.
           images: uint8 `[N, H, W, C]`, replicated; or in host memory, and brought over in parts.
-          lam: weight of each image in its mixture with the next; None: no mixture.
+          lam: weight of each image in its mixture with its partner, see `fidelity.partners`; None:
+            no mixture.
         """
         mixture = None if lam is None else np.float32(lam)
         count = len(images)
@@ -103,7 +107,7 @@ class Predictor:
         index = np.minimum(np.arange(first, first + batch, dtype=np.int32), count - 1)
         cut = devices_lib.shard(index, self._devices)
         if isinstance(images, np.ndarray):
-            others = None if lam is None else images[(cut + 1) % count]
+            others = None if lam is None else images[fidelity.partners(count)[cut]]
             return self._streamed(variables, images[cut], others, lam)
         return self._resident(variables, images, cut, lam)
 
@@ -231,7 +235,8 @@ class Evaluator:
           variables: `params` and `batch_stats`, replicated over the devices; a student that has
             been trained with int8's numbers is measured with them.
           split: `train`, `val` or `test`.
-          lam: weight of each image in its mixture with the next; None: no mixture.
+          lam: weight of each image in its mixture with its partner, see `fidelity.partners`; None:
+            no mixture.
 
         Raises:
           DivergedError: not all are finite.
@@ -242,7 +247,7 @@ class Evaluator:
         return logits
 
     def teacher_logits_of_mixtures(self, split: str, lam: float) -> np.ndarray:
-        """Return `teacher_logits` of mixtures of each image with the next."""
+        """Return `teacher_logits` of mixtures of each image with its partner."""
         assert self._run.teachers is not None
         members = self._common.ask(self.images(split), lam)
         return np.asarray(self._run.teachers.ensemble.mean(members))

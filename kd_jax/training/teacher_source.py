@@ -21,6 +21,7 @@ from kd_jax.distillation import augment
 from kd_jax.distillation.inputs import Answered
 from kd_jax.distillation.state import Constants
 from kd_jax.distillation.teacher_step import make_question_step
+from kd_jax.metrics import fidelity
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import processes
 from kd_jax.runtime.console import logger
@@ -266,7 +267,8 @@ def ask_about(
       variables: of each, on a device.
       images: uint8 `[N, H, W, C]`.
       batch_size: images at a time.
-      lam: weight of each image in its mixture with the next; None: no mixture.
+      lam: weight of each image in its mixture with its partner, see `fidelity.partners`; None: no
+        mixture.
 
     Raises:
       UserError: they fail, or there is only a recording.
@@ -288,7 +290,7 @@ def ask_about(
     answers = []
     for first in range(0, count, batch_size):
         index = np.minimum(np.arange(first, first + batch_size), count - 1)
-        partners = None if lam is None else host[(index + 1) % count]
+        partners = None if lam is None else host[fidelity.partners(count)[index]]
         parts = question(variables, host[index], partners)
         kept = min(batch_size, count - first)
         answers.append(teachers.answer([np.asarray(part)[:kept] for part in parts]))

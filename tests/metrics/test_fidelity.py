@@ -102,6 +102,21 @@ def test_confusion_counts_what_was_taken_for_what():
     assert by_group.tolist() == [[3, 0], [0, 2]]
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 400])
+def test_partners_are_one_shuffled_cycle(count):
+    partners = fidelity.partners(count)
+    seen, index = set(), 0
+    while index not in seen:
+        seen.add(index)
+        index = int(partners[index])
+    assert seen == set(range(count))
+
+
+def test_in_a_set_that_lies_class_by_class_partners_are_of_other_classes():
+    labels = np.repeat(np.arange(8), 50)
+    assert np.mean(labels != labels[fidelity.partners(len(labels))]) > 0.8
+
+
 def test_what_is_said_of_mixtures():
     labels, others = np.array([0, 1, 2, 0, 3]), np.array([1, 2, 0, 3, 3])
     probabilities = np.array(
