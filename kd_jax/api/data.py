@@ -64,11 +64,11 @@ def resolve(
         if data is None:
             return Data({})
         if Path(data).is_dir():
-            return Data(
-                {"dataset.name": catalog.FOLDER, "dataset.data_dir": str(data)},
-                defaults={"dataset.val_examples": catalog.facts(catalog.FOLDER).val_examples},
-            )
-        return Data({"dataset.name": str(data)})  # `folder` too: a config says where it is
+            fields: dict[str, Any] = {"dataset.name": catalog.FOLDER, "dataset.data_dir": str(data)}
+        else:
+            fields = {"dataset.name": str(data)}  # `folder` too: a config says where it is
+        count = catalog.facts(fields["dataset.name"]).val_examples
+        return Data(fields, defaults={"dataset.val_examples": count} if count else {})
     train = arrays.split(data, "data")
     shape = train.images.shape[1:]
     parts = {

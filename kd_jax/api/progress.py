@@ -22,11 +22,19 @@ def shown(wanted: bool) -> Iterator[None]:
         yield
         return
     handler, level = console.handler(logging.Formatter("%(message)s")), logger.level
+    root, before = logging.getLogger(), logging.getLogger().handlers[:]
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # or what a library adds to the root says everything again
     try:
         yield
     finally:
         console.end_progress()
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = True
+        # absl sets up the root logger at its first line, where nobody else has. Left there, it
+        # would pass for the application's, and the next run would not be told.
+        for added in [each for each in root.handlers if each not in before]:
+            if type(added) is logging.StreamHandler:
+                root.removeHandler(added)

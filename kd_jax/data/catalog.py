@@ -106,6 +106,7 @@ FACTS = {
         train_examples=1_437,
         image_size=32,
         class_names=tuple(str(digit) for digit in range(10)),
+        val_examples=144.0,
         own_teacher="configs/demo.py:teacher",
     ),
     "imagenet2012": Facts(

@@ -30,6 +30,7 @@ SERIES = tuple(light for name, (light, _) in PALETTE.items() if name != "--muted
 MOST_LINES = 2 * len(SERIES)  # of a figure: each colour solid, then dashed
 SIZE = (4.8, 3.1)  # inches: as wide as a phone, so that text keeps its size there
 FONT_PT = 10
+_DECADES_IN_PARTS = 2.5  # of a logarithmic axis, at most
 LINE_GAP = 0.075  # between the labels of lines, as a fraction of the axes' height
 
 
@@ -57,10 +58,15 @@ def set_y_limits(
 
 
 def use_plain_log_ticks(axis: Any) -> None:
-    """Mark a logarithmic axis at 1, 2 and 5 of each decade, without powers of ten."""
+    """Mark a logarithmic axis at 1, 2 and 5 of each decade, without powers of ten.
+
+    Of many decades at powers of ten alone, as many as there is room for. Its limits must be set.
+    """
     from matplotlib import ticker
 
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    subs = (1, 2, 5) if high < 10**_DECADES_IN_PARTS * low else (1,)
+    axis.set_major_locator(ticker.LogLocator(subs=subs, numticks=7))
     axis.set_minor_locator(ticker.NullLocator())
     axis.set_major_formatter(lambda x, _: engineering(x))
 

@@ -17,6 +17,8 @@ _TITLES = {
     comparisons.LEARNING_RATE: "Learning rates",
     comparisons.MIXUP: "Mixup",
 }
+_ALIKE = 4  # runs whose epochs differ by less are drawn over them
+_PARTS = 40  # of a training that is drawn over its steps
 _PUBLISHED = "Dotted, and in brackets: published top-1 on test ({source})."
 _QUANTITIES = {"test_top1": "Top-1", "agreement": "Agreement with the teacher"}
 _MOST_LABELLED = 3  # points with the same x
@@ -54,10 +56,10 @@ def _overview(study: Study) -> Panel | None:
 
 
 def all_rows(study: Study) -> Section | None:
-    """Draw all rows over the epochs."""
+    """Draw all rows over the training."""
     if all(map(comparisons.learns_from_labels, study.rows)):
         return None  # `from_scratch` draws them
-    title = "Over the epochs" if len(study.rows) == 1 else "All of them over the epochs"
+    title = "Over the training" if len(study.rows) == 1 else "All of them over the training"
     return _over_epochs(title, "", [(row.label, row) for row in study.rows], references=False)
 
 
@@ -147,7 +149,7 @@ def _by_cost(study: Study) -> Panel | None:
 def _over_epochs(
     title: str, text: str, pairs: Sequence[tuple[str, Row]], references: bool
 ) -> Section | None:
-    """Draw accuracy, loss and fidelity over the epochs; None if the runs have no logs.
+    """Draw accuracy, loss and fidelity over the training; None if the runs have no logs.
 
     Args:
       title: of the section.
@@ -163,11 +165,14 @@ def _over_epochs(
     legend = figures.legend_of([label for label, _ in pairs])
     if legend:
         pairs = [("", row) for _, row in pairs]
+    by = _axis([row for _, row in pairs])
     panels = [
-        _curves(pairs, "top-1 on validation, %", "val", "top1", "{:.1f}", reference),
-        _curves(pairs, "loss in training", "train", "loss", "{:.3g}"),
-        _curves(pairs, "KL to the teacher on validation, nats", "val", "kl_to_teacher", "{:.3f}")
-        or _curves(pairs, "NLL on validation, nats", "val", "nll", "{:.2f}"),
+        _curves(pairs, "top-1 on validation, %", "val", "top1", "{:.1f}", by, reference),
+        _curves(pairs, "loss in training", "train", "loss", "{:.3g}", by),
+        _curves(
+            pairs, "KL to the teacher on validation, nats", "val", "kl_to_teacher", "{:.3f}", by
+        )
+        or _curves(pairs, "NLL on validation, nats", "val", "nll", "{:.2f}", by),
     ]
     drawn_panels = tuple(panel for panel in panels if panel)
     return Section(title, text.strip(), drawn_panels, legend) if drawn_panels else None
@@ -179,9 +184,10 @@ def _curves(
     kind: str,
     field: str,
     number_format: str,
+    by: str,
     reference: str = "",
 ) -> Panel | None:
-    """Draw one field of `metrics.jsonl` over the epochs; None if no run has it.
+    """Draw one field of `metrics.jsonl` over the training; None if no run has it.
 
     Args:
       pairs: label and row of each line.
@@ -189,11 +195,12 @@ def _curves(
       kind: of the records, `train` or `val`.
       field: of the records.
       number_format: of the last value.
+      by: `epoch` or `step`, the x axis.
       reference: a sentence for the caption; if not empty, published values are drawn.
     """
     lines = []
     for label, row in pairs:
-        seeds = [points for run in row.runs if (points := _points(run, kind, field))]
+        seeds = [points for run in row.runs if (points := _points(run, kind, field, by))]
         seeds = _seeds_to_average(seeds)
         published = row.published.top1 if reference and row.published else None
         lines.append(figures.Line(label, seeds, published if seeds else None))
@@ -201,18 +208,31 @@ def _curves(
         return None
     several_seeds = any(len(line.seeds) > 1 for line in lines)
     caption = f"From metrics.jsonl: {kind}, {field}"
-    caption += ", the mean of each epoch" if kind == "train" else ""
+    part = "epoch" if by == "epoch" else f"{_PARTS}th of its steps"
+    caption += f", the mean of each {part}" if kind == "train" else ""
     caption += "; lines: mean of the seeds, bands: lowest to highest" if several_seeds else ""
-    figure = figures.lines(lines, quantity, "epoch", number_format, percent=field == "top1")
+    figure = figures.lines(lines, quantity, by, number_format, percent=field == "top1")
     return Panel(f"{caption}. {reference}".strip(), figure=figure)
 
 
-def _points(run: Run, kind: str, field: str) -> _Points:
-    """Return a field over the epochs; for training, where steps are noisy, the mean per epoch."""
+def _axis(rows: Sequence[Row]) -> str:
+    """Return what runs are drawn over: steps where epochs are of very different sets."""
+    lengths = [run.train[-1]["epoch"] for row in rows for run in row.runs if run.train]
+    return "step" if lengths and max(lengths) > _ALIKE * min(lengths) else "epoch"
+
+
+def _points(run: Run, kind: str, field: str, by: str) -> _Points:
+    """Return a field over the training; where steps are noisy, means of its parts."""
     records = run.val if kind == "val" else run.train
-    points = [(r["epoch"], r[field]) for r in records if _is_finite(r.get(field))]
+    points = [(r[by], r[field]) for r in records if _is_finite(r.get(field))]
     if kind == "val" or not points:
         return points
+    if by == "step":
+        size = math.ceil(points[-1][0] / _PARTS)
+        by_part: dict[int, list[float]] = {}
+        for step, value in points:
+            by_part.setdefault(min(math.ceil(step / size) * size, points[-1][0]), []).append(value)
+        return [(step, sum(values) / len(values)) for step, values in by_part.items()]
     # A few steps beyond an epoch are no epoch of their own.
     last_epoch = max(round(points[-1][0]), 1)
     by_epoch: dict[int, list[float]] = {}

@@ -315,6 +315,16 @@ def test_of_a_folder_the_share_is_held_out_that_its_config_says(
     assert seen["config"].dataset.val_examples == expected
 
 
+def test_of_the_embedded_digits_few_are_held_out(monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(
+        "kd_jax.training.train.train", lambda config, *others: seen.update(config=config)
+    )
+    with pytest.raises(kd.UserError, match="no run in"):
+        kd.distill("runs/t", data="digits", workdir=tmp_path / "run")
+    assert seen["config"].dataset.val_examples == 144
+
+
 @pytest.mark.parametrize("event", ["on_step", "on_evaluate", "on_checkpoint"])
 def test_a_callback_that_stops_at_the_last_step_ends_no_process(digits, teacher, tmp_path, event):
     def stop(self, step, what):

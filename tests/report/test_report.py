@@ -36,7 +36,7 @@ HEADINGS = (
     "Learning rates at T = 10 (the study's Figs. 9 and 10)",
     "Mixup (the study's Fig. 11)",
     "From scratch: the student alone, with labels (the study's Fig. 6)",
-    "All of them over the epochs",
+    "All of them over the training",
     "Along the mixup line",
     "What they make of mixed images",
     "Softmax under temperature",
@@ -94,7 +94,7 @@ def test_what_is_not_there_is_not_shown(tmp_path):
     alone = write_run(tmp_path / "w", result={"dataset": "digits"})
     _, _, page = page_of({"alone": alone}, tmp_path)
     last = "Where the numbers come from"
-    assert page.headings == ["Results", "Accuracy", "Top-1, run by run", "Over the epochs", last]
+    assert page.headings == ["Results", "Accuracy", "Top-1, run by run", "Over the training", last]
     (alone / "config.json").unlink()
     (alone / "metrics.jsonl").unlink()
     _, _, page = page_of({"alone": alone}, tmp_path)
