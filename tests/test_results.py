@@ -1,4 +1,7 @@
-"""Every decimal number in RESULTS.md is one of the committed files that its section names."""
+"""Every decimal number of a section that names its committed files is one of them.
+
+Of RESULTS.md these are all; on a page of docs/ the text up to the next heading.
+"""
 
 import json
 import math
@@ -10,6 +13,7 @@ from helpers import ROOT
 from kd_jax.report import table2
 
 PAGE = ROOT / "RESULTS.md"
+DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
 # `<!-- numbers: results/rates/**/*.json, published -->` holds until the next such comment.
 SOURCE = re.compile(r"<!-- numbers: (.*?) -->")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
@@ -32,7 +36,7 @@ def numbers_of(source):
     if source == "published":
         return [row.top1 for row in (*table2.TABLE_1, *table2.TABLE_2)]
     paths = sorted(ROOT.glob(source))
-    assert paths, f"RESULTS.md names {source}, and there is no such file"
+    assert paths, f"a page names {source}, and there is no such file"
     return [number for path in paths for number in numbers_in(json.loads(path.read_text()))]
 
 
@@ -41,6 +45,10 @@ def sections():
     _, *parts = SOURCE.split(NOT_MEASURED.sub("", PAGE.read_text()))
     for names, text in zip(parts[::2], parts[1::2], strict=True):
         yield pytest.param(names, text, id=names)
+    for page in DOCUMENTS:
+        _, *parts = SOURCE.split(NOT_MEASURED.sub("", page.read_text()))
+        for names, text in zip(parts[::2], parts[1::2], strict=True):
+            yield pytest.param(names, text.partition("\n#")[0], id=f"{page.name}: {names}")
 
 
 @pytest.mark.parametrize(("names", "text"), sections())
@@ -50,7 +58,7 @@ def test_numbers_are_of_committed_files(names, text):
         half = 0.5 * 10.0 ** -len(written.partition(".")[2])
         assert any(
             math.isclose(float(written), n, rel_tol=0, abs_tol=half * 1.001) for n in known
-        ), f"RESULTS.md has {written}, which no file in {names} has"
+        ), f"{written} is in no file of {names}"
 
 
 def test_numbers_are_below_a_comment_that_names_their_files():
@@ -59,5 +67,5 @@ def test_numbers_are_below_a_comment_that_names_their_files():
 
 
 def test_a_number_that_no_file_has_is_noticed():
-    with pytest.raises(AssertionError, match="which no file"):
+    with pytest.raises(AssertionError, match="is in no file"):
         test_numbers_are_of_committed_files("published", "top-1 of 99.99 %")
