@@ -143,8 +143,6 @@ def _classify(
             *(who if len(networks) > 1 else model, network.name, network.num_classes),
             *(*network.size, network.origin),
         )
-        if network.class_names is None:
-            logger.warning("the classes of %s have no names: their numbers are shown", network.name)
     page = _JsonLines(model) if _JSON.value else _Table(files, networks)
     agreement = _Agreement(networks)
     drawing = _Drawing(picture) if picture else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from kd_jax.runtime.errors import UserError, in_short
 
 LABELS_FILE, FACTS_FILE = "labels.txt", "network.json"  # in the archive of a .tflite file
 _OUTPUTS = ("logits", "probabilities")
+_CUSTOM_CALL = re.compile(r'custom_call\s*@"?([^\s"(]+)')  # in the text of a StableHLO program
 
 
 class MissingRuntimeError(UserError):
@@ -28,7 +30,8 @@ class Program(NamedTuple):
     """A file, opened.
 
     Attributes:
-      call: uint8 `[n, H, W, C]` to float32 `[n, classes]`. Not for two threads at once.
+      call: uint8 `[n, H, W, C]` to float32 `[n, classes]`. Not for two threads at once. Raises
+        `UserError` where its runtime fails.
       image_shape: `(H, W, C)`.
       num_classes: width of the output.
       outputs: `logits` or `probabilities`; None where the file does not say.
@@ -58,7 +61,8 @@ def opened(family: str, content: bytes, threads: int, name: str = "the file") ->
       UserError: it does not take the file, or the file is not of `kd_jax.export`.
     """
     try:
-        return OPENERS[family](content, threads, name)
+        program = OPENERS[family](content, threads, name)
+        return program._replace(call=_told(program, name))
     except UserError:
         raise
     except ImportError as error:
@@ -71,6 +75,22 @@ def opened(family: str, content: bytes, threads: int, name: str = "the file") ->
             f"{name} cannot be opened as {family} ({in_short(error, 300)}): it is damaged, or not "
             "a file of kd_jax.export; export it again"
         ) from error
+
+
+def _told(program: Program, name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the call of a program, which raises `UserError` where its runtime fails."""
+
+    def call(images: np.ndarray) -> np.ndarray:
+        try:
+            return program.call(images)
+        except Exception as error:  # each runtime raises its own kinds
+            raise UserError(
+                f"{name} fails in {program.runtime} ({type(error).__name__}: "
+                f"{in_short(error, 300)}): it is damaged, not a file of kd_jax.export, or needs "
+                "more memory than there is; export it again"
+            ) from error
+
+    return call
 
 
 def _check_form(
@@ -179,6 +199,12 @@ def _stablehlo(content: bytes, threads: int, name: str) -> Program:
 
     del threads
     program = jax.export.deserialize(bytearray(content))
+    # A call of another function, with an address in the file, could do anything.
+    if calls := set(_CUSTOM_CALL.findall(program.mlir_module())) - {"shape_assertion"}:
+        raise UserError(
+            f"{name} calls functions from outside of it ({', '.join(sorted(calls))[:80]}), which "
+            "no file of kd_jax.export does: it is not run"
+        )
     (given,), (result,) = program.in_avals, program.out_avals
     shape, num_classes = _check_form(name, given.dtype, given.shape, result.shape)
     call = function.compiled(program.call)

@@ -20,6 +20,7 @@ from kd_jax.runtime import devices
 from kd_jax.training.local_predictor import LocalPredictor
 from kd_jax.weights import saved_network
 
+JAX = "JAX"  # the runtime where no file can be written
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 _IMAGES = 24  # on which ranges for int8 are measured
 
@@ -30,10 +31,12 @@ class Measured(NamedTuple):
     Attributes:
       bytes: of it; None where there is none, and the network runs in JAX.
       p50_ms: median latency of one image, in milliseconds.
+      runtime: what ran it, for people.
     """
 
     bytes: int | None
     p50_ms: float
+    runtime: str
 
 
 def has_runtime() -> bool:
@@ -60,13 +63,14 @@ def measure(arch: str, num_classes: int, image_size: int, threads: int) -> dict[
     images = source.dataset.test.images
     if not has_runtime():
         predictor = LocalPredictor(source.network.logits, source.variables)
-        return {"float32": Measured(None, latency.of_batch(predictor.logits, images, 1)["p50_ms"])}
+        times = latency.of_batch(predictor.logits, images, 1)
+        return {"float32": Measured(None, times["p50_ms"], JAX)}
     measured = {}
     for numbers in (tflite_file.FLOAT32, tflite_file.INT8):
         content = tflite_file.content(source, "logits", numbers)
-        call = runtimes.opened("tflite", content, threads, arch).call
-        times = latency.of_batch(call, images, 1)
-        measured[numbers] = Measured(len(content), times["p50_ms"])
+        program = runtimes.opened("tflite", content, threads, arch)
+        times = latency.of_batch(program.call, images, 1)
+        measured[numbers] = Measured(len(content), times["p50_ms"], program.runtime)
         jax.clear_caches()
     return measured
 

@@ -12,6 +12,7 @@ from kd_jax.metrics import fidelity
 from kd_jax.runtime.errors import DivergedError, UserError
 
 LOGITS, PROBABILITIES = "logits", "probabilities"
+_SLACK = 0.5  # of a sum of probabilities, each of which may be rounded
 
 
 class Choice(NamedTuple):
@@ -73,15 +74,31 @@ class Classifier:
           float64 `[n, classes]`.
 
         Raises:
-          UserError: an answer is not finite.
+          UserError: an answer is not finite, no probability, or not one of each class.
         """
         answers = self.call(images)
+        expected = (len(images), self.num_classes)
+        if answers.shape != expected:
+            raise UserError(
+                f"{self.name} returns {list(answers.shape)} for {len(images)} images, expected "
+                f"{list(expected)}: export it again"
+            )
         try:
             fidelity.check_finite(answers, f"the {self.name}'s")
         except DivergedError as error:
             raise UserError(f"{error}: it cannot classify them; take another checkpoint") from None
         if self.outputs == PROBABILITIES:
-            return answers.astype(np.float64)
+            found = answers.astype(np.float64)
+            sums = found.sum(axis=-1)
+            # Of int8 files each is rounded to a 256th.
+            if found.min() < -_SLACK or abs(sums - 1).max() > _SLACK:
+                raise UserError(
+                    f"{self.name} is said to return probabilities, and returns numbers from "
+                    f"{found.min():.3g} to {found.max():.3g} with sums from {sums.min():.3g} to "
+                    f"{sums.max():.3g}: its card or its name of the output is wrong; export it "
+                    "again"
+                )
+            return found
         exponentials = np.exp(answers.astype(np.float64) - answers.max(axis=-1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
@@ -95,6 +112,18 @@ class Classifier:
         names = self.shown_names
         order = np.argsort(-probabilities, kind="stable")[:count].tolist()
         return [Choice(label, names[label], float(probabilities[label])) for label in order]
+
+
+def why_not_comparable(networks: Sequence[Classifier]) -> str | None:
+    """Return in words why classes of networks cannot be told to be the same; None if they can."""
+    if all(network.class_names for network in networks):
+        shared = set.intersection(*(set(network.class_names or ()) for network in networks))
+        return None if shared else "they have no name of a class in common"
+    counts = [network.num_classes for network in networks]
+    if len(set(counts)) == 1:
+        return None
+    words = " and ".join(map(str, counts))
+    return f"they have {words} classes, and not all of them name theirs"
 
 
 def is_same(networks: Sequence[Classifier], choices: Sequence[Choice]) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from kd_jax.inference import files
-from kd_jax.inference.classifier import Classifier
+from kd_jax.inference.classifier import Classifier, why_not_comparable
+from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, reachable
 
 KEPT = "kept"  # the network that a finished run kept, and not one of its checkpoints
@@ -65,6 +66,13 @@ def classifiers(
             opened[TEACHER] = networks.student(networks.find(place, option=option))
         else:
             opened[TEACHER] = _exported(place, threads)
+    if reason := why_not_comparable(list(opened.values())):
+        logger.warning(
+            "that student and teacher choose the same class says nothing here: %s", reason
+        )
+    for network in opened.values():
+        if network.class_names is None:
+            logger.warning("the classes of %s have no names: their numbers are shown", network.name)
     return opened
 
 

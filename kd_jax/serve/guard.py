@@ -56,4 +56,4 @@ class Guard:
         try:
             await self._app(scope, receive, send_guarded)
         except Exception:  # a bug of ours, which Starlette answered and raised again
-            logger.exception("%s %s failed", scope["method"], scope["path"][:80])
+            logger.exception("%s %r failed", scope["method"], scope["path"][:80])

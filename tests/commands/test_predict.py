@@ -113,7 +113,7 @@ def test_a_file_is_shown_beside_the_network_that_it_was_made_of(model, images, t
         record = json.loads(line)
         assert record["model"] == f"{tmp_path}/x.onnx"
         for own, teacher in zip(record["top"], record["teacher_top"], strict=True):
-            assert own["class"] == teacher["class"]
+            assert own["name"] == teacher["name"]
             assert own["probability"] == pytest.approx(teacher["probability"], abs=1e-4)
     with Image.open(picture) as drawn:
         assert drawn.width > 1000

@@ -13,6 +13,7 @@ import pytest
 from kd_jax import models
 from kd_jax.export import exporter, formats, function, latency, runtimes, verification
 from kd_jax.inference import cards, files, opening
+from kd_jax.inference.classifier import Classifier, why_not_comparable
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.weights import saved_network
@@ -276,3 +277,66 @@ def test_a_teacher_may_be_any_place(exported, source, tmp_path):
 def test_what_a_file_cannot_tell_is_one_sentence(options, says, exported):
     with pytest.raises(UserError, match=says):
         opening.classifiers(exported / "tiny.onnx", **options)
+
+
+def of(call, classes=3, names=None, outputs="logits"):
+    return Classifier("x", "a test", (1, 1, 3), classes, names, call, outputs)
+
+
+IMAGES = np.zeros((2, 1, 1, 3), np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 4), (2, 3, 1), (6,), ()])
+def test_answers_of_another_form_are_refused(shape):
+    with pytest.raises(UserError, match=r"x returns \[.*\] for 2 images, expected \[2, 3\]"):
+        of(lambda images: np.zeros(shape, np.float32)).probabilities(IMAGES)
+
+
+def test_what_is_said_to_be_probabilities_must_be_some():
+    for numbers in ([9, -3, 1], [5, 4, 3], [0, 0, 0]):
+        answers = np.array([numbers] * 2, np.float32)
+        with pytest.raises(UserError, match="x is said to return probabilities, and returns"):
+            of(lambda images, answers=answers: answers, outputs="probabilities").probabilities(
+                IMAGES
+            )
+    rounded = np.array([[0.5, 0.25, 0.2]] * 2, np.float32)  # as int8 has them
+    found = of(lambda images: rounded, outputs="probabilities").probabilities(IMAGES)
+    np.testing.assert_array_equal(found, rounded)
+
+
+def test_a_runtime_that_fails_is_one_sentence(monkeypatch):
+    def fails(images):
+        raise RuntimeError("node 3\nfailed")
+
+    program = runtimes.Program(fails, (1, 1, 3), 3, "logits", {}, "A Runtime")
+    monkeypatch.setitem(runtimes.OPENERS, "onnx", lambda content, threads, name: program)
+    call = runtimes.opened("onnx", b"", 1, "x.onnx").call
+    with pytest.raises(UserError, match=r"x.onnx fails in A Runtime \(RuntimeError: node 3 failed"):
+        call(IMAGES)
+
+
+@pytest.mark.parametrize(("sizes", "names", "says"), [
+    ((3, 3), (None, None), None), ((3, 3), (("a", "b", "c"), None), None),
+    ((3, 2), (("a", "b", "c"), ("b", "d")), None),
+    ((3, 2), (("a", "b", "c"), None), "3 and 2 classes, and not all of them name theirs"),
+    ((3, 2), (None, None), "3 and 2 classes"),
+    ((2, 2), (("a", "b"), ("c", "d")), "no name of a class in common"),
+])  # fmt: skip
+def test_networks_of_different_classes_are_not_comparable(sizes, names, says):
+    reason = why_not_comparable([of(None, *each) for each in zip(sizes, names, strict=True)])
+    assert reason is None if says is None else says in reason
+
+
+def test_a_program_that_calls_functions_from_outside_is_not_run():
+    export = pytest.importorskip("jax.export")
+    import jax
+    import jax.numpy as jnp
+
+    def logits(images):
+        flat = images.astype(jnp.float32).reshape(-1, 3)
+        return flat @ jnp.linalg.eigh(flat.T @ flat)[1]  # by LAPACK
+
+    given = jax.ShapeDtypeStruct((2, 1, 1, 3), np.uint8)
+    content = export.export(jax.jit(logits), platforms=["cpu"])(given).serialize()
+    with pytest.raises(UserError, match=r"x calls functions from outside of it \(lapack_ssyevd"):
+        runtimes.opened("stablehlo", bytes(content), 1, "x")

@@ -1,9 +1,12 @@
 """The zoo's entries: free of JAX, and equal to what is counted from the code."""
 
+import re
 import subprocess
 import sys
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from helpers import ROOT, run
 from kd_jax import models
@@ -68,7 +71,7 @@ def table(*arguments):
 
 
 def test_a_budget_of_bytes_leaves_what_fits():
-    head, rows, summary = table("--budget_mb=2", "--classes=10")
+    head, rows, summary = table("--budget_mb=2", "--dataset=cifar10")
     assert head[1:4] == ["parameters M", "float32 MB", "int8 MB"]
     counts = {name: entry.cost.total_params(10) for name, entry in zoo.MODELS.items()}
     assert rows.keys() == {name for name, params in counts.items() if params <= 2e6}
@@ -76,9 +79,101 @@ def test_a_budget_of_bytes_leaves_what_fits():
     for name, row in rows.items():
         assert row[1] == f"{4 * counts[name] / 1e6:.3f}"
         assert row[3] == ("float32, int8" if counts[name] <= 5e5 else "int8")
-    assert f"{len(counts) - len(rows)} networks do not fit" in summary
+    assert f"{len(counts) - len(rows)} of {len(counts)} networks do not fit" in summary
     assert "bytes of the weights alone" in summary
-    assert table("--budget_mb=0.001")[1] == {}
+
+
+def test_an_empty_budget_names_the_smallest_network(monkeypatch, capsys):
+    printed = printed_budget(monkeypatch, capsys, "--budget_mb=0.001")
+    assert printed == (
+        "No network fits. The smallest is resnet8, with 0.336 MB in float32, 0.084 MB in int8.\n\n"
+        "100 classes, images of 32 x 32 pixels; bytes of the weights alone: --measure writes the "
+        f"files; {len(zoo.MODELS)} of {len(zoo.MODELS)} networks do not fit.\n"
+    )
+
+
+def test_accuracies_of_other_classes_or_images_are_not_shown(monkeypatch, capsys):
+    for options in (["--classes=7"], ["--classes=7", "--budget_mb=2"],
+                    ["--image_size=64", "--budget_mb=2"]):  # fmt: skip
+        printed = printed_budget(monkeypatch, capsys, *options)
+        assert "68.83" not in printed
+        assert printed.endswith(
+            "No accuracy is shown: those of cifar100 are of 100 classes and 32 pixels.\n"
+        )
+    for options in ([], ["--classes=100"], ["--budget_mb=2"]):
+        printed = printed_budget(monkeypatch, capsys, *options)
+        assert "68.83 / 91.01" in printed
+        assert "No accuracy" not in printed
+
+
+def test_networks_that_take_no_image_of_a_size_are_counted(monkeypatch, capsys):
+    printed = printed_budget(monkeypatch, capsys, "--budget_mb=2", "--image_size=16")
+    assert f"4 of {len(zoo.MODELS)} networks take no image of this size" in printed
+
+
+def printed_budget(monkeypatch, capsys, *options):
+    """What the command prints, in this process."""
+    from kd_jax.models import __main__ as command
+
+    with flagsaver.flagsaver():
+        flags.FLAGS(["kd_jax.models", *options])
+        command.main([])
+    return capsys.readouterr().out
+
+
+def measured_as(monkeypatch, measure):
+    """Have networks measured by `measure(arch)`, without compiling."""
+    from kd_jax.export import zoo_files
+
+    monkeypatch.setattr(zoo_files, "measure", lambda arch, *size: measure(arch))
+    return zoo_files
+
+
+def test_what_was_not_measured_does_not_fit(monkeypatch, capsys):
+    jax_alone = lambda arch: {"float32": lib.Measured(None, 2.0, lib.JAX)}  # noqa: E731
+    lib = measured_as(monkeypatch, jax_alone)
+    printed = printed_budget(monkeypatch, capsys, "--measure", "--budget_mb=0.4")
+    (row,) = [line for line in printed.splitlines() if line.startswith("| resnet8 ")]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[2:7] == ["0.336", "0.084", "2.00", "-", "float32, int8"]
+    assert "run by JAX; " in printed
+    assert "LiteRT" not in printed
+    assert "bytes of the weights alone, and no latency in int8, because TensorFlow" in printed
+    assert "| vgg11_bn" not in printed  # whose bytes no file tells
+    printed = printed_budget(monkeypatch, capsys, "--measure", "--budget_mb=0.4", "--budget_ms=3")
+    assert "| float32 " in printed
+    assert "float32, int8" not in printed
+    printed = printed_budget(monkeypatch, capsys, "--measure", "--budget_mb=0.1", "--budget_ms=1")
+    assert printed.startswith("No network fits. The smallest is resnet8, with 0.336 MB and 2.00 ms")
+
+
+def test_the_runtime_that_ran_is_named(monkeypatch, capsys):
+    lib = measured_as(
+        monkeypatch,
+        lambda arch: {
+            "float32": lib.Measured(400_000, 2.0, "TensorFlow Lite"),
+            "int8": lib.Measured(110_000, 1.0, "TensorFlow Lite"),
+        },
+    )
+    printed = printed_budget(monkeypatch, capsys, "--measure", "--budget_mb=0.1")
+    assert "run by TensorFlow Lite; " in printed
+    assert printed.startswith("No network fits. The smallest is resnet8, with 0.400 MB and 2.00 ms")
+
+
+def test_what_cannot_be_measured_changes_the_exit_code(monkeypatch, capsys):
+    def measure(arch):
+        if arch == "resnet8":
+            raise UserError("the converter does not take it")
+        return {"float32": lib.Measured(10, 2.0, "LiteRT"), "int8": lib.Measured(9, 1.0, "LiteRT")}
+
+    lib = measured_as(monkeypatch, measure)
+    with pytest.raises(SystemExit) as raised:
+        printed_budget(monkeypatch, capsys, "--measure", "--budget_mb=0.3")
+    assert raised.value.code == 2
+    said = capsys.readouterr()
+    assert said.err == "error: resnet8 is left out: the converter does not take it\n"
+    assert f"1 of {len(zoo.MODELS)} networks could not be measured" in said.out
+    assert "| resnet20 " in said.out
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
@@ -109,7 +204,7 @@ def test_files_are_measured_against_the_budget():
     assert cost < 1e6 * float(row[2]) < 1.4 * cost
     assert all(0 < float(cell) < 1000 for cell in row[3:5])
     assert row[5] == "int8"
-    assert "median of one image" in summary
+    assert re.search(r"run by (LiteRT|TensorFlow Lite); median of one image", summary)
 
 
 def test_without_tensorflow_the_network_itself_is_measured(monkeypatch):
@@ -120,4 +215,5 @@ def test_without_tensorflow_the_network_itself_is_measured(monkeypatch):
     measured = zoo_files.measure("resnet8", 5, 16, 1)
     assert list(measured) == ["float32"]
     assert measured["float32"].bytes is None
+    assert measured["float32"].runtime == "JAX"
     assert measured["float32"].p50_ms > 0

@@ -238,7 +238,7 @@ def test_a_bug_of_ours_is_json_too_and_its_traceback_in_the_log(served, monkeypa
     assert response.headers["content-type"] == "application/json"
     assert response.json() == {"error": "the server failed (ZeroDivisionError): its log says where"}
     assert set(map(str.lower, guard.HEADERS)) <= set(response.headers)
-    assert [record.getMessage() for record in caplog.records] == ["POST /predict failed"]
+    assert [record.getMessage() for record in caplog.records] == ["POST '/predict' failed"]
     assert caplog.records[0].exc_info
 
 
