@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kd_jax.config import schema
-from kd_jax.data import arrays, catalog
+from kd_jax.data import arrays, catalog, folder_tree
 from kd_jax.data.splits import Source, Split, hold_out_test
 from kd_jax.runtime.console import logger
-from kd_jax.runtime.errors import UserError
+from kd_jax.runtime.errors import UserError, local
 
 _SHARE = 10  # a tenth is held out for the test split, and for validation
 
@@ -63,7 +63,7 @@ def resolve(
             )
         if data is None:
             return Data({})
-        if Path(data).is_dir():
+        if _is_place(data):
             fields: dict[str, Any] = {"dataset.name": catalog.FOLDER, "dataset.data_dir": str(data)}
         else:
             fields = {"dataset.name": str(data)}  # `folder` too: a config says where it is
@@ -101,3 +101,18 @@ def resolve(
     fields = {path: schema.BY_PATH[path].default for path in schema.BY_PATH
               if path.startswith("dataset.")}  # fmt: skip
     return Data({**fields, "dataset.name": arrays.NAME}, source, held_out["val"])
+
+
+def _is_place(data: str | Path) -> bool:
+    """Tell whether a folder is meant, and no name of a set, which may have a slash too.
+
+    A folder that is not there is told by what reads it.
+    """
+    place = local(data, "data")
+    return bool(
+        folder_tree.is_directory(place)
+        or (place.suffix and folder_tree.is_there(place))  # an archive, which is told as such
+        or isinstance(data, Path)
+        or data.startswith((".", "~", "/"))
+        or (len(place.parts) > 1 and folder_tree.is_directory(place.parent))
+    )

@@ -11,10 +11,7 @@ from kd_jax.data import folder_tree
 from kd_jax.runtime.errors import UserError, local
 
 _MOST_NAMES = 10  # in a sentence
-_EXPECTED = (
-    "expected config.dataset.data_dir to hold train/CLASS/*.png (or .jpg), and test/CLASS/*.png if "
-    "there is a test split"
-)
+_CONTENT = "train/CLASS/*.png (or .jpg), and test/CLASS/*.png if there is a test split"
 
 
 def root(config: ConfigDict) -> Path:
@@ -28,8 +25,8 @@ def root(config: ConfigDict) -> Path:
     """
     if not config.data_dir:
         raise UserError(
-            "config.dataset.name is folder, and config.dataset.data_dir is not given: give it as "
-            f"--config.dataset.data_dir=DIR; {_EXPECTED}"
+            "config.dataset.name is folder, and config.dataset.data_dir is not given: expected "
+            f"--config.dataset.data_dir=DIR, a directory that holds {_CONTENT}"
         )
     return local(config.data_dir, "config.dataset.data_dir")
 
@@ -46,7 +43,8 @@ def train_directory(config: ConfigDict) -> Path:
         return train
     raise UserError(
         f"there is no directory {folder_tree.shown(str(train))}: "
-        f"{_what_is_there(place, train, config)}; {_EXPECTED}"
+        f"{_what_is_there(place, train, config)}; expected config.dataset.data_dir to hold "
+        f"{_CONTENT}"
     )
 
 
@@ -91,8 +89,9 @@ def _what_is_there(place: Path, train: Path, config: ConfigDict) -> str:
         return f"it holds {_listed(names)}"
     if place.absolute().name == config.train_split:
         return (
-            f"it is that directory itself, with the classes {_listed(names)}: give the one that it "
-            f"lies in, --config.dataset.data_dir={folder_tree.shown(str(place.parent))}"
+            f"{folder_tree.shown(str(place))} is that directory itself, with the classes "
+            f"{_listed(names)}: give the one that it lies in, "
+            f"--config.dataset.data_dir={folder_tree.shown(str(place.parent))}"
         )
     return (
         f"it holds {_listed(names)}, with images: if these are the classes, move them into "

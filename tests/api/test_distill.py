@@ -2,6 +2,7 @@
 
 import logging
 import re
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 
 import kd_jax as kd
 from helpers import ROOT
+from kd_jax.api import data as data_lib
 from kd_jax.api import distill as distill_module
 from kd_jax.api import options
 from kd_jax.config import schema
@@ -296,6 +298,20 @@ def test_what_is_not_given_is_the_configs(tmp_path, monkeypatch):
     assert seen["config"].student.arch == "mobilenet_v3_small"
     assert seen["config"].dataset.val_examples == 144
     assert seen["config"].total_epochs == 3.0
+
+
+@pytest.mark.parametrize(("data", "name"), [
+    ("cifar10:3.0.2", "cifar10:3.0.2"), ("set/config", "set/config"), ("digits", "digits"),
+    ("there", "folder"), ("there/trian", "folder"), ("./nope", "folder"), ("~/nope", "folder"),
+    (Path("nope"), "folder"), ("file.zip", "folder"),
+])  # fmt: skip
+def test_a_place_is_told_from_a_name_whether_it_is_there_or_not(data, name, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file.zip").touch()
+    monkeypatch.chdir(tmp_path)
+    fields = data_lib.resolve(data, None, None, None, None, lambda shape: None).fields
+    assert fields["dataset.name"] == name
+    assert fields.get("dataset.data_dir", str(data)) == str(data)
 
 
 @pytest.mark.parametrize(("fields", "expected"), [

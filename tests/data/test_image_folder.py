@@ -406,9 +406,9 @@ def test_a_folder_that_is_not_one_is_one_sentence(how, says, root):
 
 def test_a_place_that_is_no_folder_of_splits_is_told_what_it_is(root, tmp_path):
     for data_dir, says in (
-        ("", "config.dataset.data_dir is not given: give it as --config.dataset.data_dir=DIR; exp"),
-        (root / "train", f"it is that directory itself, with the classes ant, bee, über: give the "
-                         f"one that it lies in, --config.dataset.data_dir={root}; expected"),
+        ("", "config.dataset.data_dir is not given: expected --config.dataset.data_dir=DIR, a dir"),
+        (root / "train", f"train is that directory itself, with the classes ant, bee, über: give "
+                         f"the one that it lies in, --config.dataset.data_dir={root}; expected"),
         (tmp_path / "sett", f"{tmp_path}/sett itself is not there, only {root}; expected"),
         (tmp_path / "a" / "b", f"{tmp_path}/a/b itself is not there; expected"),
         (root / "train/ant/0.png", r"0.png is a file \(an archive has to be unpacked\); expected"),
