@@ -6,7 +6,8 @@ r"""Images of your own: `folder.py:teacher` trains a teacher, `folder.py:distil`
         --config.dataset.data_dir=my_images --config.teacher.weights=runs/my_teacher
 
 `my_images/train/CLASS/*.png`, see docs/data.md. `--config=configs/folder.py:recipe=NAME` takes
-another recipe than function matching for the student, see `python -m kd_jax.recipes`.
+another recipe than function matching for the student, see `python -m kd_jax.recipes`. What a
+teacher is worth is told by `folder.py:alone`: the same student by the same schedule, from labels.
 
 `--config.dataset.image_size` (32 by default) chooses the networks and the crop with it, unless
 they are given too. The limit is where the last map of the torchvision form, which halves an image
@@ -52,11 +53,16 @@ def get_config(part="distil"):
         config.mixup.kind = "none"
         config.total_epochs = 60.0
         config_lib.follow(config, "student.arch", "dataset.image_size", _teacher)
-    elif part == "distil" or part.startswith("recipe="):
-        recipes.experiment(part.removeprefix("distil"), config)
+    elif part in ("distil", "alone") or part.startswith("recipe="):
+        recipes.experiment(part if part.startswith("recipe=") else "", config)
+        if part == "alone":
+            config.distill.label_weight = 1.0
+            config.mixup.kind = "none"
         config_lib.follow(config, "student.arch", "dataset.image_size", _student)
     else:
-        raise ValueError(f"folder.py:{part} is not a part: expected teacher, distil or recipe=NAME")
+        raise ValueError(
+            f"folder.py:{part} is not a part: expected teacher, distil, alone or recipe=NAME"
+        )
     if config.augment.crop_pad_px:  # and no recipe without crops
         config_lib.follow(config, "augment.crop_pad_px", "dataset.image_size", _crop_pad_px)
         config_lib.follow(config, "augment.crop_area", "dataset.image_size", _crop_area)

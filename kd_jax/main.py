@@ -3,6 +3,7 @@
     python -m kd_jax.main --config=configs/NAME.py[:arg] --workdir=DIR [--config.FIELD=VALUE ...]
     python -m kd_jax.main --config=configs/NAME.py[:arg] --plan [--plan_devices=8] [--plan_compile]
     python -m kd_jax.main --config=configs/NAME.py[:arg] --plan --plan_measure
+    python -m kd_jax.main [--config=configs/NAME.py[:arg]] --help_config
 
 The same command resumes a run that was stopped, and measures one that is finished. After SIGTERM
 or SIGINT it saves, and exits with code 75.
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from kd_jax.config import checks, overrides
+from kd_jax.config import checks, document, overrides
 from kd_jax.runtime import huge_pages, signals, supervise
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError, run_command
@@ -46,11 +47,20 @@ _PLAN_MEASURE = flags.DEFINE_bool(
 )
 _PLAN_RATE = flags.DEFINE_float("plan_rate", None, "Images a second that the plan assumes.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; made when missing.")
+_HELP_CONFIG = flags.DEFINE_bool(
+    "help_config",
+    False,
+    "Print every field of the config with default, values, unit, meaning and source; behind "
+    "--config and its overrides, their values too.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
     """Train, and print the result as one JSON object."""
     del argv
+    if _HELP_CONFIG.value:
+        print(document.markdown(_CONFIG.value), end="")
+        return
     if _CONFIG.value is None:
         raise UserError("--config is missing: expected a file such as configs/resnet44.py")
     if _PLAN.value or _PLAN_MEASURE.value:

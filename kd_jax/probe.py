@@ -205,14 +205,15 @@ def _tables(result: dict[str, Any]) -> str:
             )
         )
     if confusion := result.get("confusion"):
-        parts.append(_most_confused(confusion))
+        parts.append(_most_confused(confusion, result["class_names"]))
     return "\n\n".join(parts)
 
 
-def _most_confused(confusion: dict[str, Any]) -> str:
+def _most_confused(confusion: dict[str, Any], class_names: Sequence[str] | None) -> str:
     """Return the table of the classes, or superclasses, that are most often taken for others."""
     counts = confusion.get("by_superclass", confusion["by_class"])
-    names = confusion.get("superclasses") or [str(i) for i in range(len(counts))]
+    numbers = [str(i) for i in range(len(counts))]
+    names = confusion.get("superclasses") or class_names or numbers
     pairs = [
         (counts[i][j], f"{100 * counts[i][j] / max(sum(counts[i]), 1):.1f}", names[i], names[j])
         for i in range(len(counts))

@@ -19,7 +19,14 @@ CONFIGS = {
     "vgg11_bn": [(), ("recipe=seed",)],
     "scratch": [()],
     "teacher": [("resnet44",), ("mobilenetv2_x0_75",), ("vgg11_bn",)],
-    "folder": [(), ("teacher",), ("distil",), ("recipe=hinton",), ("recipe=scratch",)],
+    "folder": [
+        (),
+        ("teacher",),
+        ("distil",),
+        ("alone",),
+        ("recipe=hinton",),
+        ("recipe=scratch",),
+    ],
     "bit": [()],
     "demo": [(), ("teacher",), ("distil",), ("scratch",)],
 }

@@ -11,7 +11,7 @@ from typing import Any
 from kd_jax.api.student import Student
 from kd_jax.export import request
 from kd_jax.export.request import Request
-from kd_jax.models import user_module
+from kd_jax.models import user_module, zoo
 from kd_jax.report import page
 from kd_jax.runtime import atomic_files, source_digest
 from kd_jax.runtime.console import logger
@@ -106,6 +106,12 @@ class Run:
           UserError: the run is not finished, or its files are damaged.
         """
         self.metrics  # noqa: B018 -- says it if the run is not finished
+        arch = self.config.student.arch
+        if self._module is None and arch.startswith(zoo.PYTHON):
+            raise UserError(
+                f"the student of {self.workdir} is the module {arch.removeprefix(zoo.PYTHON)}, "
+                "which was given from Python: give it again, kd_jax.load(workdir, module)"
+            )
         network = None
         if self._module is not None:
             card = saved_network.load_card(self.workdir)

@@ -98,9 +98,8 @@ def load(path: Path, example: str) -> ModuleType:
     if path.suffix != ".py" or not is_file:
         name = path.as_posix().removesuffix(".py").removeprefix("configs/")
         advice = f", or {_SHIPPED}{name}, which comes with kd_jax" if name in shipped() else ""
-        raise UserError(
-            f"--config={path} is no Python file: expected one such as {example}{advice}"
-        )
+        problem = "is no Python file" if is_file or path.suffix != ".py" else "is not there"
+        raise UserError(f"--config={path} {problem}: expected a file such as {example}{advice}")
     spec = importlib.util.spec_from_file_location("config_file", path)
     assert spec is not None
     assert spec.loader is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
+from kd_jax.config import schema
 from kd_jax.config.entry import Field, Range
 from kd_jax.config.fields import FIELDS, GROUPS
 
@@ -20,22 +23,29 @@ _TYPES = {int: "whole number", float: "number", bool: "true or false", str: "tex
 _POWERS = {2**20: "2^20", 2**31 - 1: "2^31 - 1"}
 
 
-def markdown() -> str:
-    """Return the document."""
-    parts = [_HEAD]
+def markdown(config: ConfigDict | None = None) -> str:
+    """Return the document.
+
+    Args:
+      config: an experiment, whose values get a column of their own.
+    """
+    parts = [_HEAD if config is None else "# Fields of the config, and their values here"]
+    titles = _TITLES if config is None else (*_TITLES[:2], "here", *_TITLES[2:])
     for group, title in GROUPS.items():
-        rows = [_row(field) for field in FIELDS if field.group == group]
-        table = (_TITLES, ["---"] * len(_TITLES), *rows)
+        rows = [_row(field, config) for field in FIELDS if field.group == group]
+        table = (titles, ["---"] * len(titles), *rows)
         parts.append(f"## {title}" + (f": `{group}`" if group else ""))
         parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in table))
     return "\n\n".join(parts) + "\n"
 
 
-def _row(field: Field) -> list[str]:
+def _row(field: Field, config: ConfigDict | None) -> list[str]:
+    here = [] if config is None else [f"`{schema.get_field(config, field.path)!r}`"]
     scopes = {"resume": field.resume_mutable, "cohort": field.cohort_mutable}
     return [
         f"`{field.path}`",
         f"`{field.default!r}`",
+        *here,
         _values(field),
         field.unit or "-",
         ", ".join(scope for scope, may_differ in scopes.items() if may_differ) or "-",

@@ -49,8 +49,8 @@ FIELDS = (
         "total_epochs", 300.0,
         "Length of the training. It may change at a resume where the steps that were made are "
         "those of the new length too: under the schedule `constant`, under `wsd` before its decay, "
-        "under `step` before its first drop. (A warm-up is at most a tenth of the run; one that was "
-        "cut to it keeps the length.)",
+        "under `step` before its first drop. A warm-up is at most a tenth of the run; one that "
+        "was cut to it keeps the length.",
         range=left_open(0, _EPOCHS), unit="epochs",
     ),
     Field(

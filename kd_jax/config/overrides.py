@@ -86,6 +86,7 @@ def check(arguments: Sequence[str]) -> None:
     for number, argument in enumerate(arguments):
         has_config = has_config or _CONFIG.match(argument) is not None
         if not (match := _OVERRIDE.fullmatch(argument)):
+            problems += _missing_prefix(argument)
             continue
         negated, path, equals, value = match.groups()
         if not has_config:
@@ -105,6 +106,17 @@ def check(arguments: Sequence[str]) -> None:
             problems += _problems_of(path, value)
     if problems:
         raise UserError("; ".join(problems))
+
+
+def _missing_prefix(argument: str) -> list[str]:
+    """Return a sentence where a flag is not known, and a field of the config has its name."""
+    match = re.match(r"--?(?:no)?([\w.]+)", argument)
+    name = match[1] if match else ""
+    if not name or name in flags.FLAGS:
+        return []
+    paths = [path for path in schema.BY_PATH if name in (path, path.rpartition(".")[2])]
+    written = " or ".join(f"--config.{path}" for path in paths)
+    return [f"{_short(argument)} is no flag: a field of the config is {written}"] if paths else []
 
 
 def _problems_of(path: str, text: str, only: type | None = None) -> list[str]:

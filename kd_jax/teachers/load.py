@@ -173,8 +173,9 @@ def read(
         state_files.check(path)
         if not arch:
             raise UserError(
-                f"{field}.arch is empty, expected the architecture of {path}: the file does not "
-                f"name it; one of {', '.join(zoo.NAMES)}"
+                f"{field}.weights is {path}, a file, which does not name its architecture: give it "
+                f"as {field}.arch, one of {', '.join(zoo.NAMES)}; or import the file first (python "
+                "-m kd_jax.import_teacher --src=FILE)"
             )
         card, variables = import_file(arch, path, dataset_name)
     else:

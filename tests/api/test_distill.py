@@ -249,7 +249,9 @@ def test_a_module_of_ones_own_is_a_student(digits, teacher, tmp_path):
     assert run.student(digits[0][:3]).shape == (3, 10)
     again = kd.load(run.workdir, PlainNorms())
     np.testing.assert_array_equal(again.student(digits[0][:3]), run.student(digits[0][:3]))
-    with pytest.raises(kd.UserError, match="python:PlainNorms"):
+    with pytest.raises(
+        kd.UserError, match=r"the module PlainNorms, which .*: give it again, kd_jax"
+    ):
         kd.load(run.workdir).student  # noqa: B018
     for name, value in (("dropout", 0.5), ("student__weights", "somewhere")):
         with pytest.raises(kd.UserError, match="with a module from Python"):

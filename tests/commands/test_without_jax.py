@@ -77,6 +77,14 @@ def test_fields_and_recipes_are_printed_without_jax(arguments):
     assert "distill.squared_temperature" in done.stdout or "Beyer et al. 2021" in done.stdout
 
 
+def test_the_fields_of_an_experiment_are_printed_with_its_values():
+    every = run_without_jax("kd_jax.main", "--help_config")
+    assert every.stdout == run_without_jax("kd_jax.config").stdout
+    here = run_without_jax("kd_jax.main", DEMO, "--config.seed=7", "--help_config")
+    assert "| `seed` | `0` | `7` | whole number in" in here.stdout
+    assert "| `dataset.name` | `'cifar100'` | `'digits'` | a name |" in here.stdout
+
+
 def test_help_behind_two_dashes_is_of_another_command():
     done = run_without_jax("kd_jax.main", "--", "--help")
     assert done.stderr.startswith("error: ")

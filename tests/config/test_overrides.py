@@ -61,6 +61,8 @@ WRONG = {
     "--config.augment.flip=maybe": r"^config\.augment\.flip is 'maybe', expected true or false$",
     "--config.schedule.step_at=(0.5,": r"step_at is '\(0\.5,', expected values in brackets such as",
     "--config.mixup.kind": r"^config\.mixup\.kind has no value: expected --config\.mixup\.kind=VAL",
+    "--total_epochs=3": r"^--total_epochs=3 is no flag: .* is --config\.total_epochs$",
+    "--weights=a": r"is --config\.teacher\.weights or --config\.student\.weights$",
     "--noconfig.seed": r"^config\.seed is not true or false: expected --config\.seed=VALUE$",
     "--config.seed=0x" + "f" * 5000: r"^config\.seed is '0xf+\.\.\.', expected a whole number",
 }  # fmt: skip
@@ -91,10 +93,10 @@ def test_all_wrong_overrides_are_named_at_once_and_none_goes_before_its_file():
         (config_of("teacher.py"), r"needs arch as its argument, .*teacher\.py:ARCH"),
         (config_of("mbv2.py:hinton"), "'hinton' is no recipe: expected recipe=funmatch"),
         (config_of("studies/demo.py"), r"has no get_config\(\): .*; it is for kd_jax\.study"),
-        (config_of("absent.py"), r"absent\.py is no Python file: expected one such as"),
+        (config_of("absent.py"), r"absent\.py is not there: expected a file such as"),
         ("--config=configs", "configs is no Python file"),
         ("--config=", "--config is empty"),
-        ("--config=" + "x" * 5000 + ".py", "is no Python file"),
+        ("--config=" + "x" * 5000 + ".py", "is not there"),
     ],
 )  # fmt: skip
 def test_a_config_file_that_does_not_take_this_is_one_sentence(given, says):

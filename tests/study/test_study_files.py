@@ -118,7 +118,7 @@ def of_study(body):
 
 
 WRONG = {
-    "no file": (None, r"is no Python file: expected one such as"),
+    "no file": (None, r"is not there: expected a file such as"),
     "no study": ("x = 1", r"has no get_study\(\)"),
     "a bug": ("def get_study(): return 1 / 0", "fails with ZeroDivisionError"),
     "no Python": ("this is", "fails with SyntaxError"),
