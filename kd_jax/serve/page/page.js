@@ -162,6 +162,10 @@ async function start() {
   get("about").textContent = models.teacher
     ? `${models.student.name} beside the teacher ${models.teacher.name}`
     : models.student.name;
+  if (models.teacher && models.teacher.runtime !== models.student.runtime) {
+    get("about").textContent += ". They are run by different programs, so their times do not compare the networks alone: "
+      + `${models.student.runtime || "not known"}; ${models.teacher.runtime || "not known"}.`;
+  }
   get("bounds").textContent = `${kinds()}; up to ${size(limits.bytes)}`;
   listen();
 }
