@@ -45,11 +45,11 @@ def draw(path: Path) -> None:
             axes.plot([min(values), max(values)], [row, row], color=colour, linewidth=1, alpha=0.5)
             axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.55, markersize=7)
             axes.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=2.5)
-            axes.text(100.3, row, f"{mean:.2f} %", color=colour, va="center", weight="bold")
+            axes.text(100.6, row, f"{mean:.2f} %", color=colour, va="center", weight="bold")
         axes.set_yticks(range(len(PARTS)), [label for _, label, _ in PARTS])
         for tick, (_, _, colour) in zip(axes.get_yticklabels(), PARTS, strict=True):
             tick.set_color(colour)
-        axes.set(xlim=(90, 100), ylim=(len(PARTS) - 0.5, -0.5))
+        axes.set(xlim=(80, 100), ylim=(len(PARTS) - 0.5, -0.5))
         axes.set_xlabel("right of 360 test images, %: a dot a seed, a bar at the mean")
         axes.grid(axis="x", color="#dddddd", linewidth=0.8)
         axes.set_axisbelow(True)
