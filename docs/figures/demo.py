@@ -49,6 +49,7 @@ def draw(path: Path) -> None:
         axes.set_yticks(range(len(PARTS)), [label for _, label, _ in PARTS])
         for tick, (_, _, colour) in zip(axes.get_yticklabels(), PARTS, strict=True):
             tick.set_color(colour)
+        axes.set_xticks(range(80, 101, 5))
         axes.set(xlim=(80, 100), ylim=(len(PARTS) - 0.5, -0.5))
         axes.set_xlabel("right of 360 test images, %: a dot a seed, a bar at the mean")
         axes.grid(axis="x", color="#dddddd", linewidth=0.8)
