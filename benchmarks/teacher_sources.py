@@ -26,13 +26,6 @@ _STEPS = flags.DEFINE_integer("steps", 25, "Steps of each run.", lower_bound=10)
 _TURNS = 2
 
 
-def resnet44() -> Any:
-    """Return ResNet44 in PyTorch."""
-    from benchmarks import torch_models
-
-    return torch_models.ResNet(7)
-
-
 def main(argv: Sequence[str]) -> None:
     """Measure and print."""
     del argv
@@ -51,7 +44,7 @@ def _turn(root: Path) -> list[tuple[str, list[str]]]:
     ours = {"teacher__arch": "resnet44"}
     ways: dict[str, tuple[Any, dict[str, Any]]] = {
         "in the step": (_WEIGHTS.value, ours),
-        "PyTorch": (f"torch:benchmarks.teacher_sources:resnet44@{_WEIGHTS.value}", {}),
+        "PyTorch": (f"torch:benchmarks.torch_models:resnet44@{_WEIGHTS.value}", {}),
         "recorded": (_WEIGHTS.value, ours | {"record": answers}),
         "replayed": (None, {"replay": answers}),
     }

@@ -62,6 +62,11 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+def resnet44() -> ResNet:
+    """Return the study's ResNet44."""
+    return ResNet(7)
+
+
 class Vgg11(nn.Module):
     """VGG11 with batch norm, for 32 x 32 images."""
 

@@ -149,6 +149,11 @@ def _factory(
             f"config.teacher.weights is torch:{what}, and that cannot be imported ({error}): "
             "expected torch:package.module:factory, importable from the current directory"
         ) from None
+    except (Exception, SystemExit) as error:  # of a module that is the user's
+        raise UserError(
+            f"config.teacher.weights is torch:{what}, and importing that fails with "
+            f"{type(error).__name__}: {in_short(error)}: mend the module"
+        ) from error
     if not callable(factory):
         raise UserError(f"torch:{what} is a {type(factory).__name__}: expected a callable")
     return factory, {}

@@ -146,6 +146,14 @@ class TestTorch:
             kd.distill(place, data=digits, workdir=tmp_path / "run", **OPTIONS)
         assert not (tmp_path / "run").exists()
 
+    def test_a_module_that_fails_when_it_is_imported_is_one_sentence(
+        self, digits, tmp_path, monkeypatch
+    ):
+        (tmp_path / "failing_networks.py").write_text("1 / 0\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(UserError, match="fails with ZeroDivisionError: division by zero"):
+            kd.distill("torch:failing_networks:net", data=digits, workdir=tmp_path / "r", **OPTIONS)
+
     def test_weights_must_fit(self, digits, tmp_path):
         import torch_networks
 
