@@ -107,7 +107,8 @@ def chosen() -> dict[str, list[str]]:
 def describe() -> str:
     """Return one line with the class of the processor and the forms chosen so far."""
     kinds = (f"{kind}: {' or '.join(names)}" for kind, names in chosen().items())
-    return f"processor class {processor.describe()}; " + "; ".join(kinds)
+    start = f"how layers are computed on this processor ({processor.describe()}): "
+    return start + "; ".join(kinds)
 
 
 @contextlib.contextmanager
