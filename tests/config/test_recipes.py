@@ -197,6 +197,9 @@ def test_recipes_differ_where_they_say():
     done = run_command("kd_jax.recipes", "diff", "funmatch", "hinton")
     assert done.stdout.splitlines() == recipes.difference("funmatch", "hinton")
     assert "Beyer et al. 2021" in run_command("kd_jax.recipes").stdout
+    one = run_command("kd_jax.recipes", "hinton").stdout
+    assert one.startswith("hinton: ")
+    assert one.endswith(done.stdout)
 
 
 def test_the_partner_in_a_run_is_the_configs():
