@@ -82,6 +82,9 @@ def main(argv: Sequence[str]) -> None:
     problems = _problems(model, files)
     for problem in problems:
         errors.tell(problem)
+    if unread.count == len(files) and _JSON.value:
+        for file in files:
+            _JsonLines(model).problem(file)
     if not problems and unread.count < len(files):
         picture = errors.reachable(_PICTURE.value, "--picture") if _PICTURE.value else None
         _classify(model, files, picture, unread)
@@ -192,7 +195,7 @@ class _Unread:
         if self.count > self._MOST:
             errors.tell(
                 f"{self.count:,} of {self._of:,} images cannot be read: the first {self._MOST} are "
-                "named above, and --json names each"
+                f"named above{'' if _JSON.value else ', and --json names each'}"
             )
 
 

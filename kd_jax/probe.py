@@ -36,6 +36,7 @@ _ARCH = flags.DEFINE_string("arch", "", "Its architecture, where the weights do 
 _NORMALISATION = flags.DEFINE_string("normalisation", "own", "config.teacher.normalisation.")
 _DATA = flags.DEFINE_string("data", "cifar100", "Data set to look at a teacher with.")
 _OUT = flags.DEFINE_string("out", None, "File for all results, as JSON.")
+PAIRS = "shuffled"  # how images are mixed; probes without it mixed each with the next
 LAMS = tuple(i / 10 for i in range(11))  # of an image in its mixture
 _MOST_CONFUSED = 10  # pairs of classes that are printed
 
@@ -119,6 +120,7 @@ def _of_run(workdir: Path) -> dict[str, Any]:
             split: evaluator.measure_student(variables, split) for split in ("test", "train")
         },
         "line": line or None,
+        "pairs": PAIRS,
         "examples": examples,
         "softmax": _softmax(run, evaluator),
         "confusion": _confusion(run, evaluator, variables),

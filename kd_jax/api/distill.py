@@ -15,7 +15,7 @@ from kd_jax.api import options, progress
 from kd_jax.api.run import Run
 from kd_jax.api.teachers import TeacherSpec
 from kd_jax.api.teachers import teacher as as_teacher
-from kd_jax.config import checks, overrides, schema
+from kd_jax.config import checks, overrides
 from kd_jax.models import zoo
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import signals
@@ -105,8 +105,8 @@ def distill(
     if loss is not None:
         count = _count_arguments(loss)
         experiment.distill.loss = "python" if count == 2 else "python_with_labels"
-    for path, value in dataset.defaults.items():
-        if schema.get_field(experiment, path) == schema.BY_PATH[path].default:
+    if config is None:  # or it says what is held out
+        for path, value in dataset.defaults.items():
             options.set_field(experiment, path, value)
     for path, value in dataset.fields.items():
         options.set_field(experiment, path, value)

@@ -21,7 +21,8 @@ def shown(wanted: bool) -> Iterator[None]:
     if not wanted or logger.hasHandlers():
         yield
         return
-    handler, level = console.handler(logging.Formatter("%(message)s")), logger.level
+    handler = console.handler(logging.Formatter("%(message)s"))
+    level, propagates = logger.level, logger.propagate
     root, before = logging.getLogger(), logging.getLogger().handlers[:]
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -32,7 +33,7 @@ def shown(wanted: bool) -> Iterator[None]:
         console.end_progress()
         logger.removeHandler(handler)
         logger.setLevel(level)
-        logger.propagate = True
+        logger.propagate = propagates
         # absl sets up the root logger at its first line, where nobody else has. Left there, it
         # would pass for the application's, and the next run would not be told.
         for added in [each for each in root.handlers if each not in before]:

@@ -17,6 +17,7 @@ from kd_jax.config.schema import (
     in_groups,
     reads_labels,
     to_json,
+    unread,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "in_groups",
     "reads_labels",
     "to_json",
+    "unread",
 ]

@@ -8,6 +8,12 @@ from kd_jax.config import schema
 from kd_jax.config.fields import LABEL_LOSSES
 from kd_jax.models import zoo
 
+# What the leaders of fields that are not read without them must say.
+_LEADERS = {
+    "teacher.record": "config.teacher.record names a directory",
+    "distill.features": "config.distill.features names some",
+}
+
 
 def check(config: ConfigDict) -> list[str]:
     """Return a sentence for each constraint between fields that does not hold."""
@@ -59,7 +65,10 @@ def check(config: ConfigDict) -> list[str]:
             "config.dataset.validation=half_of_test: to stop early on the test split is to choose "
             "by it"
         )
-    problems += _check_quantization(config) + _check_features(config) + _check_recording(config)
+    problems += _check_quantization(config) + _check_features(config)
+    for leader, unless in _LEADERS.items():
+        if not schema.get_field(config, leader):
+            problems += _unused(config, schema.FOLLOWERS[leader], unless)
     if config.teacher.record and config.teacher.replay:
         problems.append(
             f"config.teacher.record is {config.teacher.record} and config.teacher.replay is "
@@ -120,14 +129,6 @@ def _check_quantization(config: ConfigDict) -> list[str]:
     return problems
 
 
-def _check_recording(config: ConfigDict) -> list[str]:
-    """Check that what says how answers are recorded stands beside a recording to be made."""
-    if config.teacher.record:
-        return []
-    fields = ("teacher.record_dtype", "teacher.record_top", "teacher.record_limit_gb")
-    return _unused(config, fields, "config.teacher.record names a directory")
-
-
 def _unused(config: ConfigDict, paths: tuple[str, ...], unless: str) -> list[str]:
     """Return a sentence for each field that nothing reads, and that is not its default."""
     values = {path: (schema.get_field(config, path), schema.BY_PATH[path].default)
@@ -143,8 +144,7 @@ def _check_features(config: ConfigDict) -> list[str]:
     """Check that features are pairs, and that one teacher can be asked for them in the step."""
     features, distill, teacher = config.distill.features, config.distill, config.teacher
     if not features:
-        return _unused(config, ("distill.feature_loss", "distill.feature_weight"),
-                       "config.distill.features names some")  # fmt: skip
+        return []
     are_pairs = all(
         isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(p, str) and p for p in pair)
         for pair in features

@@ -110,11 +110,12 @@ def check(arguments: Sequence[str]) -> None:
 
 def _missing_prefix(argument: str) -> list[str]:
     """Return a sentence where a flag is not known, and a field of the config has its name."""
-    match = re.match(r"--?(?:no)?([\w.]+)", argument)
+    match = re.match(r"--?([\w.]+)", argument)
     name = match[1] if match else ""
-    if not name or name in flags.FLAGS:
+    names = {name, name.removeprefix("no")}
+    if not name or any(each in flags.FLAGS for each in names):
         return []
-    paths = [path for path in schema.BY_PATH if name in (path, path.rpartition(".")[2])]
+    paths = [path for path in schema.BY_PATH if names & {path, path.rpartition(".")[2]}]
     written = " or ".join(f"--config.{path}" for path in paths)
     return [f"{_short(argument)} is no flag: a field of the config is {written}"] if paths else []
 

@@ -135,14 +135,32 @@ def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
+# Fields that nothing reads unless another one, their leader, says something.
+FOLLOWERS = {
+    "teacher.record": ("teacher.record_dtype", "teacher.record_top", "teacher.record_limit_gb"),
+    "distill.features": ("distill.feature_loss", "distill.feature_weight"),
+}
+
+
+def unread(config: ConfigDict) -> dict[str, Any]:
+    """Return the defaults of fields that nothing reads in this config, by path."""
+    return {
+        path: BY_PATH[path].default
+        for leader, paths in FOLLOWERS.items()
+        for path in paths
+        if not get_field(config, leader)
+    }
+
+
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Return `field: old -> new` for every field that differs and may not at a resume.
 
-    With `patience`, `eval_every_epochs` may not: patience counts validations, so their distance is
-    part of the training.
+    A field that nothing reads in either may. With `patience`, `eval_every_epochs` may not: patience
+    counts validations, so their distance is part of the training.
     """
     before, after = flatten(old), flatten(new)
     mutable = set(RESUME_MUTABLE) - ({"eval_every_epochs"} if old.patience else set())
+    mutable |= unread(old).keys() & unread(new).keys()
     return [
         f"{path}: {before.get(path)!r} -> {after.get(path)!r}"
         for path in before | after

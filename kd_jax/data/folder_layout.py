@@ -91,7 +91,7 @@ def _what_is_there(place: Path, train: Path, config: ConfigDict) -> str:
         return (
             f"{folder_tree.shown(str(place))} is that directory itself, with the classes "
             f"{_listed(names)}: give the one that it lies in, "
-            f"--config.dataset.data_dir={folder_tree.shown(str(place.parent))}"
+            f"--config.dataset.data_dir={folder_tree.shown(str(place.absolute().parent))}"
         )
     return (
         f"it holds {_listed(names)}, with images: if these are the classes, move them into "

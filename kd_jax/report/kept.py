@@ -63,7 +63,8 @@ def keep(root: Path, out: Path) -> list[str]:
             if (measures := atomic_files.read_json(source / name)) is not None:
                 atomic_files.write_json(target / name, _without_places(measures))
         metrics = metric_logger.METRICS_FILE  # numbers alone
-        atomic_files.write_whole(target / metrics, (source / metrics).read_bytes())
+        if (source / metrics).exists():
+            atomic_files.write_whole(target / metrics, (source / metrics).read_bytes())
         kept.append(run["name"])
     if not kept:
         raise UserError(f"no run of the study in {root} is finished: nothing to keep")
@@ -103,6 +104,6 @@ def _without_places(value: Any) -> Any:
         return {key: _without_places(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_places(item) for item in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or value.startswith("data:"):  # an image of a probe
         return value
     return _ABSOLUTE.sub(lambda match: match.group(1), value)

@@ -59,6 +59,10 @@ def _along_the_line(probes: Sequence[tuple[str, Mapping[str, Any]]]) -> Section 
     """
     if not probes:
         return None
+    # Older probes mixed neighbours: other pairs, which cannot stand beside these.
+    alike = [each for each in probes if "pairs" in each[1]] or list(probes)
+    older = [label for label, _ in probes if label not in {label for label, _ in alike}]
+    probes = alike
     drawn_probes = probes[: figure_style.MOST_LINES]
     legend = figures.legend_of([label for label, _ in drawn_probes])
 
@@ -84,6 +88,8 @@ def _along_the_line(probes: Sequence[tuple[str, Mapping[str, Any]]]) -> Section 
         "are the images themselves; between them one sees how sure the teacher still is, and how "
         "far the student follows it."
     ) + figures.omission_note([label for label, _ in probes])
+    if older:
+        text += f" Not drawn, for they were probed in other pairs: {', '.join(older)}."
     return Section("Along the mixup line", text, panels, legend)
 
 

@@ -60,7 +60,7 @@ def all_rows(study: Study) -> Section | None:
     if all(map(comparisons.learns_from_labels, study.rows)):
         return None  # `from_scratch` draws them
     title = "Over the training" if len(study.rows) == 1 else "All of them over the training"
-    return _over_epochs(title, "", [(row.label, row) for row in study.rows], references=False)
+    return _over_training(title, "", [(row.label, row) for row in study.rows], references=False)
 
 
 def compared(study: Study) -> list[Section]:
@@ -71,7 +71,7 @@ def compared(study: Study) -> list[Section]:
         same_field = [c for c in all_comparisons if c.field == comparison.field]
         pairs = list(zip(comparison.labels, comparison.rows, strict=True))
         sections.append(
-            _over_epochs(
+            _over_training(
                 _heading(comparison, same_field), _conclusion(comparison), pairs, references=True
             )
         )
@@ -88,7 +88,7 @@ def from_scratch(study: Study) -> Section | None:
     if rows and table2.trains_the_studys_student(rows[0].first.result):
         title += f" (the study's {table2.SCRATCH_FIGURE})"
     pairs = [(row.label, row) for row in rows]
-    return _over_epochs(title, "", pairs, references=True)
+    return _over_training(title, "", pairs, references=True)
 
 
 def _by_teacher(study: Study) -> Panel | None:
@@ -146,7 +146,7 @@ def _by_cost(study: Study) -> Panel | None:
     return Panel(caption, "What accuracy costs", figure)
 
 
-def _over_epochs(
+def _over_training(
     title: str, text: str, pairs: Sequence[tuple[str, Row]], references: bool
 ) -> Section | None:
     """Draw accuracy, loss and fidelity over the training; None if the runs have no logs.

@@ -124,7 +124,8 @@ def until_the_reader_leaves() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()  # or Python does it at its end, and complains
+            if sys.stdout is not None:  # as it is where it was closed
+                sys.stdout.flush()  # or Python does it at its end, and complains
     except BrokenPipeError:
         gone = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
         if not gone:  # another pipe is broken
@@ -137,6 +138,8 @@ def until_the_reader_leaves() -> Iterator[None]:
 
 def _has_no_reader(stream: Any) -> bool:
     """Tell whether a stream is a pipe whose other end is closed."""
+    if stream is None:
+        return False
     poll = select.poll()
     try:
         poll.register(stream.fileno(), 0)

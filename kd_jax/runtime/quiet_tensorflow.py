@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -21,15 +23,25 @@ INSTALL = "pip install 'kd_jax[tfds]'"
 # level INFO (that oneDNN is on), and that nobody has called InitializeLog yet.
 _NOTES = ("^I[0-9]{4} ", "^WARNING: All log messages before absl::InitializeLog")
 _LONGEST_WAIT = 5.0  # seconds, for what is still to be passed on
+_import_lock = threading.Lock()
 
 
 def _hide_accelerators() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with without_notes():
-        import tensorflow as tf
+    with _import_lock:  # sinks of several runs import it at the same time
+        is_there = "tensorflow" in sys.modules
+        # A live line has no end: beside one, which the main thread writes, nothing may stand
+        # between it and the terminal.
+        is_free = threading.current_thread() is threading.main_thread() or not _is_terminal()
+        with without_notes() if is_free and not is_there else contextlib.nullcontext():
+            import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def import_tensorflow() -> ModuleType:
@@ -82,7 +94,7 @@ def without_notes() -> Iterator[None]:
     patterns = [option for note in _NOTES for option in ("-e", note)]
     try:
         grep = subprocess.Popen(
-            ["grep", "-E", "-v", "--line-buffered", *patterns],
+            ["grep", "-a", "-E", "-v", "--line-buffered", *patterns],
             stdin=subprocess.PIPE,
             stdout=2,
             start_new_session=True,  # Ctrl-C is for us

@@ -23,6 +23,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
+from kd_jax.config import schema
 from kd_jax.runtime.errors import UserError
 from kd_jax.study import spec
 from kd_jax.study.leases import Leases
@@ -36,10 +37,6 @@ _TEACHER_FIELDS = (
     "teacher.crop_fraction",
     "teacher.dtype", "teacher.record_dtype", "teacher.record_top",
 )  # fmt: skip
-
-
-# How answers are recorded, which a run that records none does not read.
-_FORM_FIELDS = ("teacher.record_dtype", "teacher.record_top", "teacher.record_limit_gb")
 
 
 class BusyError(Exception):
@@ -139,7 +136,7 @@ def form_in_use(run: spec.Run) -> dict[str, Any]:
 
 
 def _form(config: ConfigDict) -> dict[str, Any]:
-    return {path: config_lib.get_field(config, path) for path in _FORM_FIELDS}
+    return {path: config_lib.get_field(config, path) for path in schema.FOLLOWERS["teacher.record"]}
 
 
 def _views(run: spec.Run) -> str | None:

@@ -46,7 +46,7 @@ def in_words(config: ConfigDict, examples: int) -> str:
     """
     steps, batch = total_steps(config, examples), config.batch_size
     if config.total_steps:
-        return f"{steps * batch / examples:.3g} epochs of {examples} images"
+        return f"{steps * batch / examples:,.2f} epochs of {examples} images"
     is_exact = math.isclose(steps * batch, config.total_epochs * examples)
     why = "" if is_exact else f", rounded up to whole steps of {batch}"
     return f"{config.total_epochs:.6g} epochs of {examples} images{why}"
@@ -142,14 +142,14 @@ def check_steps_made(place: Path, config: ConfigDict, examples: int) -> None:
     )  # fmt: skip
 
 
-def set_result_aside(place: Path, config: ConfigDict) -> None:
+def set_result_aside(place: Path, config: ConfigDict, examples: int) -> None:
     """Keep the result and the student of a finished run whose length is now another one.
 
     They are moved to `finished_at_<step>/`: what lies in the workdir itself is of the new length.
     """
     if not (place / workdir.RESULT_FILE).exists():
         return
-    if _is_same(workdir.load_config(place), config):
+    if total_steps(workdir.load_config(place), examples) == total_steps(config, examples):
         return
     aside = place / f"finished_at_{workdir.steps_made(place)}"
     aside.mkdir(exist_ok=True)

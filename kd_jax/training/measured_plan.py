@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from kd_jax import config as config_lib
 from kd_jax.distillation import state as state_lib
 from kd_jax.runtime import devices as devices_lib
 from kd_jax.runtime import processor, signals
@@ -45,6 +46,7 @@ def rows(config: ConfigDict, seconds: float = SECONDS) -> list[list[str]]:
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.teacher.record = ""  # the views that are asked about here are no run's
+        config.update_from_flattened_dict(config_lib.unread(config))
     run = setup.build(config)
     cadence, evaluator = Cadence.of(run), Evaluator(run)
     parts = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kd_jax import config as config_lib
 from kd_jax.runtime import atomic_files, devices
 from kd_jax.runtime.errors import UserError, reachable
 from kd_jax.teachers import certificate
@@ -71,6 +72,7 @@ def student(directory: Path, choice: str, data_dir: str | None = None) -> tuple[
         config.batch_norm.sync = False  # what is only looked at has no batch to share
         if config.teacher.weights:  # it answers itself: what was recorded need not be there
             config.teacher.record = config.teacher.replay = ""
+        config.update_from_flattened_dict(config_lib.unread(config))
         if data_dir is not None:
             config.dataset.data_dir = data_dir
     run = setup.build(config)

@@ -104,7 +104,7 @@ def train_together(
         members, states = [], []
         for number, place in enumerate(places):
             processes.on_first(
-                functools.partial(_begin, configs[number], place, locks[number], certified[number])
+                functools.partial(_begin, runs[number], place, locks[number], certified[number])
             )
             checkpoints = SharedCheckpoints(
                 place / workdir.CHECKPOINTS, configs[number].keep_checkpoints
@@ -164,12 +164,12 @@ def _check_workdir(config: ConfigDict, place: Path, lock: workdir.Lock) -> None:
 
 
 def _begin(
-    config: ConfigDict, place: Path, lock: workdir.Lock, certified: dict[str, Any] | None
+    run: RunSetup, place: Path, lock: workdir.Lock, certified: dict[str, Any] | None
 ) -> None:
     """Make the workdir, or take it up."""
     lock.acquire()
-    length.set_result_aside(place, config)
-    workdir.create(place, config)
+    length.set_result_aside(place, run.config, len(run.dataset.train))
+    workdir.create(place, run.config)
     if certified is not None:
         atomic_files.write_json(place / workdir.TEACHER_FILE, certified)
 

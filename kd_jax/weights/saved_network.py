@@ -202,8 +202,9 @@ def _check_values(card: ModelCard) -> None:
     if card.certificate is not None and not isinstance(card.certificate, dict):
         raise TypeError("its certificate is no object")
     for name in ("top1", "examples"):
-        if type((card.certificate or {}).get(name, 0)) not in (int, float):
-            raise TypeError(f"the {name} of its certificate is no number")
+        value = (card.certificate or {}).get(name, 0)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise TypeError(f"the {name} of its certificate is {value!r}, expected a number")
     if card.class_names is not None:
         if not all(isinstance(name, str) for name in card.class_names):
             raise TypeError("a name of its classes is no text")

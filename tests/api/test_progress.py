@@ -38,6 +38,14 @@ def test_an_application_with_logging_of_its_own_is_left_alone(monkeypatch, capsy
         assert logging.getLogger().handlers == [own]
 
 
+def test_an_application_that_keeps_our_lines_to_themselves_does_so_afterwards(monkeypatch):
+    with bare(monkeypatch):
+        logger.propagate = False
+        with progress.shown(True):
+            pass
+        assert not logger.propagate
+
+
 def test_silence_is_kept(monkeypatch, capsys):
     with bare(monkeypatch):
         with progress.shown(False):

@@ -120,6 +120,14 @@ def test_a_file_is_shown_beside_the_network_that_it_was_made_of(model, images, t
         assert drawn.convert("L").getextrema() == (0, 255)
 
 
+def test_where_no_image_can_be_read_each_still_has_its_line_of_json(model, images):
+    done = run("kd_jax.predict", f"--model={model}", images / "b.png", "--json")
+    assert done.returncode == 2
+    (record,) = map(json.loads, done.stdout.splitlines())
+    assert record["image"].endswith("b.png")
+    assert record["error"] in done.stderr
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(model, images):
     process = subprocess.Popen(
         **command("kd_jax.predict", f"--model={model}", "--json", *[images / "c.jpg"] * 200)

@@ -314,6 +314,21 @@ def test_a_wrong_value_is_named(path):
         checks.check(config)
 
 
+def test_what_nothing_reads_may_change_at_a_resume_and_is_forgotten_where_a_run_is_looked_at():
+    old, new = config_lib.default_config(), config_lib.default_config()
+    old.distill.feature_weight = 0.5  # of a run from before it was refused
+    assert config_lib.differences(old, new) == []
+    old.teacher.record_top = 5
+    forgotten = config_lib.unread(old)
+    assert forgotten["distill.feature_weight"] == 1.0
+    assert forgotten["teacher.record_top"] == 0
+    for config in (old, new):
+        config.distill.features = (("a", "b"),)
+        config.teacher.record = "answers"
+    assert config_lib.unread(old) == {}
+    assert config_lib.differences(old, new) == ["distill.feature_weight: 0.5 -> 1.0"]
+
+
 def test_all_wrong_values_are_named_at_once():
     config = config_lib.default_config()
     config.update_from_flattened_dict({"batch_size": -1, "mixup.kind": "no"})

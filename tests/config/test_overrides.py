@@ -62,6 +62,8 @@ WRONG = {
     "--config.schedule.step_at=(0.5,": r"step_at is '\(0\.5,', expected values in brackets such as",
     "--config.mixup.kind": r"^config\.mixup\.kind has no value: expected --config\.mixup\.kind=VAL",
     "--total_epochs=3": r"^--total_epochs=3 is no flag: .* is --config\.total_epochs$",
+    "--normalisation=half": r"is --config\.teacher\.normalisation or --config\.student\.norm",
+    "--noflip": r"^--noflip is no flag: .* is --config\.augment\.flip$",
     "--weights=a": r"is --config\.teacher\.weights or --config\.student\.weights$",
     "--noconfig.seed": r"^config\.seed is not true or false: expected --config\.seed=VALUE$",
     "--config.seed=0x" + "f" * 5000: r"^config\.seed is '0xf+\.\.\.', expected a whole number",

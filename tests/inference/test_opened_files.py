@@ -1,5 +1,6 @@
 """Exported files are opened by their own runtimes, with their names, or refused in a sentence."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -290,6 +291,16 @@ IMAGES = np.zeros((2, 1, 1, 3), np.uint8)
 def test_answers_of_another_form_are_refused(shape):
     with pytest.raises(UserError, match=r"x returns \[.*\] for 2 images, expected \[2, 3\]"):
         of(lambda images: np.zeros(shape, np.float32)).probabilities(IMAGES)
+
+
+def test_probabilities_of_many_classes_may_all_be_rounded_to_nothing():
+    """As an int8 file rounds the even answer of a thousand classes: each to a 256th."""
+    many = dataclasses.replace(
+        of(lambda images: np.zeros((2, 1000), np.float32)),
+        num_classes=1000,
+        outputs="probabilities",
+    )
+    assert many.probabilities(IMAGES).shape == (2, 1000)
 
 
 def test_what_is_said_to_be_probabilities_must_be_some():

@@ -8,6 +8,8 @@ from kd_jax import config as config_lib
 from kd_jax.report import kept, results, statistics
 from kd_jax.runtime.errors import UserError
 
+# As a probe keeps images; in base64 what looks like a path is none.
+IMAGE = "data:image/png;base64,iVBORw0K+/aGk/b2Zh+/Zm9v/YmFy/IFBO=="
 RESULT = {
     "student": "resnet8", "dataset": "digits", "test_top1": 91.5, "test_top5": 99.0,
     "test_nll": 0.3, "test_ece": 1.5, "val_top1": 92.0, "steps": 20, "epochs": 1.0, "params": 10,
@@ -35,6 +37,10 @@ def study(tmp_path):
         (directory / "metrics.jsonl").write_text('{"kind": "val", "step": 20, "top1": 92.0}\n')
     first = root / runs[0]["workdir"]
     (first / "result.json").write_text(json.dumps(RESULT))
+    (first / "probe.json").write_text(
+        json.dumps({"step": 20, "confusion": {"by_class": [[1]]}, "softmax": {"image": IMAGE}})
+    )
+    (root / runs[1]["workdir"] / "metrics.jsonl").unlink()
     (first / "model.safetensors").write_bytes(b"weights")
     start = {
         "processor": "avx512", "host": "my-machine", "platform": "cpu Linux", "git": "abc",
@@ -77,6 +83,7 @@ def test_weights_machines_and_places_stay_behind(study, tmp_path):
         "python -m kd_jax.study --config=configs/studies/crd.py:epochs=12 --workdir=study "
         "--teachers=teachers --cohorts=false"
     )
+    assert json.loads((out / "runs/taught-s0/probe.json").read_text())["softmax"]["image"] == IMAGE
     teacher = json.loads((out / "runs/taught-s0/teacher.json").read_text())
     assert teacher == {"top1": 71.63, "sha256": "ab", "source": "resnet44.pth"}
     config = json.loads((out / "runs/taught-s0/config.json").read_text())

@@ -117,6 +117,12 @@ def test_a_command_ends_quietly_when_nobody_reads_it(name, ending, size, monkeyp
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_command_whose_output_is_closed_ends_as_ever(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it behind `>&-`
+    with console.until_the_reader_leaves():
+        pass
+
+
 def test_another_broken_pipe_is_an_error_all_the_same():
     with unread() as other, pytest.raises(BrokenPipeError), console.until_the_reader_leaves():
         os.write(other.fileno(), b"x")

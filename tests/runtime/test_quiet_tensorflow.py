@@ -17,11 +17,12 @@ NOTES = (
 ERROR = "F0000 00:00:1795732535.224410   23767 cpu_feature_guard.cc:67] needs AVX2 instructions\n"
 
 
-def test_notes_are_kept_back_and_errors_pass(capfd):
+def test_notes_are_kept_back_and_errors_pass(capfdbinary):
     with quiet_tensorflow.without_notes():
-        os.write(2, (NOTES + ERROR + "a line of ours\n").encode())
+        os.write(2, (NOTES + ERROR).encode() + b"a line of ours, \xff among it\n")
     os.write(2, b"I0000 afterwards\n")
-    assert capfd.readouterr().err == ERROR + "a line of ours\nI0000 afterwards\n"
+    expected = ERROR.encode() + b"a line of ours, \xff among it\nI0000 afterwards\n"
+    assert capfdbinary.readouterr().err == expected
 
 
 def test_an_error_of_the_import_passes_and_leaves_stderr_as_it_was(capfd):

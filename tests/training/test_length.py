@@ -107,6 +107,14 @@ def test_the_same_length_in_steps_and_in_epochs_is_no_other(begun):
         check(place, config_of(2, "cosine", total_steps=110))
 
 
+def test_a_result_of_the_same_length_is_not_set_aside(begun):
+    place = begun(config_of(2), 100, finished=True)
+    length.set_result_aside(place, config_of(2, total_steps=100), EXAMPLES)
+    assert (place / workdir.RESULT_FILE).exists()
+    length.set_result_aside(place, config_of(2, total_steps=110), EXAMPLES)
+    assert (place / "finished_at_100" / workdir.RESULT_FILE).exists()
+
+
 def test_a_run_without_steps_may_have_any_length(tmp_path):
     workdir.create(tmp_path / "w", config_of(2, "cosine"))
     check(tmp_path / "w", config_of(4, "cosine"))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import kd_jax as kd
+from kd_jax import config as config_lib
 from kd_jax.api.teachers import TeacherSpec
+from kd_jax.config import checks
 from kd_jax.runtime.console import logger
 from kd_jax.runtime.errors import UserError
 from kd_jax.teachers import recording
@@ -242,6 +244,10 @@ def test_a_recording_of_the_top_is_replayed_at_its_temperature(digits, recorded,
     assert losses(run) != losses(recorded[0])
     again = kd.distill(None, data=digits, workdir=tmp_path / "again", replay=answers, **OPTIONS)
     assert losses(again) == losses(run)
+    looked_at = run.config.copy_and_resolve_references().unlock()
+    looked_at.teacher.record = ""  # as `saved_student` does: nothing is recorded then
+    looked_at.update_from_flattened_dict(config_lib.unread(looked_at))
+    checks.check(looked_at)
     with pytest.raises(UserError, match="temperature is 2 and 5 there, where the mass below the"):
         kd.distill(
             None, data=digits, workdir=tmp_path / "other", replay=answers,
