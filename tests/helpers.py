@@ -1,5 +1,6 @@
 """Golden weights, PyTorch files written without PyTorch, and commands run as a user runs them."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -15,6 +16,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+from absl import flags
 
 import commands
 from kd_jax import models
@@ -196,3 +198,16 @@ def assert_only_frozen_networks_on_cpu_take(arch, module, name, monkeypatch):
     with lowering.forced("plain"):
         jax.eval_shape(network.logits, variables, pixels)
     assert not calls
+
+
+@contextlib.contextmanager
+def flags_apart():
+    """Context without the flags of absl that there are: two commands may have one of a name."""
+    known = flags.FLAGS._flags()
+    before = dict(known)
+    known.clear()
+    try:
+        yield
+    finally:
+        known.clear()
+        known.update(before)

@@ -80,7 +80,7 @@ def rows(config: ConfigDict, seconds: float = SECONDS) -> list[list[str]]:
     count = cadence.validations_in(0, run.total_steps)
     return [
         *timed,
-        [f"measured: each of {count} validations", f"{validation:.1f} s"],
+        [f"measured: each of {count} validations", f"{validation:.2g} s"],
         _memory_row(run.devices),
         ["time of the whole run, by these", duration(total)],
     ]

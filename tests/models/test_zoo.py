@@ -1,14 +1,14 @@
 """The zoo's entries: free of JAX, and equal to what is counted from the code."""
 
+import importlib
 import re
 import subprocess
 import sys
 
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 
-from helpers import ROOT, run
+from helpers import ROOT, flags_apart, run
 from kd_jax import models
 from kd_jax.models import zoo
 from kd_jax.runtime.errors import UserError
@@ -113,9 +113,9 @@ def test_networks_that_take_no_image_of_a_size_are_counted(monkeypatch, capsys):
 
 def printed_budget(monkeypatch, capsys, *options):
     """What the command prints, in this process."""
-    from kd_jax.models import __main__ as command
-
-    with flagsaver.flagsaver():
+    with flags_apart():
+        sys.modules.pop("kd_jax.models.__main__", None)
+        command = importlib.import_module("kd_jax.models.__main__")
         flags.FLAGS(["kd_jax.models", *options])
         command.main([])
     return capsys.readouterr().out
